@@ -1,0 +1,52 @@
+"""The attention implementation "keju" of transformers: any of its causal models gets token trees, unpatched.
+
+transformers hands unknown keyword arguments of a model's forward down to its attention function. When a `column_mask`
+(keju.kernels' ColumnMask) arrives there, it rules; otherwise attention and masks are those of "sdpa", so that
+generation, padding and the KV cache work as ever.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from keju.kernels.column_mask_attention import ColumnMask, column_mask_attention
+
+NAME = "keju"
+
+
+def keju_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    column_mask: ColumnMask | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """query [B, heads, T, D], key and value [B, kv_heads, T, D] -> ([B, T, heads, D], None), as transformers wants it.
+
+    Raises ValueError where a model asks for something on top of the mask that trees do not carry.
+    """
+    if column_mask is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    for name in ("sliding_window", "softcap", "position_bias", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{type(module).__name__} uses {name}, which attention over token trees does not support")
+    output = column_mask_attention(query, key, value, column_mask, scale=scaling, dropout=dropout)
+    return output.transpose(1, 2), None
+
+
+def register() -> None:
+    """Makes `attn_implementation="keju"` known to transformers. Calling it again changes nothing."""
+    AttentionInterface.register(NAME, keju_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+register()

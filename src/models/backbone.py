@@ -1,0 +1,101 @@
+"""Forward passes over packed trees, for any causal language model of transformers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from keju.kernels.column_mask_attention import ColumnMask
+from keju.kernels.linear_logprob import LinearLogprob, linear_logprob
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT wrapper (its adapters stay active: they sit in its layers)."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def tree_hidden_states(model: nn.Module, batch) -> torch.Tensor:
+    """[T, H]: the last hidden states of a packed row (`keju.trees.PackedBatch`), before any head.
+
+    `model`: a transformers model with a head (causal LM or sequence classification), loaded with
+    attn_implementation="keju".
+    """
+    model = unwrapped(model)
+    backbone = getattr(model, model.base_model_prefix)
+    output = backbone(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        # A mask that is already 4-D is handed on untouched: no [T, T] mask is built, and the column mask rules.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device),
+        column_mask=ColumnMask(batch.visible_from, batch.visible_until),
+        use_cache=False,
+    )
+    return output.last_hidden_state[0]
+
+
+def head_logprobs(
+    model: nn.Module,
+    hidden: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+) -> LinearLogprob:
+    """Log-probabilities of `target` int64 [N] by the LM head of `model` from `hidden` [N, H]; see linear_logprob."""
+    model = unwrapped(model)
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    # What current transformers models do to their logits after the head: Gemma 2 caps, Cohere and Granite scale.
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return linear_logprob(
+        hidden,
+        head.weight,
+        target,
+        getattr(head, "bias", None),
+        temperature=temperature,
+        scale=scale,
+        softcap=getattr(config, "final_logit_softcapping", None),
+        with_entropy=with_entropy,
+    )
+
+
+def tree_logprobs(model: nn.Module, batch, *, temperature: float = 1.0, with_entropy: bool = False) -> LinearLogprob:
+    """Log-probability (and entropy) at every prediction of the batch, [N]; only those positions reach the LM head."""
+    hidden = tree_hidden_states(model, batch)
+    return head_logprobs(
+        model, hidden[batch.source], batch.target, temperature=temperature, with_entropy=with_entropy
+    )
+
+
+def tree_token_scores(model: nn.Module, batch) -> torch.Tensor:
+    """float32 [T]: the scalar head of a reward model or critic at every token of the row."""
+    hidden = tree_hidden_states(model, batch)
+    return unwrapped(model).score(hidden).squeeze(-1).float()
+
+
+@torch.no_grad()
+def verify_head(model: nn.Module, token_ids: list[int], *, tolerance: float = 1e-3) -> None:
+    """Raises ValueError unless `tree_logprobs` equals the model's own forward on a short row.
+
+    Some architectures transform their logits in ways of their own; training on other logits than the model generates
+    with would be a silent error, and this costs one forward pass over a few tokens.
+    """
+    from keju.trees.packed_batch import PackedBatch
+    from keju.trees.segment import Segment
+
+    ids = token_ids[:16]
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    batch = PackedBatch.from_trees([Segment(ids, trained=True)]).to(device)
+    ours = tree_logprobs(model, batch).logprobs
+    logits = model(input_ids=batch.input_ids, use_cache=False).logits[0, :-1].float()
+    theirs = logits.log_softmax(-1).gather(-1, batch.target[:, None]).squeeze(-1)
+    model.train(was_training)
+    difference = (ours - theirs).abs().max().item()
+    scale = 1 + theirs.abs().max().item()
+    if not difference <= tolerance * scale * (1 if logits.dtype == torch.float32 else 100):
+        raise ValueError(
+            f"{type(unwrapped(model)).__name__} does more than a linear head on its last hidden states "
+            f"(log-probabilities differ by {difference:.2g}); this architecture is not supported yet"
+        )
