@@ -71,31 +71,3 @@ def tree_token_scores(model: nn.Module, batch) -> torch.Tensor:
     """float32 [T]: the scalar head of a reward model or critic at every token of the row."""
     hidden = tree_hidden_states(model, batch)
     return unwrapped(model).score(hidden).squeeze(-1).float()
-
-
-@torch.no_grad()
-def verify_head(model: nn.Module, token_ids: list[int], *, tolerance: float = 1e-3) -> None:
-    """Raises ValueError unless `tree_logprobs` equals the model's own forward on a short row.
-
-    Some architectures transform their logits in ways of their own; training on other logits than the model generates
-    with would be a silent error, and this costs one forward pass over a few tokens.
-    """
-    from keju.trees.packed_batch import PackedBatch
-    from keju.trees.segment import Segment
-
-    ids = token_ids[:16]
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    batch = PackedBatch.from_trees([Segment(ids, trained=True)]).to(device)
-    ours = tree_logprobs(model, batch).logprobs
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits[0, :-1].float()
-    theirs = logits.log_softmax(-1).gather(-1, batch.target[:, None]).squeeze(-1)
-    model.train(was_training)
-    difference = (ours - theirs).abs().max().item()
-    scale = 1 + theirs.abs().max().item()
-    if not difference <= tolerance * scale * (1 if logits.dtype == torch.float32 else 100):
-        raise ValueError(
-            f"{type(unwrapped(model)).__name__} does more than a linear head on its last hidden states "
-            f"(log-probabilities differ by {difference:.2g}); this architecture is not supported yet"
-        )

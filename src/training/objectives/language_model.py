@@ -1,0 +1,21 @@
+"""Pretraining and SFT: the loss of every predicted token."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from keju.losses.language_model import language_model_loss
+from keju.models.backbone import tree_logprobs
+from keju.training.objectives.objective import ObjectiveOutput
+from keju.trees.packed_batch import PackedBatch
+
+
+class LanguageModelObjective:
+    item_name = "token"
+
+    def num_items(self, batch: PackedBatch) -> int:
+        return len(batch.target)
+
+    def __call__(self, model: nn.Module, batch: PackedBatch) -> ObjectiveOutput:
+        logprobs = tree_logprobs(model, batch).logprobs
+        return ObjectiveOutput(language_model_loss(logprobs), {})
