@@ -1,0 +1,88 @@
+"""All records of a file as token trees, with what was left out counted and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from keju.encoding.encoder import Encoder, TooLong
+from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
+from keju.trees.segment import Segment
+
+
+@dataclass
+class EncodedRecords:
+    """trees and the `file:line` of each; skipped: `file:line: why` of what was left out."""
+
+    trees: list[Segment] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.trees)
+
+    def __getitem__(self, index: int) -> Segment:
+        return self.trees[index]
+
+
+def _text(encoder: Encoder, record: Record) -> list[Segment]:
+    return encoder.text_trees(record)
+
+
+def _sft(encoder: Encoder, record: Record) -> list[Segment]:
+    return encoder.text_trees(record) if isinstance(record, TextRecord) else [encoder.sft_tree(record)]
+
+
+def _ranked(encoder: Encoder, record: Record) -> list[Segment]:
+    return [encoder.ranked_tree(record)]
+
+
+def _prompt(encoder: Encoder, record: Record) -> list[Segment]:
+    return [encoder.prompt_tree(record)]
+
+
+# How each stage turns a record into trees, and which kinds of record it can use.
+FORMS: dict[str, tuple[Callable[[Encoder, Record], list[Segment]], tuple[type, ...]]] = {
+    "text": (_text, (TextRecord,)),
+    "sft": (_sft, (RankedRecord, ChatRecord)),
+    "ranked": (_ranked, (RankedRecord,)),
+    "prompt": (_prompt, (RankedRecord,)),
+}
+
+
+def encode_records(
+    records: Iterable[Record] | Sequence[Record],
+    encoder: Encoder,
+    form: str,
+    *,
+    on_record: Callable[[int], None] = lambda count: None,
+) -> EncodedRecords:
+    """Encodes records in the way of `form` (see FORMS).
+
+    Records longer than max_length are skipped and listed when the encoder's `on_long` is "skip". Raises ValueError
+    naming `file:line` for anything else that cannot be trained on. `on_record(1)` is called after each, for a bar.
+    """
+    encode, kinds = FORMS[form]
+    encoded = EncodedRecords()
+    for record in records:
+        if not isinstance(record, kinds):
+            names = " or ".join(kind.__name__.removesuffix("Record").lower() for kind in kinds)
+            raise ValueError(f"{record.where}: this stage needs {names} records, see README, Records")
+        if form == "ranked" and not record.has_preference:
+            encoded.skipped.append(f"{record.where}: all answers have the same score, nothing to prefer")
+            on_record(1)
+            continue
+        try:
+            trees = encode(encoder, record)
+        except TooLong as reason:
+            if encoder.on_long == "error":
+                raise
+            encoded.skipped.append(str(reason))
+        else:
+            encoded.trees += trees
+            encoded.where += [record.where] * len(trees)
+        on_record(1)
+    if not encoded.trees:
+        reason = f"; first: {encoded.skipped[0]}" if encoded.skipped else ""
+        raise ValueError(f"no usable record of {len(encoded.skipped)} read{reason}")
+    return encoded

@@ -1,0 +1,198 @@
+"""Records to token trees: what the model reads, and which tokens it is trained on.
+
+A tokenizer with a chat template renders conversations through it. One without (a base model's) reads
+
+    [bos] system, blank line, prompt, newline | answer [eos]
+
+The prompt is tokenised once, by itself; an answer is what follows it when both are tokenised together, so that its first
+token is the one that a model would generate there ("A", " A" and "▁A" differ). Only answers and their end are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from keju.records.record import ChatRecord, Message, RankedRecord, TextRecord
+from keju.trees.segment import Segment
+
+
+class TooLong(ValueError):
+    """A record that does not fit the maximum length."""
+
+
+class Encoder:
+    """max_length: tokens from the root to the end of an answer. on_long: what happens to longer ones:
+
+    - "skip" and "error" raise TooLong (whoever loops over records skips and counts, or stops);
+    - "truncate" keeps the end of a prompt and the beginning of an answer, which then has no end token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, *, on_long: str = "skip") -> None:
+        if on_long not in ("skip", "error", "truncate"):
+            raise ValueError(f"--on_long {on_long}: choose from skip, error, truncate")
+        if max_length < 2:
+            raise ValueError(f"--max_length {max_length}: at least 2")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.on_long = on_long
+        self.uses_template = bool(getattr(tokenizer, "chat_template", None))
+        self.eos = tokenizer.eos_token_id
+        self.special_ids = set(tokenizer.all_special_ids) | {
+            index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+
+    # -- text ------------------------------------------------------------------------------------------------------
+
+    def text_trees(self, record: TextRecord) -> list[Segment]:
+        """A document, cut into pieces of at most max_length tokens; all of it is trained but the very first token."""
+        ids = _plain_ids(self.tokenizer, record.text)
+        if ids[-1:] != [self.eos]:
+            ids.append(self.eos)
+        # Pieces overlap by one token, so that the first token of each is predicted too (by the last one before it).
+        step = self.max_length - 1
+        return [Segment(ids[start : start + self.max_length], trained=True) for start in range(0, len(ids) - 1, step)]
+
+    def prefix_ids(self, text: str) -> list[int]:
+        """A plain text as the beginning of a row (with the first-token that the tokenizer puts there), no end token."""
+        ids = _plain_ids(self.tokenizer, text)
+        return ids[:-1] if ids[-1:] == [self.eos] else ids
+
+    def continuation_ids(self, text: str, continuation: str, prefix: Sequence[int] | None = None) -> list[int]:
+        """The tokens of `continuation` as they follow `text` (whose own tokens are `prefix`)."""
+        prefix = self.prefix_ids(text) if prefix is None else list(prefix)
+        together = self.prefix_ids(text + continuation)
+        if together[: len(prefix)] == prefix:
+            return together[len(prefix) :]
+        # The tokenizer merges across the boundary; a model that generates cannot, so the continuation stands alone.
+        return self.tokenizer.encode(continuation, add_special_tokens=False)
+
+    # -- prompts and answers -----------------------------------------------------------------------------------------
+
+    def prompt_ids(self, messages: Sequence[Message], prefix: str = "") -> list[int]:
+        """What stands before the answer: conversation, the template's opening of the answer, the given `prefix`."""
+        if not self.uses_template:
+            return self.prefix_ids(_plain_prompt(messages) + prefix)
+        ids = self._render(messages, add_generation_prompt=True)
+        return ids + self.tokenizer.encode(prefix, add_special_tokens=False) if prefix else ids
+
+    def answer_ids(self, messages: Sequence[Message], answer: str, prefix: str = "") -> list[int]:
+        """The answer's tokens and the token that ends it."""
+        prompt = self.prompt_ids(messages, prefix)
+        if not self.uses_template:
+            return self.continuation_ids(_plain_prompt(messages) + prefix, answer, prompt) + [self.eos]
+        whole = self._render([*messages, Message("assistant", prefix + answer)])
+        if whole[: len(prompt)] == prompt:
+            ids = _trim_after_end(whole[len(prompt) :], self.special_ids)
+            return ids if ids and ids[-1] in self.special_ids else [*ids, self.eos]
+        return [*self.tokenizer.encode(answer, add_special_tokens=False), self.eos]
+
+    def ranked_tree(self, record: RankedRecord, *, best_only: bool = False) -> Segment:
+        """Prompt as root, answers as branches with their `score`. `best_only`: the best answer alone, for SFT."""
+        prompt = self.prompt_ids(record.messages, record.prefix)
+        answers = [record.best] if best_only else record.answers
+        encoded = [self.answer_ids(record.messages, answer.text, record.prefix) for answer in answers]
+        prompt, encoded = self._fit(prompt, encoded, record.where)
+        branches = [
+            Segment(ids, trained=True, values={"score": float(answer.score)})
+            for ids, answer in zip(encoded, answers, strict=True)
+        ]
+        return Segment(prompt, branches=branches)
+
+    def prompt_tree(self, record: RankedRecord) -> Segment:
+        """The prompt alone, for generation."""
+        prompt, _ = self._fit(self.prompt_ids(record.messages, record.prefix), [], record.where)
+        return Segment(prompt)
+
+    def chat_tree(self, record: ChatRecord) -> Segment:
+        """A conversation as one segment in which each assistant turn and its end are trained."""
+        ids: list[int] = []
+        trained: list[bool] = []
+        for number, message in enumerate(record.messages):
+            if message.role != "assistant":
+                continue
+            before = record.messages[:number]
+            prompt = self._conversation_ids(before)
+            if prompt[: len(ids)] != ids:
+                raise ValueError(
+                    f"{record.where}: the chat template renders earlier turns differently once more turns follow; "
+                    "split the conversation into one record a turn"
+                )
+            answer = self.answer_ids(before, message.content) if self.uses_template else self._turn_ids(message)
+            ids = [*prompt, *answer]
+            trained += [False] * (len(prompt) - len(trained)) + [True] * len(answer)
+        if not any(trained):
+            raise ValueError(f"{record.where}: a conversation without an assistant turn trains nothing")
+        if len(ids) > self.max_length:
+            self._too_long(len(ids), record.where)
+            ids, trained = ids[: self.max_length], trained[: self.max_length]
+            if not any(trained):
+                raise TooLong(f"{record.where}: no assistant turn begins within --max_length {self.max_length}")
+        return Segment(ids, trained=trained)
+
+    def sft_tree(self, record: RankedRecord | ChatRecord) -> Segment:
+        return self.chat_tree(record) if isinstance(record, ChatRecord) else self.ranked_tree(record, best_only=True)
+
+    # -- details -----------------------------------------------------------------------------------------------------
+
+    def _conversation_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Everything before an assistant turn."""
+        if self.uses_template:
+            return self.prompt_ids(messages)
+        ids: list[int] = []
+        pending: list[Message] = []
+        for message in messages:
+            if message.role == "assistant":
+                ids += self._opening_ids(pending, first=not ids) + self._turn_ids(message)
+                pending = []
+            else:
+                pending.append(message)
+        return ids + self._opening_ids(pending, first=not ids)
+
+    def _opening_ids(self, messages: Sequence[Message], *, first: bool) -> list[int]:
+        text = _plain_prompt(messages)
+        return self.prefix_ids(text) if first else self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _turn_ids(self, message: Message) -> list[int]:
+        return [*self.tokenizer.encode(message.content, add_special_tokens=False), self.eos]
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
+        return self.tokenizer.apply_chat_template(
+            [{"role": message.role, "content": message.content} for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=False,
+        )
+
+    def _fit(self, prompt: list[int], answers: list[list[int]], where: str) -> tuple[list[int], list[list[int]]]:
+        longest = len(prompt) + max(map(len, answers), default=0)
+        if longest <= self.max_length:
+            return prompt, answers
+        self._too_long(longest, where)
+        # At least half of the length stays for the answers; a first-token (bos) stays in front of what is left.
+        room = self.max_length - min(max(map(len, answers), default=0), self.max_length // 2)
+        if len(prompt) > room:
+            head = prompt[:1] if prompt[0] in self.special_ids else []
+            prompt = head + prompt[len(prompt) - (room - len(head)) :]
+        return prompt, [ids[: self.max_length - len(prompt)] for ids in answers]
+
+    def _too_long(self, length: int, where: str) -> None:
+        if self.on_long != "truncate":
+            raise TooLong(f"{where}: {length} tokens, more than --max_length {self.max_length}")
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer.encode(text))
+
+
+def _plain_prompt(messages: Sequence[Message]) -> str:
+    return "\n\n".join(message.content for message in messages) + "\n"
+
+
+def _trim_after_end(ids: list[int], special_ids: set[int]) -> list[int]:
+    """Drops what a template writes after the token that ends an answer (ChatML: a newline)."""
+    for position in range(len(ids) - 1, max(len(ids) - 4, -1), -1):
+        if ids[position] in special_ids:
+            return ids[: position + 1]
+    return ids
