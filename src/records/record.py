@@ -1,0 +1,78 @@
+"""The three kinds of record that every stage reads: a text, a conversation, a prompt with ranked answers.
+
+`where` is "file:line" of the line a record came from, for error messages; it takes no part in comparisons.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `role` is one of `ROLES`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A possible answer; a higher score is a better answer, and only the order of scores has a meaning."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextRecord:
+    """A document to pretrain on, or a bare prompt to answer."""
+
+    text: str
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRecord:
+    """A conversation whose assistant turns are learned. A record of a prompt alone ends with a user turn."""
+
+    messages: tuple[Message, ...]
+    where: str = field(default="", compare=False)
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns before the last assistant turn: what a model is given to write that turn itself."""
+        for index in range(len(self.messages) - 1, -1, -1):
+            if self.messages[index].role == "assistant":
+                return self.messages[:index]
+        return self.messages
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRecord:
+    """A context and its scored answers.
+
+    messages: ends with a user (or tool) turn; a system turn, if any, comes first.
+    answers: at least one, none empty, in the order of the file.
+    prefix: a given beginning of the answer, which is not trained.
+    """
+
+    messages: tuple[Message, ...]
+    answers: tuple[Answer, ...]
+    prefix: str = ""
+    where: str = field(default="", compare=False)
+
+    @property
+    def best(self) -> Answer:
+        """The answer with the highest score, the first of them in a tie."""
+        return max(self.answers, key=lambda answer: answer.score)
+
+    @property
+    def has_preference(self) -> bool:
+        """Whether at least two answers differ in score, which preference losses need."""
+        return len({answer.score for answer in self.answers}) > 1
+
+
+Record = TextRecord | ChatRecord | RankedRecord

@@ -1,0 +1,43 @@
+"""Write files that are either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write one JSON object a line, UTF-8, creating the folder; returns the number of rows.
+
+    The rows go to a file beside `path` that takes its name only when complete, so that a full disk or a kill never
+    leaves half a file, nor destroys the one that was there. Raises ValueError for NaN and infinite numbers.
+    """
+    return _write_whole(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write one indented JSON value, as wholly as `write_jsonl` does."""
+    _write_whole(path, [json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n"])
+
+
+def _write_whole(path: str | Path, parts: Iterable[str]) -> int:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    count = 0
+    try:
+        with aside.open("x", encoding="utf-8", newline="\n") as file:
+            for part in parts:
+                file.write(part)
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return count

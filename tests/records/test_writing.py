@@ -1,0 +1,59 @@
+"""Files are whole or absent."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from keju.records.reading import read_records
+from keju.records.writing import write_json, write_jsonl
+
+
+def test_round_trip_creates_folders_and_keeps_characters(tmp_path):
+    path = tmp_path / "new" / "folder" / "data.jsonl"
+    texts = ["画龙点睛", "line\nbreak\u2028", "表情🐉", '引号"与\\']
+    assert write_jsonl(path, ({"text": text} for text in texts)) == 4
+    assert [record.text for record in read_records(path)] == texts
+    assert "画龙点睛" in path.read_text(encoding="utf-8")
+    assert path.read_bytes().count(b"\n") == 4
+
+
+def test_failure_half_way_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "data.jsonl"
+    write_jsonl(path, [{"text": "旧"}])
+
+    def rows():
+        yield {"text": "新"}
+        raise RuntimeError("died")
+
+    with pytest.raises(RuntimeError, match="died"):
+        write_jsonl(path, rows())
+    assert os.listdir(tmp_path) == ["data.jsonl"]
+    assert read_records(path)[0].text == "旧"
+
+
+def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_jsonl(tmp_path / "data.jsonl", [{"text": "甲"}])
+    assert os.listdir(tmp_path) == []
+
+
+def test_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError):
+        write_jsonl(tmp_path / "data.jsonl", [{"score": float("nan")}])
+    assert os.listdir(tmp_path) == []
+
+
+def test_json_is_indented_and_readable_by_others(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, {"成语": 1})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"成语": 1}
+    assert path.read_text(encoding="utf-8").startswith('{\n  "成语"')
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
