@@ -1,0 +1,58 @@
+"""Which trees make up each forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+from keju.trees.packing import pack, split_to_multiple
+
+
+class TreeBatchSampler(Sampler[list[int]]):
+    """Packs of tree indices for one process: at most `token_budget` tokens and `max_trees` trees each.
+
+    Every epoch shuffles which trees of equal length share a pack and the order of the packs, from `seed` and the epoch
+    alone. The number of packs depends on the lengths only, so it is the same in every epoch and on every process.
+    `shuffle=False` keeps records in order as far as packing allows (evaluation).
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        token_budget: int,
+        *,
+        max_trees: int | None = None,
+        seed: int = 0,
+        num_processes: int = 1,
+        process_index: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        self.lengths = list(lengths)
+        self.token_budget, self.max_trees = token_budget, max_trees
+        self.seed, self.shuffle = seed, shuffle
+        self.num_processes, self.process_index = num_processes, process_index
+        self.epoch = 0
+        self.num_packs = len(self._all_packs())
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_packs // self.num_processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        packs = self._all_packs()
+        return iter(packs[self.process_index :: self.num_processes])
+
+    def _all_packs(self) -> list[list[int]]:
+        count = len(self.lengths)
+        if not self.shuffle:
+            return split_to_multiple(pack(self.lengths, self.token_budget, self.max_trees), self.num_processes)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(count, generator=generator).tolist()
+        packs = pack([self.lengths[index] for index in order], self.token_budget, self.max_trees)
+        packs = split_to_multiple(packs, self.num_processes)
+        packs = [[order[member] for member in members] for members in packs]
+        return [packs[number] for number in torch.randperm(len(packs), generator=generator).tolist()]

@@ -1,0 +1,205 @@
+"""transformers.Trainer over token trees: its loop, schedules, logging, checkpoints and DeepSpeed; our batches and loss."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.modeling_utils import load_sharded_checkpoint
+
+from keju.training.objectives.objective import Objective
+from keju.training.sampler import TreeBatchSampler
+from keju.training.stage_model import StageModel
+from keju.trees.packed_batch import PackedBatch
+from keju.trees.segment import Segment
+
+
+class TreeTrainer(Trainer):
+    """Trains `model` with `objective` on `train_trees`.
+
+    A forward pass takes one pack: at most `token_budget` tokens and `per_device_train_batch_size` trees. The loss of an
+    optimizer step is the mean over the items (tokens or pairs) of its whole global batch: over all accumulation steps
+    and processes, however these split it.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the items of the whole accumulated batch
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        objective: Objective,
+        args: TrainingArguments,
+        train_trees: Sequence[Segment],
+        *,
+        token_budget: int,
+        eval_trees: Sequence[Segment] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        where: Sequence[str] | None = None,
+        callbacks: list | None = None,
+    ) -> None:
+        self.objective = objective
+        self.token_budget = token_budget
+        self.where = where
+        self.metric_sums: dict[str, torch.Tensor] = {}
+        self.num_tokens_seen = 0
+        super().__init__(
+            model=StageModel(model, objective),
+            args=args,
+            train_dataset=train_trees,
+            eval_dataset=eval_trees,
+            data_collator=self.collate,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+
+    # -- batches -----------------------------------------------------------------------------------------------------
+
+    def collate(self, trees: list[Segment]) -> dict:
+        batch = PackedBatch.from_trees(trees)
+        return {"batch": batch, "num_items": self.objective.num_items(batch)}
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_dataset, self.args.per_device_train_batch_size, shuffle=True)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        trees = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._loader(trees, self.args.per_device_eval_batch_size, shuffle=False)
+
+    def _loader(self, trees: Sequence[Segment], max_trees: int, *, shuffle: bool) -> DataLoader:
+        sampler = TreeBatchSampler(
+            [tree.num_tokens for tree in trees],
+            self.token_budget,
+            max_trees=max_trees,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            num_processes=self.args.world_size if shuffle else 1,
+            process_index=self.args.process_index if shuffle else 0,
+            shuffle=shuffle,
+        )
+        return _EpochLoader(
+            trees,
+            batch_sampler=sampler,
+            collate_fn=self.collate,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+
+    # -- loss --------------------------------------------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        """Items of the whole optimizer step: over its accumulation steps and over all processes."""
+        count = torch.tensor(float(sum(sample["num_items"] for sample in batch_samples)), device=device)
+        if self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return count.clamp(min=1)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        output = model(inputs["batch"])
+        # Gradients are averaged over processes; together with this factor that makes a sum over all of them.
+        loss = output.loss_sum * self.args.world_size / num_items_in_batch
+        if not torch.isfinite(loss.detach()):
+            self._report_non_finite(inputs["batch"])
+        if model.training:
+            self._collect(output.metrics)
+            self.num_tokens_seen += inputs["batch"].num_tokens
+        return (loss, output) if return_outputs else loss
+
+    def _report_non_finite(self, batch: PackedBatch) -> None:
+        from keju.training.crash import NonFiniteLoss
+
+        records = ""
+        if self.where is not None:
+            first = {tuple(tree.tokens[:64]): place for tree, place in zip(self.train_dataset, self.where, strict=True)}
+            starts = batch.segment_start[batch.segment_parent < 0].tolist()
+            ends = batch.segment_end[batch.segment_parent < 0].tolist()
+            ids = batch.input_ids[0].tolist()
+            found = [first.get(tuple(ids[start : min(end, start + 64)])) for start, end in zip(starts, ends, strict=True)]
+            records = ", ".join(sorted({place for place in found if place})[:8])
+        raise NonFiniteLoss(self.state.global_step + 1, records)
+
+    def _collect(self, metrics: dict) -> None:
+        for name, (total, count) in metrics.items():
+            pair = torch.stack([total.detach().double(), torch.as_tensor(count, device=total.device).double()])
+            self.metric_sums[name] = self.metric_sums[name] + pair if name in self.metric_sums else pair
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._averages(self.metric_sums))
+            self.metric_sums = {}
+            logs["num_tokens"] = self._sum_over_processes(self.num_tokens_seen)
+        super().log(logs, start_time)
+
+    def _averages(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        averages = {}
+        for name, pair in sums.items():
+            total, count = (self.accelerator.gather(pair[None]).sum(0) if self.args.world_size > 1 else pair).tolist()
+            averages[name] = total / count if count else 0.0
+        return averages
+
+    def _sum_over_processes(self, number: int) -> int:
+        if self.args.world_size == 1:
+            return number
+        return int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).sum())
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Loss per item and the objective's metrics over the evaluation trees. Every process computes all of them: with
+        ZeRO-3 all must make the same number of forward passes."""
+        start = time.perf_counter()
+        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        was_training = model.training
+        model.eval()
+        loss_sum, num_items, sums = 0.0, 0, {}
+        for inputs in self.get_eval_dataloader(eval_dataset):
+            with torch.no_grad():
+                output = model(inputs["batch"])
+            loss_sum += output.loss_sum.item()
+            num_items += inputs["num_items"]
+            for name, (total, count) in output.metrics.items():
+                before = sums.get(name, (0.0, 0))
+                sums[name] = (before[0] + total.item(), before[1] + int(count))
+        model.train(was_training)
+        metrics = {f"{metric_key_prefix}_loss": loss_sum / max(num_items, 1)}
+        metrics |= {f"{metric_key_prefix}_{name}": total / max(count, 1) for name, (total, count) in sums.items()}
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """The model as a folder that from_pretrained loads, without the wrapper around it; no pickle beside it."""
+        folder = output_dir or self.args.output_dir
+        inner = self.accelerator.unwrap_model(self.model).model
+        state = None if state_dict is None else self.model.inner_state_dict(state_dict)
+        inner.save_pretrained(folder, state_dict=state)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        inner = self.accelerator.unwrap_model(self.model).model
+        folder = Path(resume_from_checkpoint)
+        if hasattr(inner, "peft_config"):
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(inner, load_file(folder / "adapter_model.safetensors"))
+        elif (folder / "model.safetensors").exists():
+            missing, unexpected = inner.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+            tied = set(getattr(inner, "all_tied_weights_keys", None) or inner._tied_weights_keys or ())
+            if unexpected or set(missing) - tied:
+                raise ValueError(f"--resume_from_checkpoint: {folder} does not fit this model")
+        else:
+            load_sharded_checkpoint(inner, str(folder))
+
+
+class _EpochLoader(DataLoader):
+    """Hands Trainer's set_epoch on to the batch sampler, which shuffles by it."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
