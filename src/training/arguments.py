@@ -1,0 +1,208 @@
+"""Settings of a stage: dataclasses filled from an optional YAML file and from flags; flags win.
+
+    python -m keju.train_sft [config.yaml] --learning_rate 1e-5
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from keju.training.stage_arguments import (  # noqa: F401  (stages import the dataclasses from here)
+    SHOWN_IN_HELP,
+    WITHOUT_EFFECT,
+    DataArguments,
+    ModelArguments,
+    StageTrainingArguments,
+)
+from keju.training.yaml_config import Setting, read_settings
+
+
+def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, description: str = "") -> tuple:
+    """One filled instance for each dataclass, in order.
+
+    argv: what follows the script's name (default: sys.argv[1:]): `[config.yaml]` or `--config FILE`, then flags.
+    A mistake prints one line that names the flag or the `file:line` and exits with code 2.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(dataclass_types, description=description, all_flags="--help_all" in argv)
+    if "--help_all" in argv:
+        parser.print_help()
+        parser.exit(0)
+    try:
+        config, flags = _split_config(argv)
+        settings = read_settings(config) if config else []
+    except ValueError as error:
+        parser.error(str(error))
+    for setting in settings:
+        parser.apply(setting)
+    namespace, unknown = parser.parse_known_args(flags)
+    if unknown:
+        parser.error(_unknown(unknown[0], "unknown flag ", "--", parser.names()))
+    given = {setting.key for setting in settings}
+    given |= {flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    try:
+        filled = tuple(
+            kind(**{f.name: getattr(namespace, f.name) for f in dataclasses.fields(kind) if f.init})
+            for kind in dataclass_types
+        )
+    except (ValueError, FileNotFoundError) as error:  # from a dataclass's own checks
+        parser.error(str(error).splitlines()[0])
+    _warn_without_effect(given, namespace)
+    return filled
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser with one-line errors, no guessed abbreviations and a help text in groups."""
+
+    def __init__(self, dataclass_types, *, description: str, all_flags: bool):
+        self._all_flags = all_flags
+        self._hints: dict[str, Any] = {}
+        script = Path(sys.argv[0])
+        super().__init__(
+            dataclass_types,
+            prog=f"python -m keju.{script.stem}" if script.suffix == ".py" else script.name,
+            usage="%(prog)s [config.yaml] [--flag value ...]",
+            description=description,
+            epilog="Flags win over the YAML file. A flag that is true by default is turned off by --no_<flag>."
+            + ("" if all_flags else " --help_all also shows the settings that transformers adds."),
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--config", metavar="FILE", help="YAML file of settings; may also come first, without flag")
+        self.add_argument("--help_all", action="store_true", help="show every flag")
+        if "local_rank" not in self._hints:  # the deepspeed launcher passes it to every script
+            self.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+    def _add_dataclass_arguments(self, dtype: type) -> None:
+        hints = get_type_hints(dtype)
+        self._hints |= hints
+        ours = self.add_argument_group(getattr(dtype, "_argument_group_name", dtype.__name__))
+        rest = self.add_argument_group("everything else of transformers.TrainingArguments")
+        inherited = {f.name for f in dataclasses.fields(TrainingArguments)} - set(SHOWN_IN_HELP)
+        for field in dataclasses.fields(dtype):
+            if not field.init:
+                continue
+            field.type = hints[field.name]
+            hidden = issubclass(dtype, TrainingArguments) and field.name in inherited
+            self._parse_dataclass_field(rest if hidden else ours, field)
+            for action in self._actions:
+                negation = action.option_strings and action.option_strings[0].startswith("--no_")
+                if action.dest == field.name and (negation or (hidden and not self._all_flags)):
+                    action.help = argparse.SUPPRESS
+                elif action.dest == field.name and action.help is None:
+                    action.help = " "  # so that the formatter still shows its default
+
+    def names(self) -> list[str]:
+        """All flags without their dashes, in the spelling with underscores."""
+        return [option[2:] for option in self._option_string_actions if re.fullmatch(r"--\w+", option)]
+
+    def apply(self, setting: Setting) -> None:
+        """Makes a YAML value the default of its flag, checked as the flag itself would be."""
+        action = next((action for action in self._actions if action.dest == setting.key), None)
+        if action is None or setting.key not in self._hints:
+            self.error(_unknown(setting.key, f"{setting.where}: unknown key ", "", self._hints))
+        if setting.texts is None:
+            if not _allows_none(self._hints[setting.key]):
+                self.error(f"{setting.where}: {setting.key} needs a value")
+            value = None
+        else:
+            is_list = action.nargs == "+"
+            if not is_list and len(setting.texts) != 1:
+                self.error(f"{setting.where}: {setting.key} takes one value, not a list")
+            if is_list and not setting.texts:
+                self.error(f"{setting.where}: {setting.key} needs at least one value")
+            values = [self._convert(action, text, setting) for text in setting.texts]
+            value = values if is_list else values[0]
+        action.required = False
+        self.set_defaults(**{setting.key: value})
+
+    def _convert(self, action: argparse.Action, text: str, setting: Setting) -> Any:
+        try:
+            value = action.type(text) if action.type else text
+        except (ValueError, TypeError, argparse.ArgumentTypeError):
+            kind = "true or false" if action.nargs == "?" else getattr(action.type, "__name__", "value")
+            self.error(f"{setting.where}: {setting.key}: expected {kind}, got {text!r}")
+        if action.choices is not None and value not in action.choices:
+            choices = ", ".join(map(str, action.choices))
+            self.error(f"{setting.where}: {setting.key}: {text!r} is none of {choices}")
+        return value
+
+    def error(self, message: str) -> None:
+        message = re.sub(r"^argument (--\w+)\S*: ", r"\1: ", message)
+        required = re.match(r"the following arguments are required: (.*)", message)
+        if required:
+            missing = [names.split("/")[0] for names in required[1].split(", ")]
+            message = f"{', '.join(missing)} must be given (as a flag or in the YAML file)"
+        self.exit(2, f"error: {message}\n")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """One name a flag, with what it expects."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=38, width=120)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, "") else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        if action.choices is not None:
+            expected = "{" + ",".join(map(str, action.choices)) + "}"
+            expected = expected if len(expected) < 60 else "NAME"
+        elif action.nargs == "?":
+            expected = "[BOOL]"
+        else:
+            expected = action.metavar or getattr(action.type, "__name__", "value").upper()
+        return f"{action.option_strings[0]} {expected}{' ...' if action.nargs == '+' else ''}"
+
+
+def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The YAML file (the first argument, or after --config) and the flags."""
+    configs, flags = [], []
+    rest = iter(argv)
+    for position, argument in enumerate(rest):
+        # The deepspeed launcher puts --local_rank=N before what the user typed.
+        first = position == 0 or (position == 1 and argv[0].startswith("--local_rank="))
+        if argument == "--config":
+            configs.append(next(rest, None))
+        elif argument.startswith("--config="):
+            configs.append(argument.partition("=")[2])
+        elif first and not argument.startswith("-"):
+            configs.append(argument)
+        else:
+            flags.append(argument)
+    if len(configs) > 1:
+        raise ValueError(f"more than one config file: {', '.join(map(str, configs))}")
+    if configs == [None]:
+        raise ValueError("--config: expected a YAML file")
+    return (configs[0] if configs else None), flags
+
+
+def _unknown(given: str, what: str, prefix: str, names) -> str:
+    if prefix and not given.startswith(prefix):
+        return f"unexpected argument {given}; flags start with -- and a config file comes first"
+    name = given.removeprefix(prefix).split("=")[0]
+    nearest = difflib.get_close_matches(name.replace("-", "_").lower(), list(names), n=1, cutoff=0.6)
+    hint = f"did you mean {prefix}{nearest[0]}?" if nearest else "--help lists all"
+    return f"{what}{prefix}{name}; {hint}"
+
+
+def _allows_none(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+
+
+def _warn_without_effect(given: set[str], namespace: argparse.Namespace) -> None:
+    for name, (has_effect, reason) in WITHOUT_EFFECT.items():
+        if name in given and not has_effect(namespace):
+            print(f"warning: --{name} has no effect: {reason}", file=sys.stderr)

@@ -1,0 +1,171 @@
+"""The settings that stages share. Names are those of transformers and of the pipelines that users come from."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and how it is loaded."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str = field(
+        metadata={"help": "Checkpoint folder, hub name, or the name of a built-in size that starts from random weights."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Tokenizer folder or hub name, where it is not the model's own."}
+    )
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Take only the configuration of the model; start from random weights."}
+    )
+    config_overrides: str = field(
+        default="", metadata={"help": "Changes to the model's configuration, as hidden_size=256,num_hidden_layers=4."}
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Precision of the weights in memory (see --bf16 for mixed precision)."}
+    )
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of all weights."})
+    lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters, divided by their rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Names of the layers that get adapters; all linear layers by default."}
+    )
+
+    def __post_init__(self):
+        self.parsed_overrides()
+
+    def parsed_overrides(self) -> dict[str, object]:
+        """`config_overrides` as a dict; numbers, true, false and null as in JSON, anything else as text."""
+        overrides = {}
+        for item in filter(None, self.config_overrides.split(",")):
+            key, equals, text = item.partition("=")
+            if not equals or not key.strip():
+                raise ValueError(f"--config_overrides: expected name=value, got {item!r}")
+            try:
+                overrides[key.strip()] = json.loads(text)
+            except json.JSONDecodeError:
+                overrides[key.strip()] = text.strip()
+        return overrides
+
+
+@dataclass
+class DataArguments:
+    """Which records are read, and how much of them."""
+
+    _argument_group_name = "data"
+
+    data_dir: str = field(metadata={"help": "Folder of the record files."})
+    train_filename: str = field(metadata={"help": "Records to train on (.jsonl or .json), in --data_dir."})
+    eval_filename: str | None = field(default=None, metadata={"help": "Held-out records, in --data_dir."})
+    max_length: int = field(default=512, metadata={"help": "Longest record in tokens (prompt and one answer)."})
+    token_budget: int = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
+    on_bad_line: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "A line that cannot be read stops the run, or is skipped and counted."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Read at most so many training records."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Read at most so many held-out records."})
+
+    def __post_init__(self):
+        for name in ("max_length", "token_budget", "max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name}: must be at least 1, got {value}")
+
+    def path(self, filename: str) -> Path:
+        """The record file `filename` in `data_dir` (an absolute path stays as it is)."""
+        return Path(self.data_dir).expanduser() / Path(filename).expanduser()
+
+
+@dataclass
+class StageTrainingArguments(TrainingArguments):
+    """transformers.TrainingArguments with the defaults of our stages."""
+
+    _argument_group_name = "training"
+
+    output_dir: str = field(metadata={"help": "Folder of this run: checkpoint, log, metrics and plots."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the run that --output_dir holds and start again."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "A checkpoint folder, or `auto`: the newest one in --output_dir, if any."}
+    )
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training records."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Course of the learning rate."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps; below 1: share of all steps."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two rows of metrics.jsonl."})
+    logging_first_step: bool = field(default=True, metadata={"help": "Also log the very first step."})
+    # transformers hides a NaN in the logged loss by default; we stop at it.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and Inf in the logged loss."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; older ones are deleted."})
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "Trackers beside metrics.jsonl: none, tensorboard, wandb, swanlab ..."}
+    )
+    disable_tqdm: bool | None = field(default=True, metadata={"help": "transformers' own bar; ours replaces it."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: batches are token trees."})
+
+    def __post_init__(self):
+        if isinstance(self.deepspeed, str) and not self.deepspeed.startswith("{"):
+            path = Path(self.deepspeed).expanduser()
+            if not path.is_file():
+                raise ValueError(f"--deepspeed: {path} does not exist")
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False  # pinned memory exists for copies to a GPU
+        super().__post_init__()
+
+
+# The fields of transformers.TrainingArguments that `--help` shows; `--help_all` shows the rest.
+SHOWN_IN_HELP = """
+    output_dir resume_from_checkpoint num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps
+    weight_decay max_grad_norm optim per_device_train_batch_size per_device_eval_batch_size
+    gradient_accumulation_steps activation_checkpointing bf16 fp16 use_cpu deepspeed seed logging_steps
+    logging_first_step eval_strategy eval_steps save_strategy save_steps save_total_limit save_only_model
+    report_to run_name dataloader_num_workers
+""".split()
+
+Check = Callable[[Namespace], bool]
+
+
+def _never(_: Namespace) -> bool:
+    return False
+
+
+def _unless_no(strategy: str) -> Check:
+    return lambda values: str(getattr(values, strategy)).rpartition(".")[2].lower() != "no"
+
+
+_PACKED = "batches are token trees packed by --token_budget"
+_LORA = (lambda values: values.use_peft, "adapters are only trained with --use_peft")
+# Settings that can be given and would change nothing: name -> (does it matter under these values?, why not).
+WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
+    "lora_r": _LORA,
+    "lora_alpha": _LORA,
+    "lora_dropout": _LORA,
+    "lora_target_modules": _LORA,
+    "num_train_epochs": (lambda values: values.max_steps <= 0, "--max_steps decides how long the run is"),
+    "eval_steps": (_unless_no("eval_strategy"), "--eval_strategy is no"),
+    "save_steps": (_unless_no("save_strategy"), "--save_strategy is no"),
+    "save_total_limit": (_unless_no("save_strategy"), "--save_strategy is no"),
+    "max_eval_samples": (lambda values: values.eval_filename is not None, "there is no --eval_filename"),
+    "remove_unused_columns": (_never, _PACKED),
+    "train_sampling_strategy": (_never, _PACKED),
+    "length_column_name": (_never, _PACKED),
+    "label_names": (_never, _PACKED),
+    "label_smoothing_factor": (_never, "each stage has its own loss (see its --help)"),
+    "disable_tqdm": (_never, "the progress bar is ours"),
+    "do_train": (_never, "the script decides what runs"),
+    "do_predict": (_never, "the script decides what runs"),
+}
