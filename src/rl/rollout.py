@@ -1,0 +1,68 @@
+"""Rollouts: several responses to each prompt, sampled from the policy, kept as the ids that were generated.
+
+Nothing is ever decoded and tokenised again, and log-probs are not taken from generation: they are scored later, with the
+same code and the same temperature on both sides of the ratio (keju.rl.experience).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from keju.models.generation import Response, generate_responses
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A prompt and the responses sampled for it: one token tree. A response's EOS, where it has one, is its last id."""
+
+    prompt: tuple[int, ...]
+    responses: tuple[Response, ...]
+
+
+@dataclass
+class Sampler:
+    """How responses are sampled; see `generate_responses`. `batch_size`: rows (prompts x responses) at once."""
+
+    tokenizer: PreTrainedTokenizerBase
+    num_responses: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.num_responses < 1:
+            raise ValueError(f"--num_responses {self.num_responses}: must be at least 1")
+        if self.temperature <= 0:
+            raise ValueError(f"--temperature {self.temperature}: PPO samples, so it must be above 0")
+
+    @property
+    def pad_id(self) -> int:
+        pad_id = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad_id is None else pad_id
+
+    def sample(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        seed: int,
+        on_batch: Callable[[int, int], None] = lambda num_prompts, num_tokens: None,
+    ) -> list[Rollout]:
+        """`num_responses` responses to each prompt (token ids), in their order; equal seeds give equal samples."""
+        responses = generate_responses(
+            model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            num_responses=self.num_responses,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            do_sample=True,
+            batch_size=self.batch_size,
+            seed=seed,
+            on_batch=on_batch,
+        )
+        return [Rollout(tuple(prompt), tuple(own)) for prompt, own in zip(prompts, responses, strict=True)]
