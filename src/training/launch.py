@@ -1,0 +1,118 @@
+"""Runs a stage script's main(): what went wrong is said in a few lines, and the exit code tells whose it was."""
+
+from __future__ import annotations
+
+import json
+import linecache
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import huggingface_hub.constants
+import torch
+
+from keju.training.crash import explain
+from keju.training.run_folder import RunFolder, current_run
+
+USAGE, CRASH, INTERRUPTED = 2, 1, 130
+PACKAGE = Path(__file__).resolve().parents[1]
+# Mistakes that the operating system finds: a missing file is the user's wherever it is opened.
+FILE_MISTAKES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+# Nothing is sent or fetched that was not asked for; the environment covers child processes.
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def run_stage(main: Callable[[], None]) -> NoReturn:
+    """Calls `main` and exits: 0 done, 2 a mistake in flags or data (one line), 1 a crash, 130 Ctrl-C or SIGTERM.
+
+    KEJU_DEBUG=1 shows the traceback of every error.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # it reads the environment only when imported
+    signal.signal(signal.SIGTERM, _interrupt)
+    code = run_guarded(main)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if code:
+            # Collectives that other processes still wait in would keep this one from ending, and print over our lines.
+            os._exit(code)
+        torch.distributed.destroy_process_group()
+    sys.exit(code)
+
+
+def run_guarded(main: Callable[[], None]) -> int:
+    """Calls `main` and returns the exit code of `run_stage`, after saying on stderr what went wrong."""
+    try:
+        main()
+    except SystemExit as error:  # argparse: it has said its line
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException as error:  # noqa: BLE001  (reported below, whatever it is)
+        return _report(error, current_run())
+    finally:
+        run = current_run()
+        if run is not None:
+            run.close()
+    return 0
+
+
+def _report(error: BaseException, run: RunFolder | None) -> int:
+    debug = os.environ.get("KEJU_DEBUG", "") not in ("", "0")
+    details = "".join(traceback.format_exception(error))
+    prefix = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    if is_user_mistake(error):
+        lines = [f"{prefix}error: {_one_line(error)}"]
+        if debug:
+            lines.insert(0, details)
+        _say(lines)
+        if run is not None:
+            run.discard_if_untouched()
+        return USAGE
+    what, *remedies = explain(error, run.arguments if run is not None else None) or [""]
+    lines = [] if what else [f"{prefix}{type(error).__name__}: {_one_line(error)}"]
+    lines += [f"{prefix}{what}", *(f"  - {remedy}" for remedy in remedies)] if what else []
+    if run is not None and run.is_main:
+        for line in details.splitlines():
+            run.write_log(line)
+        lines.append(f"{prefix}the whole traceback is in {run.log_path}")
+    if debug or run is None or not run.is_main:
+        lines.insert(0, details)
+    _say(lines)
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASH
+
+
+def is_user_mistake(error: BaseException) -> bool:
+    """A file that is not there, bad JSON, or a ValueError that a `raise` statement of ours chose to raise."""
+    if isinstance(error, (*FILE_MISTAKES, json.JSONDecodeError)):
+        return True
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    # `a, b = three_things` is a ValueError too, and a bug of ours.
+    statement = linecache.getline(last.filename, last.lineno).strip()
+    return Path(last.filename).resolve().is_relative_to(PACKAGE) and statement.startswith("raise")
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    text = str(error).strip()
+    return text.splitlines()[0][:2000] if text else type(error).__name__
+
+
+def _say(lines: list[str]) -> None:
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _interrupt(signum, frame) -> None:
+    raise KeyboardInterrupt(signal.Signals(signum).name)

@@ -1,0 +1,273 @@
+"""The folder that a run leaves behind: args.json, metrics.jsonl, <stage>.log, summary.json, plots and the checkpoint."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from keju.records.writing import write_json, write_jsonl
+from keju.training.provenance import describe_versions, plain_arguments, without_secrets
+from keju.training.tee import TerminalLog
+
+_current: RunFolder | None = None
+
+
+def current_run() -> RunFolder | None:
+    """The run of this process, if one has been opened: where a crash is logged."""
+    return _current
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes (rank 0 under torchrun and the deepspeed launcher)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+class RunFolder:
+    """Opens `output_dir` for one run of `stage`, and from then on logs the terminal into it.
+
+    arguments: the dataclasses of the run, kept in args.json.
+    overwrite: a run that is there is deleted.  resume: a checkpoint folder, or "auto" for the newest one in
+    `output_dir` (none there: the run starts from the beginning). The checkpoint to load is `self.checkpoint`.
+    Raises ValueError, naming the flag, when the folder holds another run or files that no run wrote.
+    Only rank 0 writes; in other processes the methods do nothing.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        stage: str,
+        *,
+        arguments: Iterable[Any] = (),
+        overwrite: bool = False,
+        resume: str | None = None,
+        argv: list[str] | None = None,
+    ):
+        global _current
+        self.path = Path(output_dir).expanduser()
+        self.stage = stage
+        self.arguments = plain_arguments(arguments)
+        self.argv = without_secrets(list(sys.argv[1:] if argv is None else argv))
+        self.started = time.time()
+        self.is_main = is_main_process()
+        self.checkpoint = _find_checkpoint(self.path, resume)
+        self._terminal: TerminalLog | None = None
+        self._created = False
+        if self.is_main:
+            self._prepare(overwrite)
+            self._terminal = TerminalLog(self.log_path)
+            try:
+                _lock(self._terminal.log.fileno(), self.path)
+                write_json(self.path / "args.json", self._describe())
+            except BaseException:
+                self.close()
+                raise
+        _current = self
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / f"{self.stage}.log"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def log_metrics(self, row: Mapping[str, Any]) -> None:
+        """Appends one row ("step" and numbers) to metrics.jsonl. Numbers that JSON has not, NaN and Inf, become null."""
+        if not self.is_main:
+            return
+        line = json.dumps({name: _finite(value) for name, value in row.items()}, ensure_ascii=False)
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def write_log(self, line: str) -> None:
+        """One line for the log file alone."""
+        if self._terminal is not None:
+            self._terminal.log.write_line(line)
+
+    def finish(self, **figures: Any) -> dict[str, Any]:
+        """Writes summary.json, which marks the run as finished, closes the log and returns the summary.
+
+        seconds, steps, tokens, tokens_per_second, first_loss and last_loss come from the run itself; `figures` are added
+        and win.
+        """
+        rows = read_metrics(self.metrics_path) if self.metrics_path.is_file() else []
+        summary = {
+            "stage": self.stage,
+            "finished": True,
+            "seconds": round(time.time() - self.started, 2),
+            **_training_figures(rows),
+            **figures,
+        }
+        summary = {name: _finite(value) for name, value in summary.items()}
+        if self.is_main:
+            write_json(self.path / "summary.json", summary)
+        self.close()
+        return summary
+
+    def close(self) -> None:
+        """Gives the terminal back. Safe to call twice."""
+        global _current
+        if self._terminal is not None:
+            self._terminal.close()
+            self._terminal = None
+        if _current is self:
+            _current = None
+
+    def discard_if_untouched(self) -> None:
+        """After a mistake of the user: removes what opening wrote, if nothing else has come since."""
+        self.close()
+        if self.is_main and self._created and _has_no_results(self.path):
+            shutil.rmtree(self.path)
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "started": datetime.fromtimestamp(self.started, timezone.utc).isoformat(timespec="seconds"),
+            "command": without_secrets(list(sys.orig_argv)),
+            "argv": self.argv,
+            "resumed_from": str(self.checkpoint) if self.checkpoint else None,
+            **describe_versions(),
+            "arguments": self.arguments,
+        }
+
+    def _prepare(self, overwrite: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--output_dir: {self.path} is a file")
+        self._created = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise ValueError(f"--output_dir: no permission to create {self.path}") from error
+        entries = [entry for entry in self.path.iterdir() if not entry.name.startswith(".")]
+        if not entries:
+            return
+        if not is_run(self.path):
+            raise ValueError(
+                f"--output_dir: {self.path} holds files that are not of a run (such as {min(entries).name}); "
+                "choose an empty or new folder"
+            )
+        for log in self.path.glob("*.log"):
+            with log.open("a", encoding="utf-8") as file:
+                _lock(file.fileno(), self.path)
+        if self.checkpoint is not None:
+            self._rewind_metrics()
+        elif overwrite or _has_no_results(self.path):
+            _delete_run(self.path, entries)
+        else:
+            known = json.loads((self.path / "args.json").read_text(encoding="utf-8"))
+            state = "a finished" if is_finished(self.path) else "an unfinished"
+            raise ValueError(
+                f"--output_dir: {self.path} already holds {state} run ({known['stage']}, {known['started'][:16]}); "
+                "choose another folder, or --overwrite_output_dir, or --resume_from_checkpoint auto"
+            )
+
+    def _rewind_metrics(self) -> None:
+        """Drops rows of steps after the checkpoint: they will be logged again."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+        if self.metrics_path.is_file():
+            step = _checkpoint_step(self.checkpoint)
+            rows = read_metrics(self.metrics_path)
+            write_jsonl(self.metrics_path, [row for row in rows if row.get("step", 0) <= step])
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl. A last line that a kill cut short is left out."""
+    rows = []
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number}: not JSON: {error.msg}") from error
+    return rows
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a run was opened in this folder."""
+    return _read_object(Path(path) / "args.json").keys() >= {"stage", "argv", "arguments"}
+
+
+def is_finished(path: str | Path, argv: list[str] | None = None) -> bool:
+    """Whether the folder holds a finished run; with `argv`, one that was started with exactly these flags."""
+    path = Path(path)
+    if _read_object(path / "summary.json").get("finished") is not True:
+        return False
+    return argv is None or _read_object(path / "args.json").get("argv") == without_secrets(list(argv))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {}  # somebody else's file
+    return value if isinstance(value, dict) else {}
+
+
+def _has_no_results(path: Path) -> bool:
+    """A run that died before its first step: nobody misses it."""
+    return all(entry.name == "args.json" or entry.suffix == ".log" for entry in path.iterdir())
+
+
+def _delete_run(path: Path, entries: list[Path]) -> None:
+    inner = next((args.parent for args in sorted(path.glob("*/**/args.json")) if is_run(args.parent)), None)
+    if inner is not None:
+        raise ValueError(f"--overwrite_output_dir: {path} also holds the run {inner}; delete or move that one first")
+    for entry in entries:
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _find_checkpoint(path: Path, resume: str | None) -> Path | None:
+    if resume is None or str(resume).lower() in ("", "false"):
+        return None
+    if str(resume).lower() in ("auto", "true", "latest"):
+        found = [folder for folder in path.glob("checkpoint-*") if _checkpoint_step(folder) is not None]
+        return max(found, key=_checkpoint_step, default=None)
+    checkpoint = Path(resume).expanduser()
+    if _checkpoint_step(checkpoint) is None:
+        raise ValueError(f"--resume_from_checkpoint: {checkpoint} is not a whole checkpoint (no trainer_state.json)")
+    return checkpoint
+
+
+def _checkpoint_step(checkpoint: Path) -> int | None:
+    """None for a checkpoint that a kill interrupted: trainer_state.json is written last."""
+    return _read_object(checkpoint / "trainer_state.json").get("global_step")
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Held until the log closes. Raises ValueError when another process writes to this folder."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"--output_dir: another process is writing to {path} now; choose another folder") from None
+    except OSError as error:  # some network file systems cannot lock
+        print(f"warning: {path} cannot be locked ({error.strerror}); do not start two runs in it", file=sys.stderr)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _training_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    losses = [row["loss"] for row in rows if row.get("loss") is not None]
+    figures: dict[str, Any] = {}
+    if losses:
+        figures |= {"steps": rows[-1].get("step"), "first_loss": losses[0], "last_loss": losses[-1]}
+    tokens = [row["num_tokens"] for row in rows if row.get("num_tokens") is not None]
+    if tokens:
+        figures["tokens"] = tokens[-1]
+    elapsed = [row["elapsed"] for row in rows if row.get("elapsed") and row.get("num_tokens") is not None]
+    if tokens and elapsed:
+        figures["tokens_per_second"] = round(tokens[-1] / elapsed[-1], 1)
+    return figures
