@@ -211,7 +211,7 @@ class PPOTrainer:
                 "approx_kl": policy.approx_kl,
                 "ratio": policy.ratio,
             }.items():
-                metrics[name] = metrics.get(name, 0.0) + float(part)
+                metrics[name] = metrics.get(name, 0.0) + float(part.detach())
 
     def _backward_ptx(self, trees: Sequence[Segment]) -> float:
         weight = self.ptx_coef * (0.5 if self.rules.halves_with_ptx else 1.0)
@@ -219,7 +219,7 @@ class PPOTrainer:
         for batch in packed(trees, self.token_budget, self.actor.device):
             part = language_model_loss(tree_logprobs(self.actor, batch).logprobs) / num_tokens
             (weight * part).backward()
-            loss += float(part)
+            loss += float(part.detach())
         return loss
 
     @torch.no_grad()
