@@ -40,8 +40,8 @@ def generate_responses(
 
     do_sample: by default whenever temperature > 0; otherwise the likeliest token each time. top_p 1 and top_k 0 cut
     nothing off. batch_size: rows (prompts x responses) computed at once. Equal seeds give equal samples (for the same
-    batch_size), and the global random state is left as it was. `on_batch` is told the prompts and generated tokens of each
-    batch. Only the arguments shape the distribution: a repetition penalty or a top_k of 50 that the checkpoint's
+    batch_size), and the global random state is left as it was. `on_batch` is told the prompts and generated tokens of
+    each batch. Only the arguments shape the distribution: a repetition penalty or a top_k of 50 that the checkpoint's
     generation_config.json brings along does not. Raises ValueError naming the flag.
     """
     do_sample = temperature > 0 if do_sample is None else do_sample
@@ -75,7 +75,7 @@ def generate_responses(
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end a response: the tokenizer's end token, then what the model's generation_config adds (chat models)."""
+    """Ids that end a response: the tokenizer's end token, then what the model's generation_config adds (for chat)."""
     own = tokenizer.eos_token_id
     more = model.generation_config.eos_token_id if model.generation_config is not None else None
     more = [] if more is None else [more] if isinstance(more, int) else list(more)
@@ -130,13 +130,15 @@ def _check(model, prompts, max_new_tokens, num_responses, temperature, top_p, do
     if not 0 < top_p <= 1:
         raise ValueError(f"--top_p {top_p}: must be above 0 and at most 1")
     if not do_sample and num_responses > 1:
-        raise ValueError(f"--num_return_sequences {num_responses}: without sampling (--temperature 0) all would be equal")
+        raise ValueError(
+            f"--num_return_sequences {num_responses}: without sampling (--temperature 0) all would be equal"
+        )
     if not all(map(len, prompts)):
         raise ValueError("an empty prompt: there is no token to go on from")
     longest = max(map(len, prompts), default=0)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and longest + max_new_tokens > positions:
         raise ValueError(
-            f"a prompt of {longest} tokens and --max_new_tokens {max_new_tokens} exceed the {positions} positions of the "
-            "model; lower --max_new_tokens or shorten the prompts"
+            f"a prompt of {longest} tokens and --max_new_tokens {max_new_tokens} exceed the {positions} positions of "
+            "the model; lower --max_new_tokens or shorten the prompts"
         )

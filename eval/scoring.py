@@ -1,0 +1,151 @@
+"""The scoring loop: log-likelihoods of continuations, with everything that prompts share computed once.
+
+Questions whose prompts begin alike (the same instruction and shots) become one token tree: the common beginning is the
+root, the questions are its branches, and the choices are branches under each question. Prompts are tokenised whole and
+share what they share, so that no boundary of the text can change a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import nn
+
+from keju.models.backbone import head_logprobs, tree_hidden_states
+from keju.trees.packed_batch import PackedBatch
+from keju.trees.packing import pack
+from keju.trees.segment import Segment
+
+# A tree grows to this many times its root: the root is then less than an eighth of what is computed, while the rows of
+# attention stay short. Longer trees save little and cost attention over branches that do not see each other.
+GROWTH = 8
+
+
+@dataclass(frozen=True)
+class Question:
+    """Token ids: `prompt` (at least one) and what may follow it, each choice at least one token."""
+
+    prompt: Sequence[int]
+    choices: Sequence[Sequence[int]]
+
+    def length_after(self, shared: int) -> int:
+        """Tokens to compute beyond the first `shared` of its prompt; the last token of a choice is only predicted."""
+        return len(self.prompt) - shared + sum(len(choice) - 1 for choice in self.choices)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Questions (their indices) that share the first `shared` tokens of their prompts: one token tree."""
+
+    shared: int
+    members: tuple[int, ...]
+
+
+@torch.inference_mode()
+def score_questions(
+    model: nn.Module,
+    questions: Sequence[Question],
+    *,
+    token_budget: int,
+    on_batch: Callable[[int, int], None] = lambda num_questions, num_tokens: None,
+) -> list[list[float]]:
+    """Summed log-probability (natural) of each choice of each question, in their order.
+
+    `token_budget`: tokens of a row, the bound of memory. `on_batch` is told the questions and tokens of each row.
+    Raises ValueError when a single question does not fit the budget.
+    """
+    scores: list[list[float]] = [[] for _ in questions]
+    bundles = bundle(questions, token_budget)
+    was_training = model.training
+    model.eval()
+    for row in pack([_length(item, questions) for item in bundles], token_budget):
+        members = [index for number in row for index in bundles[number].members]
+        batch = PackedBatch.from_trees([_tree(bundles[number], questions) for number in row])
+        last_tokens = [choice[-1] for index in members for choice in questions[index].choices]
+        sums = iter(_choice_logprobs(model, batch, last_tokens))
+        for index in members:
+            scores[index] = [next(sums) for _ in questions[index].choices]
+        on_batch(len(members), batch.num_tokens)
+    model.train(was_training)
+    return scores
+
+
+def bundle(questions: Sequence[Question], token_budget: int) -> list[Bundle]:
+    """Groups questions by the beginning of their prompts, and cuts groups into trees of a good size."""
+    bundles: list[Bundle] = []
+    order = sorted(range(len(questions)), key=lambda index: tuple(questions[index].prompt))
+    for shared, members in _groups(questions, order)[1] if order else []:
+        lengths = [questions[index].length_after(shared) for index in members]
+        room = min(token_budget, max(GROWTH * shared, shared + max(lengths))) - shared
+        if max(lengths) > room:
+            raise ValueError(
+                f"--token_budget {token_budget}: a question takes {shared + max(lengths)} tokens with its choices"
+            )
+        bundles += [Bundle(shared, tuple(members[place] for place in part)) for part in pack(lengths, room)]
+    return bundles
+
+
+def _groups(questions: Sequence[Question], order: list[int]) -> tuple[int, list[tuple[int, list[int]]]]:
+    """(tokens saved, [(length of the common beginning, indices), ...]) for questions in the sorted order of prompts.
+
+    Walks the prefix tree of the prompts. What lies below a node stays in groups of its own if that saves more tokens
+    than joining what else begins with the node's tokens.
+    """
+    first, last = (questions[index].prompt for index in (order[0], order[-1]))
+    differing = (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1])
+    shared = next(differing, min(len(first), len(last)))
+    # Prompts that end here: their last token stays with each of them, to predict the first token of its choices.
+    ended = [index for index in order if len(questions[index].prompt) == shared]
+    groups = [(shared - 1, ended)] if ended else []
+    saved = (shared - 1) * (len(ended) - 1) if ended else 0
+    joined: list[int] = []
+    for _, below in groupby(order[len(ended) :], key=lambda index: questions[index].prompt[shared]):
+        below = list(below)
+        saved_below, groups_below = _groups(questions, below) if len(below) > 1 else (0, [])
+        if saved_below > shared * len(below):
+            groups += groups_below
+            saved += saved_below
+        else:
+            joined += below
+    if joined:
+        groups.append((shared, joined))
+        saved += shared * (len(joined) - 1)
+    return saved, groups
+
+
+def _length(item: Bundle, questions: Sequence[Question]) -> int:
+    return item.shared + sum(questions[index].length_after(item.shared) for index in item.members)
+
+
+def _tree(item: Bundle, questions: Sequence[Question]) -> Segment:
+    branches = [
+        Segment(
+            questions[index].prompt[item.shared :],
+            branches=[Segment(choice[:-1], trained=True) for choice in questions[index].choices],
+        )
+        for index in item.members
+    ]
+    return Segment(questions[item.members[0]].prompt[: item.shared], branches=branches)
+
+
+def _choice_logprobs(model: nn.Module, batch: PackedBatch, last_tokens: Sequence[int]) -> list[float]:
+    """One sum for each choice of the row, in preorder. `last_tokens` are predicted, but stand nowhere in the row."""
+    batch = batch.to(next(model.parameters()).device)
+    parent = batch.segment_parent
+    choices = ((parent >= 0) & (parent[parent.clamp(min=0)] >= 0)).nonzero().squeeze(1)
+    # A choice of one token is an empty segment: the last token of its question predicts it.
+    start, end, question_end = (
+        batch.segment_start[choices],
+        batch.segment_end[choices],
+        batch.segment_end[parent[choices]],
+    )
+    source = torch.cat([batch.source, torch.where(end > start, end, question_end) - 1])
+    target = torch.cat([batch.target, torch.tensor(last_tokens, device=source.device)])
+    hidden = tree_hidden_states(model, batch)
+    logprobs = head_logprobs(model, hidden[source], target).logprobs.double().cpu()
+    owner = torch.cat([batch.target_segment, choices]).cpu()
+    sums = torch.zeros(batch.num_segments, dtype=torch.float64).index_add_(0, owner, logprobs)
+    return sums[choices.cpu()].tolist()
