@@ -1,0 +1,191 @@
+"""The pictures that a run leaves in its folder. Labels are English: no font for Chinese is assumed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from keju.training.run_folder import read_metrics
+
+# Distinguishable for colour-blind readers too (Okabe and Ito).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+INK, GRID = "#333333", "#E6E6E6"
+Series = Sequence[float] | tuple[Sequence[float], Sequence[float]]
+
+
+def plot_loss(metrics: str | Path, png: str | Path, *, title: str = "Loss") -> None:
+    """Training loss (raw, and smoothed over it), held-out loss where there is one, and the learning rate below."""
+    rows = read_metrics(metrics)
+    figure = _figure(7.0, 4.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    steps, losses = metric_series(rows, "loss")
+    if len(losses) > 12:
+        upper.plot(steps, losses, color=COLORS[0], alpha=0.3, linewidth=1)
+        upper.plot(steps, smooth(losses), color=COLORS[0], linewidth=2, label="training (smoothed)")
+    else:
+        upper.plot(steps, losses, color=COLORS[0], linewidth=2, marker="o", markersize=4, label="training")
+    held_out = metric_series(rows, "eval_loss")
+    if held_out[0]:
+        upper.plot(*held_out, color=COLORS[1], linewidth=1.5, marker="o", markersize=5, label="held out")
+    _style(upper, title=title, ylabel="loss")
+    upper.legend(frameon=False, labelcolor=INK)
+    lower.plot(*metric_series(rows, "learning_rate"), color=COLORS[2], linewidth=1.5)
+    lower.set_ylim(bottom=0)
+    _style(lower, xlabel="step", ylabel="learning rate")
+    lower.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+    _save(figure, png)
+
+
+def plot_lines(
+    series: Mapping[str, Series], png: str | Path, *, title: str, ylabel: str = "", xlabel: str = "step"
+) -> None:
+    """Curves by name. A series is a list of y, or a pair (list of x, list of y); None and NaN are gaps."""
+    figure = _figure(7.0, 3.8)
+    axes = figure.subplots()
+    for index, (name, values) in enumerate(series.items()):
+        x, y = values if isinstance(values, tuple) else (range(1, len(values) + 1), values)
+        y = np.array([np.nan if value is None else value for value in y], dtype=float)
+        marker = "o" if len(y) <= 30 else None
+        axes.plot(list(x), y, color=_color(index), linewidth=2, marker=marker, markersize=4, label=name)
+    _style(axes, title=title, xlabel=xlabel, ylabel=ylabel)
+    if series:
+        axes.legend(frameon=False, labelcolor=INK)
+    _save(figure, png)
+
+
+def plot_metrics(
+    metrics: str | Path, png: str | Path, names: Mapping[str, str] | Sequence[str], *, title: str, ylabel: str = ""
+) -> None:
+    """Curves of columns of a metrics.jsonl; `names` may map columns to labels. Columns that it has not are left out."""
+    rows = read_metrics(metrics)
+    labels = names if isinstance(names, Mapping) else {name: name for name in names}
+    found = {label: metric_series(rows, name) for name, label in labels.items()}
+    plot_lines({label: xy for label, xy in found.items() if xy[0]}, png, title=title, ylabel=ylabel)
+
+
+def plot_histograms(
+    groups: Mapping[str, Sequence[float]], png: str | Path, *, title: str, xlabel: str, bins: int = 40
+) -> None:
+    """Distributions over each other, each scaled to its own share of values, with its mean as a dashed line."""
+    values = {name: _finite(group) for name, group in groups.items()}
+    values = {name: group for name, group in values.items() if group.size}
+    figure = _figure(7.0, 3.8)
+    axes = figure.subplots()
+    if values:
+        everything = np.concatenate(list(values.values()))
+        low, high = float(everything.min()), float(everything.max())
+        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+        for index, (name, group) in enumerate(values.items()):
+            label = f"{name} (n={group.size}, mean {group.mean():.3g})"
+            shares = np.full(group.size, 100 / group.size)
+            color = _color(index)
+            axes.hist(group, edges, weights=shares, color=color, alpha=0.35, histtype="stepfilled")
+            axes.hist(group, edges, weights=shares, color=color, linewidth=1.5, histtype="step", label=label)
+            axes.axvline(group.mean(), color=color, linestyle="--", linewidth=1.5)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    _style(axes, title=title, xlabel=xlabel, ylabel="% of values")
+    _save(figure, png)
+
+
+def plot_bars(
+    values: Mapping[str, float],
+    png: str | Path,
+    *,
+    title: str,
+    ylabel: str = "accuracy",
+    errors: Mapping[str, float | tuple[float, float]] | None = None,
+    chance: float | None = None,
+) -> None:
+    """One bar a name. errors: half-widths, or (below, above). chance: a dashed line that a guess would reach."""
+    figure = _figure(max(4.0, 1.2 * len(values) + 1.5), 3.8)
+    axes = figure.subplots()
+    names = list(values)
+    bars = axes.bar(names, [values[name] for name in names], width=0.6, color=COLORS[0])
+    tops = [values[name] for name in names]
+    if errors:
+        pairs = [errors.get(name, 0.0) for name in names]
+        pairs = [pair if isinstance(pair, tuple) else (pair, pair) for pair in pairs]
+        axes.errorbar(
+            range(len(names)), tops, yerr=np.array(pairs, dtype=float).T, fmt="none", ecolor=INK, capsize=4
+        )
+        tops = [top + pair[1] for top, pair in zip(tops, pairs, strict=True)]
+    for bar, name, top in zip(bars, names, tops, strict=True):
+        axes.annotate(
+            f"{values[name]:.3f}", (bar.get_x() + bar.get_width() / 2, max(top, 0)), (0, 4),
+            textcoords="offset points", ha="center", color=INK, fontsize=9,
+        )  # fmt: skip
+    if chance is not None:
+        axes.axhline(chance, color=COLORS[1], linestyle="--", linewidth=1.5, label=f"chance {chance:.3g}")
+        axes.legend(frameon=False, labelcolor=INK, loc="upper left")
+        axes.set_ylim(top=max([*tops, chance]) * 1.3)
+    _style(axes, title=title, ylabel=ylabel)
+    _save(figure, png)
+
+
+def metric_series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """(steps, values) of the rows that have a number under `name`."""
+    found = [(row["step"], row[name]) for row in rows if row.get(name) is not None and "step" in row]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def smooth(values: Sequence[float], window: int | None = None) -> list[float]:
+    """Moving average over `window` values (default: a fifteenth of them), centred, cut off at the ends.
+
+    At the start it narrows on both sides, where a loss falls fastest and a one-sided average would lie far beside it.
+    """
+    half = max(1, (window or len(values) // 15) // 2)
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=float))])
+    averages = []
+    for index in range(len(values)):
+        reach = min(half, index)
+        low, high = index - reach, min(index + reach + 1, len(values))
+        averages.append(float((sums[high] - sums[low]) / (high - low)))
+    return averages
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    array = np.asarray(values, dtype=float).reshape(-1)
+    return array[np.isfinite(array)]
+
+
+def _color(index: int) -> str:
+    return COLORS[index % len(COLORS)]
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of its own: pyplot would keep global state and choose a backend by the display."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _style(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#BBBBBB")
+    axes.tick_params(colors=INK, labelsize=9)
+
+
+def _save(figure: Figure, png: str | Path) -> None:
+    """Whole or not at all, like every file of a run."""
+    png = Path(png)
+    png.parent.mkdir(parents=True, exist_ok=True)
+    aside = png.with_name(f".{png.name}.{secrets.token_hex(4)}.part")
+    try:
+        figure.savefig(aside, format="png")
+        os.replace(aside, png)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
