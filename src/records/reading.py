@@ -98,10 +98,14 @@ def _record(value: Any, where: str, kinds: tuple[type, ...] | None) -> Record:
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, JSON value or what is wrong with the line)."""
     for number, line in _lines(path):
-        try:
-            yield number, line if isinstance(line, ValueError) else json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, ValueError(_malformed(error))
+        yield number, line if isinstance(line, ValueError) else _parsed(line)
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return ValueError(_malformed(error))
 
 
 def _malformed(error: Exception) -> str:

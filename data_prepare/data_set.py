@@ -1,0 +1,65 @@
+"""What a corpus becomes, and where corpora are found.
+
+To add a corpus, write one file `data_prepare/corpora/<name>.py`; its name is what `--corpus` takes. The file has
+
+    VERSION = 1                                          # raise it when the same arguments give other rows
+    def source() -> str                                  # which data it reads, with its version
+    def build(*, seed, max_items, track) -> DataSet      # raw data -> rows; `track(items, label)` shows progress
+
+`build` must give the same rows for the same seed in every process, and no group of items in two splits
+(`splitting.py` does both). The rows are records as `keju.records` reads them, or what a benchmark of `keju.eval` asks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from keju.data_prepare import corpora
+
+Track = Callable[[Iterable, str], Iterable]
+
+EXAMPLES_KEPT = 3
+
+
+@dataclass
+class Step:
+    """One pass over the raw items: how many went in and came out, and why others did not, with a few of them."""
+
+    name: str
+    rows_in: int = 0
+    rows_out: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: str, example: str) -> None:
+        self.dropped[reason] += 1
+        if self.dropped[reason] <= EXAMPLES_KEPT:
+            self.examples.setdefault(reason, []).append(example)
+
+    def as_row(self) -> dict[str, Any]:
+        dropped = {reason: {"rows": count, "examples": self.examples[reason]} for reason, count in self.dropped.items()}
+        return {"name": self.name, "rows_in": self.rows_in, "rows_out": self.rows_out, "dropped": dropped}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """files: file name -> rows. vocabulary_texts: what the vocabulary may see, training text only."""
+
+    files: dict[str, list[dict[str, Any]]]
+    vocabulary_texts: list[str]
+    splits: dict[str, int]
+    steps: list[Step]
+
+
+def corpus_module(name: str) -> ModuleType:
+    """Import `corpora/<name>.py`. Raises ValueError with the right names for a wrong one."""
+    names = sorted(module.name for module in pkgutil.iter_modules(corpora.__path__))
+    if name not in names:
+        raise ValueError(f"--corpus {name!r} is unknown; there are: {', '.join(names)}")
+    return importlib.import_module(f"{corpora.__name__}.{name}")

@@ -1,0 +1,89 @@
+"""The folder of a prepared data set: whole or not there, reused when it was made from the same arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+REPORT = "report.json"
+
+
+def reusable_report(folder: str | Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The report of the data set in `folder` if it was made from the same, None if a new one is to be written there.
+
+    made_from: everything that decides the contents. Raises ValueError if something else is there and `overwrite` is off.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"--output_dir {folder}: is a file, expected a folder")
+    if overwrite or not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    report = _read_report(folder)
+    if report is None:
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:5])
+        wrong = f"holds other files ({names})"
+    elif report["made_from"] != made_from:
+        old = report["made_from"]
+        changed = sorted(key for key in old.keys() | made_from.keys() if old.get(key) != made_from.get(key))
+        wrong = f"holds a data set with another {', '.join(changed)}"
+    elif any(_size(folder / name) != size for name, size in report["contents"].items()):
+        wrong = "holds a data set whose files were changed"
+    else:
+        return report
+    raise ValueError(f"--output_dir {folder}: {wrong}; name another folder or write there with --overwrite_output_dir")
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A fresh folder beside `folder` that takes its place when the block ends, and vanishes when the block fails.
+
+    Files of `folder` that are no part of an old data set are kept.
+    """
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(4)
+    aside, old = (folder.with_name(f".{folder.name}.{mark}.{state}") for state in ("part", "old"))
+    aside.mkdir()
+    try:
+        yield aside
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    if old.exists():
+        report = _read_report(old)
+        replaced = {REPORT, *report["contents"]} if report else set()
+        for path in old.iterdir():
+            if path.name not in replaced and not (folder / path.name).exists():
+                path.rename(folder / path.name)
+        shutil.rmtree(old)
+
+
+def describe(folder: Path, made_from: dict[str, Any]) -> dict[str, Any]:
+    """The beginning of a report, by which `reusable_report` recognises the data set, once all its files are written."""
+    return {"made_from": made_from, "contents": {path.name: _size(path) for path in sorted(folder.iterdir())}}
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 if there is none."""
+    if path.is_dir():
+        return sum(_size(inside) for inside in path.iterdir())
+    return path.stat().st_size if path.exists() else 0
+
+
+def _read_report(folder: Path) -> dict[str, Any] | None:
+    """The report, or None if there is none or it is of something else."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return report if isinstance(report, dict) and {"made_from", "contents"} <= report.keys() else None
