@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from keju.models.backbone import tree_logprobs, tree_token_scores
 from keju.rl.advantages import explained_variance, gae, masked_mean, whiten
-from keju.rl.modes import Actions, ppo_mode
+from keju.rl.modes import Actions, rules_of
 from keju.rl.rewards import FixedKLController, RunningMoments, kl_estimate, shape_scores, token_rewards
 from keju.rl.rollout import Rollout
 from keju.trees.packed_batch import PackedBatch
@@ -113,7 +113,7 @@ def score_rollouts(
     `temperature` is that of sampling: the policy that acted is softmax(logits / temperature), and so is the one that is
     updated. Raises ValueError when the mode drops every response or one does not fit `token_budget`.
     """
-    rules = ppo_mode(mode)
+    rules = rules_of(mode)
     temperature = temperature if rules.scores_at_temperature else 1.0
     width = max(len(response.ids) for rollout in rollouts for response in rollout.responses)
     kept: list[Rollout] = []

@@ -70,7 +70,7 @@ PPO_MODES = {
 }
 
 
-def ppo_mode(name: str) -> Mode:
+def rules_of(name: str) -> Mode:
     if name not in PPO_MODES:
         raise ValueError(f"--ppo_mode {name}: choose from {', '.join(PPO_MODES)}")
     return PPO_MODES[name]

@@ -28,8 +28,9 @@ from keju.rl.experience import (
     score_rollouts,
 )
 from keju.rl.losses import policy_loss, value_loss
-from keju.rl.modes import ppo_mode
-from keju.rl.rollout import Sampler
+from keju.rl.modes import rules_of
+from keju.rl.rollout import Rollout, Sampler
+from keju.training.crash import NonFiniteLoss
 from keju.trees.segment import Segment
 
 
@@ -38,8 +39,8 @@ class PPOTrainer:
     """actor: causal LM; critic and reward_model: one number a token; reference: the frozen start of the actor.
 
     `prompts` are token ids; `ptx_trees` carry a language-model loss that is added, times `ptx_coef`, in the same
-    optimizer step. `learning_rate_of_*` are peaks of `lr_scheduler_type` with `warmup_steps` optimizer steps. `ema_decay`
-    0: no moving average of the actor is kept.
+    optimizer step. The learning rates are peaks of `lr_scheduler_type` with `warmup_steps` optimizer steps. `ema_decay`
+    0: no moving average of the actor is kept. `bf16`: autocast.
     """
 
     actor: PreTrainedModel
@@ -52,7 +53,7 @@ class PPOTrainer:
     num_train_steps: int
     rollout_batch_size: int
     token_budget: int
-    mode: str = "keju"
+    ppo_mode: str = "keju"
     ppo_epochs: int = 1
     num_mini_batches: int = 1
     actor_learning_rate: float = 1e-6
@@ -67,6 +68,7 @@ class PPOTrainer:
     ptx_coef: float = 1.0
     ptx_batch_size: int = 0
     ema_decay: float = 0.0
+    bf16: bool = False
     seed: int = 0
     step: int = field(default=0, init=False)
 
@@ -78,7 +80,7 @@ class PPOTrainer:
                 f"--num_mini_batches {self.num_mini_batches}: must be between 1 and --rollout_batch_size "
                 f"{self.rollout_batch_size}"
             )
-        self.rules = ppo_mode(self.mode)
+        self.rules = rules_of(self.ppo_mode)
         self.temperature = self.sampler.temperature if self.rules.scores_at_temperature else 1.0
         self.ptx_batch_size = self.ptx_batch_size or math.ceil(self.rollout_batch_size / self.num_mini_batches)
         for frozen in (self.reference, self.reward_model):
@@ -106,7 +108,7 @@ class PPOTrainer:
         self.step += 1
         start = time.perf_counter()
         prompts = [self.prompts[index] for index in self._prompt_indices(self.step)]
-        rollouts = self.sampler.sample(self.actor, prompts, self._seed("rollout"), on_batch)
+        rollouts = self.sample(prompts, self._seed("rollout"), on_batch)
         sampled = time.perf_counter()
         experience = self.shaping.experience(self.score(rollouts))
         scored = time.perf_counter()
@@ -139,18 +141,32 @@ class PPOTrainer:
             del metrics["explained_variance"]  # all returns are equal
         return experience, metrics
 
-    def score(self, rollouts) -> Scored:
-        return score_rollouts(
-            rollouts,
-            actor=self.actor,
-            reference=self.reference,
-            critic=self.critic,
-            reward_model=self.reward_model,
-            mode=self.mode,
-            pad_id=self.sampler.pad_id,
-            temperature=self.sampler.temperature,
-            token_budget=self.token_budget,
-        )
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seed: int,
+        on_batch: Callable[[int, int], None] = lambda num_prompts, num_tokens: None,
+    ) -> list[Rollout]:
+        with self._precision():
+            return self.sampler.sample(self.actor, prompts, seed, on_batch)
+
+    def score(self, rollouts: Sequence[Rollout]) -> Scored:
+        with self._precision():
+            return score_rollouts(
+                rollouts,
+                actor=self.actor,
+                reference=self.reference,
+                critic=self.critic,
+                reward_model=self.reward_model,
+                mode=self.ppo_mode,
+                pad_id=self.sampler.pad_id,
+                temperature=self.sampler.temperature,
+                token_budget=self.token_budget,
+            )
+
+    def _precision(self) -> torch.autocast:
+        """The same for sampling, scoring and updates: old and new log-probs have equal rounding."""
+        return torch.autocast(self.actor.device.type, torch.bfloat16, enabled=self.bf16)
 
     def update(self, experience: Experience, trees: Sequence[Segment], ptx: Sequence[Segment] = ()) -> dict[str, float]:
         """One optimizer step of actor and critic on a minibatch of trees, in as many packs as the budget asks for."""
@@ -163,10 +179,7 @@ class PPOTrainer:
             metrics[f"{name}_learning_rate"] = self.schedulers[name].get_last_lr()[0]
         broken = [name for name, number in metrics.items() if not math.isfinite(number)]
         if broken:  # before the weights take it in
-            raise FloatingPointError(
-                f"{', '.join(broken)} not finite at PPO step {self.step}; lower --actor_learning_rate and "
-                "--critic_learning_rate, or train in float32 (--dtype float32)"
-            )
+            raise NonFiniteLoss(self.step, name=", ".join(broken))
         for name, optimizer in self.optimizers.items():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -183,7 +196,9 @@ class PPOTrainer:
         for batch in packed(trees, self.token_budget, self.actor.device):
             rows, columns = action_coordinates(batch)
             mask = experience.loss_mask[rows, columns]
-            new = tree_logprobs(self.actor, batch, temperature=self.temperature, with_entropy=True)
+            with self._precision():
+                new = tree_logprobs(self.actor, batch, temperature=self.temperature, with_entropy=True)
+                values = tree_token_scores(self.critic, batch)[batch.source]
             policy = policy_loss(
                 new.logprobs,
                 experience.logprobs[rows, columns],
@@ -194,7 +209,7 @@ class PPOTrainer:
             )
             (weight * policy.loss).backward()
             value = value_loss(
-                tree_token_scores(self.critic, batch)[batch.source],
+                values,
                 experience.values[rows, columns],
                 experience.returns[rows, columns],
                 mask,
@@ -217,7 +232,9 @@ class PPOTrainer:
         weight = self.ptx_coef * (0.5 if self.rules.halves_with_ptx else 1.0)
         num_tokens, loss = sum(tree.num_predictions for tree in trees), 0.0
         for batch in packed(trees, self.token_budget, self.actor.device):
-            part = language_model_loss(tree_logprobs(self.actor, batch).logprobs) / num_tokens
+            with self._precision():
+                logprobs = tree_logprobs(self.actor, batch).logprobs
+            part = language_model_loss(logprobs) / num_tokens
             (weight * part).backward()
             loss += float(part.detach())
         return loss
@@ -255,7 +272,7 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed:
 
     Returns mean reward (raw), KL to the reference (nats a response), length and the share that ended by themselves.
     """
-    scored = trainer.score(trainer.sampler.sample(trainer.actor, prompts, seed))
+    scored = trainer.score(trainer.sample(prompts, seed))
     return scored, {
         "reward": float(scored.scores.mean()),
         "reward_std": float(scored.scores.std(unbiased=False)),

@@ -89,7 +89,7 @@ def losses(models, experience, seq, prompt_length, advantages, returns, old_valu
 def test_term_by_term(trainer_of, ppo_models, rollouts, tokenizer, pad_id, temperature):
     tokenizer.pad_token_id = pad_id
     ppo_models.reward_model.score.weight.data.mul_(4)  # so that the clip at 5 bites
-    trainer = trainer_of(mode="deepspeed_chat", sampler={"temperature": temperature})
+    trainer = trainer_of(ppo_mode="deepspeed_chat", sampler={"temperature": temperature})
     ours = trainer.shaping.experience(trainer.score(rollouts))
 
     seq, prompt_length = padded(rollouts, pad_id)
@@ -139,7 +139,7 @@ def test_where_the_reward_lands_in_either_mode():
 
 def test_with_ptx_both_losses_are_halved(trainer_of):
     def gradient(mode, coef):
-        trainer = trainer_of(mode=mode, ptx_trees=[Segment([1, 5, 6, 7], trained=True)], ptx_coef=coef)
+        trainer = trainer_of(ppo_mode=mode, ptx_trees=[Segment([1, 5, 6, 7], trained=True)], ptx_coef=coef)
         trainer.actor.zero_grad()
         trainer._backward_ptx(trainer.ptx_trees)
         return [parameter.grad.clone() for parameter in trainer.actor.parameters() if parameter.grad is not None]

@@ -1,0 +1,118 @@
+"""Settings of PPO. Names are those of DeepSpeed-Chat, TRL and transformers; published defaults (README, RLHF)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from keju.rl.modes import rules_of
+
+
+def setting(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class PPOModelArguments:
+    """Which models take part."""
+
+    _argument_group_name = "models"
+
+    model_name_or_path: str = field(metadata={"help": "The actor: an SFT checkpoint. Its start is the reference, too."})
+    reward_model_path: str = field(metadata={"help": "A reward checkpoint; its tokenizer must be the actor's."})
+    critic_model_path: str | None = setting(None, "Where the critic starts; the reward model by default.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Precision of all weights in memory.")
+    bf16: bool = setting(False, "Compute in bfloat16 (autocast) over the weights.")
+    use_cpu: bool = setting(False, "Stay on the CPU where there is a GPU.")
+
+
+@dataclass
+class PPODataArguments:
+    """Which prompts are answered."""
+
+    _argument_group_name = "data"
+
+    data_dir: str = field(metadata={"help": "Folder of the record files."})
+    train_filename: str = setting("prompts_train.jsonl", "Records whose prompts are answered, in --data_dir.")
+    eval_filename: str | None = setting("ranked_dev.jsonl", "Records of held-out prompts: reward before and after.")
+    ptx_filename: str | None = setting(None, "Text, chat or ranked records for the ptx loss, in --data_dir.")
+    max_prompt_length: int = setting(256, "Prompts of more tokens are left out and counted.")
+    token_budget: int = setting(4096, "Tokens of one packed row: the unit of memory.")
+    on_bad_line: Literal["error", "skip"] = setting(
+        "error", "A line that cannot be read stops the run, or is skipped and counted."
+    )
+    max_train_samples: int | None = setting(None, "Read at most so many training records.")
+    max_eval_samples: int | None = setting(64, "Read at most so many held-out records.")
+
+    def path(self, filename: str) -> Path:
+        """The record file `filename` in `data_dir` (an absolute path stays as it is)."""
+        return Path(self.data_dir).expanduser() / Path(filename).expanduser()
+
+
+@dataclass
+class PPOArguments:
+    """How the policy is trained."""
+
+    _argument_group_name = "PPO"
+
+    output_dir: str = field(metadata={"help": "Folder of this run: actor, critic/, log, metrics, samples and plots."})
+    overwrite_output_dir: bool = setting(False, "Delete the run that --output_dir holds and start again.")
+    resume_from_checkpoint: str | None = setting(None, "A checkpoint folder, or `auto`: the newest in --output_dir.")
+    seed: int = setting(42, "Of prompts, samples and minibatches.")
+
+    num_train_epochs: float = setting(1.0, "Passes over the prompts.")
+    num_train_steps: int | None = setting(None, "Rollouts in all; wins over --num_train_epochs.")
+    rollout_batch_size: int = setting(16, "Prompts of a rollout.")
+    num_responses: int = setting(4, "Responses sampled for each prompt: the branches of its tree.")
+    max_new_tokens: int = setting(256, "A response is cut off there.")
+    temperature: float = setting(1.0, "Of sampling, and on both sides of the ratio.")
+    top_p: float = setting(1.0, "Below 1: sample only from the likeliest tokens of so much mass (the KL gets biased).")
+    top_k: int = setting(0, "Above 0: sample only from so many tokens (the KL gets biased).")
+    generation_batch_size: int = setting(64, "Responses generated at once.")
+    allow_unfinished: bool = setting(False, "Go on when no response of three steps in a row has ended by itself.")
+
+    ppo_mode: Literal["keju", "deepspeed_chat"] = setting("keju", "Differences: see keju/rl/modes.py.")
+    ppo_epochs: int = setting(1, "Passes over a rollout.")
+    num_mini_batches: int = setting(4, "Optimizer steps a pass.")
+    kl_coef: float = setting(0.1, "Weight of the KL to the reference in the reward.")
+    kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", "How that KL is estimated at sampled tokens.")
+    kl_target: float | None = setting(None, "Adapt --kl_coef until a response's KL is so many nats.")
+    kl_horizon: int = setting(10000, "Responses over which --kl_coef adapts.")
+    normalize_reward: bool | None = setting(None, "Scores in units of their running deviation. [keju: true]")
+    clip_reward: float = setting(5.0, "Scores are clipped to +- this; 0: not at all.")
+    missing_eos_penalty: float | None = setting(None, "Taken off responses that were cut off. [keju: 1]")
+    length_penalty: float = setting(0.0, "Taken off for each token of a response.")
+    gamma: float = setting(1.0, "Discount.")
+    lam: float = setting(0.95, "Lambda of GAE.")
+    whiten_advantages: bool | None = setting(None, "Advantages with mean 0, deviation 1 over a rollout. [keju: true]")
+    cliprange: float = setting(0.2, "Of the policy ratio.")
+    cliprange_value: float = setting(0.2, "Of the critic's values.")
+    ptx_coef: float | None = setting(None, "Weight of the language-model loss. [keju: 1, deepspeed_chat: 27.8]")
+    ptx_batch_size: int = setting(0, "Records of a ptx minibatch; 0: as many as prompts in a minibatch.")
+    actor_learning_rate: float = setting(9.65e-6, "Peak learning rate of the actor.")
+    critic_learning_rate: float = setting(5e-6, "Peak learning rate of the critic.")
+    weight_decay: float = setting(0.0, "Of AdamW, for both.")
+    lr_scheduler_type: str = setting("cosine", "Schedule of both learning rates.")
+    warmup_steps: float = setting(0.03, "Optimizer steps of warm-up; below 1: share of all.")
+    max_grad_norm: float = setting(1.0, "Gradients of actor and critic are clipped to it, each by itself.")
+    ema_decay: float = setting(0.0, "Moving average of the actor, saved in ema/ (DeepSpeed-Chat: 0.992); 0: none.")
+
+    save_steps: int = setting(50, "Rollouts between two checkpoints; 0: none.")
+    save_total_limit: int = setting(2, "Checkpoints kept; older ones are deleted.")
+
+    def __post_init__(self):
+        for name, default in rules_of(self.ppo_mode).defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, default)
+        for name in ("rollout_batch_size", "num_responses", "max_new_tokens", "ppo_epochs", "num_mini_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        if self.num_train_steps is not None and self.num_train_steps < 1:
+            raise ValueError(f"--num_train_steps: must be at least 1, got {self.num_train_steps}")
+        if self.num_mini_batches > self.rollout_batch_size:
+            raise ValueError(
+                f"--num_mini_batches {self.num_mini_batches} is more than --rollout_batch_size {self.rollout_batch_size}"
+            )
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")

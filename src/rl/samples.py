@@ -1,0 +1,56 @@
+"""samples.jsonl: what the policy wrote at each step, and what it got for it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from keju.records.writing import write_jsonl
+from keju.rl.experience import Experience, Scored
+
+
+def sample_rows(scored: Scored, tokenizer: PreTrainedTokenizerBase, step: int) -> Iterator[dict]:
+    """One row a response. `score` is the reward model's, `reward` what is paid at the end, `kl` a response's sum in nats."""
+    kl = scored.kl.tolist()
+    rewards = scored.terminal_rewards.tolist() if isinstance(scored, Experience) else scored.scores.tolist()
+    row = 0
+    for rollout in scored.rollouts:
+        for response in rollout.responses:
+            yield {
+                "step": step,
+                "prompt": tokenizer.decode(rollout.prompt, skip_special_tokens=True),
+                # The end is shown by `finished`; other special tokens that were generated stay visible.
+                "response": tokenizer.decode(response.ids[: len(response.ids) - response.finished]),
+                "score": round(float(scored.scores[row]), 4),
+                "reward": round(rewards[row], 4),
+                "kl": round(kl[row], 4),
+                "length": len(response.ids),
+                "finished": response.finished,
+            }
+            row += 1
+
+
+class SampleLog:
+    """Appends to samples.jsonl; a resumed run first drops what came after its checkpoint (`last_step`)."""
+
+    def __init__(self, path: Path, last_step: int = 0) -> None:
+        self.path = path
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            whole = [line for line in lines if line.endswith("}")]  # a kill may cut the last one short
+            write_jsonl(path, [row for row in map(json.loads, whole) if row["step"] <= last_step])
+
+    def append(self, rows: Iterator[dict] | list[dict]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def print_samples(scored: Scored, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
+    """A few responses with their scores, the first of different prompts, a line each."""
+    seen = set()
+    for row in sample_rows(scored, tokenizer, step=0):
+        if len(seen) < count and row["prompt"] not in seen:
+            seen.add(row["prompt"])
+            end = "" if row["finished"] else " ... (cut off)"
+            print(f"  [{row['score']:+.3f}] {row['prompt']!r} -> {row['response'] + end!r}")
