@@ -81,6 +81,10 @@ def eager_attention(module, query, key, value, attention_mask, scaling, dropout=
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+class ResidualProjection(nn.Linear):
+    """The last layer of what a block adds to the residual stream: GPT-2 starts these smaller, see _init_weights."""
+
+
 class PanguAttention(nn.Module):
     def __init__(self, config: PanguConfig, layer_idx: int):
         super().__init__()
@@ -92,7 +96,7 @@ class PanguAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.c_proj = ResidualProjection(config.hidden_size, config.hidden_size)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden, query_states, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
@@ -122,7 +126,7 @@ class PanguMLP(nn.Module):
         super().__init__()
         inner = config.intermediate_size or 4 * config.hidden_size
         self.c_fc = nn.Linear(config.hidden_size, inner)
-        self.c_proj = nn.Linear(inner, config.hidden_size)
+        self.c_proj = ResidualProjection(inner, config.hidden_size)
         self.act = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
@@ -161,10 +165,9 @@ class PanguPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, (PanguAttention, PanguMLP)):
-            # GPT-2's scaling of what every block adds to the residual stream.
+        if isinstance(module, ResidualProjection):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_layers)
-            init.normal_(module.c_proj.weight, mean=0.0, std=std)
+            init.normal_(module.weight, mean=0.0, std=std)
 
 
 class PanguModel(PanguPreTrainedModel):
@@ -253,6 +256,13 @@ class PanguForCausalLM(PanguPreTrainedModel, GenerationMixin):
         self.transformer = PanguModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def adjust_generation_fn(self, *args, **kwargs):
+        """Called by from_pretrained, which reads the folder's JSON alone and so misses the defaults of PanguConfig."""
+        super().adjust_generation_fn(*args, **kwargs)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if getattr(self.generation_config, name) is None:
+                setattr(self.generation_config, name, getattr(self.config, name))
 
     @can_return_tuple
     def forward(
