@@ -1,0 +1,245 @@
+"""The house of benchmarks: a model that knows scores 1, one that does not scores chance, shots never leak."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tiny_models import build_llama
+from transformers import PreTrainedTokenizerFast
+
+from keju.encoding.encoder import Encoder
+from keju.eval.evaluation import evaluate
+from keju.eval.metrics import ChoiceScores, acc, acc_norm, acc_pmi, credit
+from keju.eval.prompts import Prompter, pick_shots
+from keju.eval.scoring import score_questions
+from keju.eval.task import Item, load_task, task_names
+
+NUM_ITEMS = 24
+CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 80)]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    """One token a character."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    pieces = ["<unk>", "<s>", "</s>", "<pad>", *CHARACTERS, *"成语：。解释“”的意思\n"]
+    tokenizer = Tokenizer(
+        models.WordLevel({piece: number for number, piece in enumerate(dict.fromkeys(pieces))}, "<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    return Encoder(fast, 256)
+
+
+def write_rows(path: Path, seed: int, count: int, num_choices: int = 4) -> list[dict]:
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        text = partial(rng.choices, CHARACTERS)
+        rows.append(
+            {
+                "idiom": "".join(text(k=4)),
+                "choices": ["".join(text(k=rng.randint(3, 9))) for _ in range(num_choices)],
+                "answer": number % num_choices,
+            }
+        )
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return rows
+
+
+@pytest.fixture
+def data_dir(tmp_path) -> Path:
+    write_rows(tmp_path / "idiom_mc_test.jsonl", 0, NUM_ITEMS)
+    write_rows(tmp_path / "idiom_mc_dev.jsonl", 1, 10)
+    return tmp_path
+
+
+def oracle(data_dir: Path, encoder: Encoder):
+    """A scorer that has read the answers; it is asked in token ids like any model."""
+    rows = [json.loads(line) for line in (data_dir / "idiom_mc_test.jsonl").read_text(encoding="utf-8").splitlines()]
+    known = {(row["idiom"], row["choices"][row["answer"]]) for row in rows}
+
+    def score(questions, on_batch):
+        on_batch(len(questions), 0)
+        plain = partial(encoder.tokenizer.decode, skip_special_tokens=True)
+        texts = [
+            ("".join(plain(question.prompt).split()), ["".join(plain(choice).split()) for choice in question.choices])
+            for question in questions
+        ]
+        return [
+            [
+                0.0 if any(idiom in prompt[-12:] and choice == right for idiom, right in known) else -9.0
+                for choice in choices
+            ]
+            for prompt, choices in texts
+        ]
+
+    return score
+
+
+settings = dict(num_shots=0, max_length=256)
+
+
+@pytest.mark.parametrize("num_shots", [0, 3])
+@pytest.mark.parametrize("protocol", ["completion", "instruction"])
+def test_a_model_that_knows_is_always_right(data_dir, encoder, num_shots, protocol):
+    result = evaluate(
+        "idiom", oracle(data_dir, encoder), encoder, data_dir, num_shots=num_shots, max_length=256, protocol=protocol
+    )
+    assert {name: metric["value"] for name, metric in result.summary["metrics"].items()} == {
+        "acc": 1.0, "acc_norm": 1.0, "acc_pmi": 1.0
+    }  # fmt: skip
+    assert all(row["pred"] == row["gold"] for row in result.rows)
+    assert result.summary["chance"] == 0.25
+    assert result.summary["interval"][1] == pytest.approx(1.0)
+
+
+def test_a_model_that_prefers_nothing_scores_exactly_chance(data_dir, encoder):
+    model = build_llama(vocab_size=len(encoder.tokenizer))
+    model.lm_head.weight.data.zero_()
+    result = evaluate("idiom", partial(score_questions, model, token_budget=512), encoder, data_dir, **settings)
+    # All tokens are equally likely: the question adds nothing to any choice, and all characters are worth the same.
+    assert result.summary["metrics"]["acc_pmi"]["value"] == pytest.approx(0.25)
+    assert result.summary["accuracy"] == pytest.approx(0.25)
+
+
+def test_the_order_of_choices_changes_nothing(data_dir, encoder, tmp_path):
+    model = build_llama(vocab_size=len(encoder.tokenizer))
+    score = partial(score_questions, model, token_budget=512)
+    first = evaluate("idiom", score, encoder, data_dir, **settings)
+    path = data_dir / "idiom_mc_test.jsonl"
+    rng = random.Random(3)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        right = row["choices"][row["answer"]]
+        rng.shuffle(row["choices"])
+        row["answer"] = row["choices"].index(right)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shuffled = evaluate("idiom", score, encoder, data_dir, **settings)
+    assert shuffled.summary["metrics"] == first.summary["metrics"]
+    chosen = [[row["choices"][row["pred"]] for row in result.rows] for result in (first, shuffled)]
+    assert chosen[0] == chosen[1]
+    assert len({row["pred"] for row in first.rows}) > 1
+
+
+def test_rows_hold_what_was_decided(data_dir, encoder):
+    model = build_llama(vocab_size=len(encoder.tokenizer))
+    score = partial(score_questions, model, token_budget=512)
+    result = evaluate("idiom", score, encoder, data_dir, num_shots=2, max_length=256, max_items=5)
+    assert len(result.rows) == result.summary["num_items"] == 5
+    for row in result.rows:
+        assert row["scores"]["acc_norm"] == pytest.approx(
+            [value / len(choice) for value, choice in zip(row["scores"]["acc"], row["choices"], strict=True)]
+        )
+        best = max(range(4), key=lambda index: row["scores"]["acc_pmi"][index])
+        assert row["pred"] == best
+        assert row["credit"]["acc_pmi"] == float(best == row["gold"])
+        assert ":" in row["where"]
+
+
+def test_pmi_is_the_difference_to_the_neutral_prompt(data_dir, encoder):
+    """Each choice alone, in full, under the same shots."""
+    model = build_llama(vocab_size=len(encoder.tokenizer))
+    score = partial(score_questions, model, token_budget=512)
+    result = evaluate("idiom", score, encoder, data_dir, num_shots=2, max_length=256, seed=5)
+    task = load_task("idiom")
+    items = task.items(data_dir, "completion")
+    shots = pick_shots(task.shots(data_dir, "completion"), items, 2, 5)[""]
+    prompter = Prompter(encoder, task, "completion", False, 256)
+    for item, row in zip(items[:6], result.rows[:6], strict=True):
+        (with_idiom, without) = score_questions(
+            model, [prompter.question(item, shots)[0], prompter.neutral_question(item, shots)], token_budget=512
+        )
+        expected = [first - second for first, second in zip(with_idiom, without, strict=True)]
+        assert row["scores"]["acc_pmi"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_ties_share_the_credit():
+    assert credit([-1.0, -1.0, -2.0], 1) == 0.5
+    assert credit([-1.0, -1.0, -2.0], 2) == 0.0
+    assert credit([-3.0, -1.0, -2.0], 1) == 1.0
+
+
+def test_metrics_by_hand():
+    scores = ChoiceScores((-6.0, -8.0, -9.0), (-5.0, -9.0, -9.0), (2, 4, 3))
+    assert acc(scores) == [-6.0, -8.0, -9.0]
+    assert acc_norm(scores) == [-3.0, -2.0, -3.0]
+    assert acc_pmi(scores) == [-1.0, 1.0, 0.0]
+    assert acc_pmi(ChoiceScores((-6.0,), None, (2,))) is None
+
+
+def test_shots_are_fixed_by_the_seed_and_never_scored_rows():
+    scored = [Item(f"问{number}", ("是", "否"), 0) for number in range(10)]
+    pool = [*scored, *(Item(f"例{number}", ("是", "否"), 1) for number in range(8)), Item("例", ("是", "否"), None)]
+    first = pick_shots(pool, scored, 5, seed=1)[""]
+    assert first == pick_shots(pool, scored, 5, seed=1)[""] != pick_shots(pool, scored, 5, seed=2)[""]
+    assert all(shot.prompt.startswith("例") and shot.gold is not None for shot in first)
+    with pytest.raises(ValueError, match="--num_shots 9: there are only 8 examples"):
+        pick_shots(pool, scored, 9, seed=1)
+
+
+def test_shots_are_dropped_whole_from_the_far_end(data_dir, encoder):
+    task = load_task("idiom")
+    items = task.items(data_dir, "completion")
+    shots = pick_shots(task.shots(data_dir, "completion"), items, 4, 0)[""]
+    prompter = Prompter(encoder, task, "completion", False, 256)
+    whole, dropped = prompter.question(items[0], shots)
+    assert dropped == 0
+    longest = len(whole.prompt) + max(map(len, whole.choices))
+    shorter, dropped = Prompter(encoder, task, "completion", False, longest - 1).question(items[0], shots)
+    assert dropped == 1
+    assert shorter == prompter.question(items[0], shots[1:])[0]
+    with pytest.raises(
+        ValueError, match=r"idiom_mc_test.jsonl:1: \d+ tokens without any shot, the model reads 8 at most"
+    ):
+        Prompter(encoder, task, "completion", False, 8).question(items[0], shots)
+
+
+def test_dropped_shots_are_reported(data_dir, encoder):
+    score = partial(score_questions, build_llama(vocab_size=len(encoder.tokenizer)), token_budget=512)
+    result = evaluate("idiom", score, encoder, data_dir, num_shots=6, max_length=90)
+    assert result.summary["items_with_shots_dropped"] == NUM_ITEMS
+    assert result.summary["shots_dropped"] >= NUM_ITEMS
+
+
+def test_a_wrong_task_lists_the_right_ones():
+    assert "idiom" in task_names()
+    with pytest.raises(ValueError, match="--tasks idoim: choose from .*idiom"):
+        load_task("idoim")
+
+
+def test_a_wrong_protocol_lists_the_right_ones(data_dir, encoder):
+    with pytest.raises(ValueError, match="--protocol official: idiom knows completion, instruction"):
+        evaluate("idiom", oracle(data_dir, encoder), encoder, data_dir, protocol="official", **settings)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"idiom": "好"', "malformed JSON"),
+        ('["好"]', "expected a JSON object"),
+        ('{"idiom": "", "choices": ["a", "b"], "answer": 0}', '"idiom" must be a text'),
+        ('{"idiom": "好", "choices": ["a", ""], "answer": 0}', '"choices" must be a list'),
+        ('{"idiom": "好", "choices": ["a"], "answer": 0}', '"choices" must be a list'),
+        ('{"idiom": "好", "choices": ["a", "b"], "answer": 2}', '"answer" must be the number of a choice, 0 to 1'),
+        ('{"idiom": "好", "choices": ["a", "b"], "answer": "A"}', '"answer" must be the number of a choice'),
+    ],
+)
+def test_bad_rows_name_file_and_line(tmp_path, line, message):
+    good = '{"idiom": "好", "choices": ["a", "b"], "answer": 1}\n'
+    (tmp_path / "idiom_mc_test.jsonl").write_text(good + line + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"idiom_mc_test.jsonl:2: {message}"):
+        load_task("idiom").items(tmp_path, "completion")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="--data_dir: .*idiom_mc_test.jsonl does not exist"):
+        load_task("idiom").items(tmp_path, "completion")
