@@ -125,7 +125,8 @@ def _not_finite(error: BaseException, flags: _Flags) -> list[str]:
         lines += flags.change("max_grad_norm", 1.0, "clips the step that broke it")
     if flags.now("fp16") or flags.now("dtype") == "float16":
         lines += flags.change("bf16", "true", "float16 overflows above 65504; bfloat16 does not")
-    return lines + ["look at the records named above; --resume_from_checkpoint auto goes on from the last checkpoint"]
+    lines += ["look at the records named above"] if getattr(error, "records", "") else []
+    return lines + flags.change("resume_from_checkpoint", "auto", "goes on from the last checkpoint")
 
 
 def _disk_full(error: BaseException, flags: _Flags) -> list[str]:
@@ -136,7 +137,7 @@ def _disk_full(error: BaseException, flags: _Flags) -> list[str]:
     if not flags.now("save_only_model"):
         lines += flags.change("save_only_model", "true", "a third of the size; such a checkpoint cannot be resumed")
     lines += flags.change("output_dir", "<folder on another disk>", "more space")
-    return lines + ["then --resume_from_checkpoint auto goes on from the last whole checkpoint"]
+    return lines + flags.change("resume_from_checkpoint", "auto", "then goes on from the last whole checkpoint")
 
 
 def _lost_loader(_: BaseException, flags: _Flags) -> list[str]:

@@ -17,7 +17,7 @@ from keju.training.tee import CLEAR_LINE, Tee
 
 Item = TypeVar("Item")
 
-BAR_WIDTH = 24
+BAR_WIDTH = 16
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0  # between two lines where there is no terminal to draw on, and in the log
 
@@ -103,9 +103,8 @@ class Progress:
             share = min(1.0, self.done / self.total)
             filled = round(share * BAR_WIDTH)
             text = f"{self.title} {'█' * filled}{'░' * (BAR_WIDTH - filled)} {share:4.0%} {self._count()}"
-        text = "  ".join([text, *self._figures(seconds)])
         left = self._left(seconds)
-        text += f"  {clock(seconds)}" + ("" if left is None else f", {clock(left)} left")
+        text = "  ".join([text, clock(seconds) if left is None else f"{clock(left)} left", *self._figures(seconds)])
         # A bar that wraps could not be wiped.
         terminal.write(CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
         terminal.flush()
@@ -166,7 +165,7 @@ class RunCallback(TrainerCallback):
         self.folder.log_metrics(row)
         if "loss" not in logs:
             if self.folder.is_main:
-                print(f"step {state.global_step}: " + describe(logs))
+                print(f"step {state.global_step}: {describe(logs)}")
             return
         self.folder.write_log(f"step {state.global_step}/{state.max_steps}: {describe(row)}")
         if not math.isfinite(logs["loss"]):
@@ -195,8 +194,9 @@ class RunCallback(TrainerCallback):
 
 def describe(row: dict[str, Any]) -> str:
     """A row of metrics as people read it."""
-    hidden = {"step", "epoch", "elapsed"}
-    return ", ".join(f"{name} {figure(value)}" for name, value in row.items() if name not in hidden)
+    hidden = ("step", "epoch", "elapsed", "_runtime", "_per_second")
+    shown = {name: value for name, value in row.items() if not name.endswith(hidden) or name == "tokens_per_second"}
+    return ", ".join(f"{name} {figure(value)}" for name, value in shown.items())
 
 
 def figure(value: Any) -> str:

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+
+from keju.training.crash import MissingEos, NonFiniteLoss, explain
+
+ARGUMENTS = {
+    "token_budget": 4096,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 2,
+    "max_length": 512,
+    "activation_checkpointing": False,
+    "use_peft": False,
+    "bf16": False,
+    "deepspeed": None,
+    "learning_rate": 1e-3,
+    "warmup_steps": 0.0,
+    "max_grad_norm": 1.0,
+    "dataloader_num_workers": 4,
+    "ddp_timeout": 1800,
+    "save_total_limit": 2,
+    "save_only_model": False,
+    "output_dir": "runs/x",
+    "resume_from_checkpoint": None,
+    "max_new_tokens": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "happened", "flags"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "GPU ran out of memory", ["--token_budget 2048", "--bf16 true"]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "machine ran out", ["--token_budget 2048"]),
+        (MemoryError(), "machine ran out", ["--per_device_train_batch_size 4", "--use_peft true"]),
+        (NonFiniteLoss(7, "a.jsonl:3"), "at step 7 (records: a.jsonl:3)", ["--learning_rate 0.0001", "--warmup_steps"]),
+        (OSError(errno.ENOSPC, "No space left", "runs/x/m"), "disk is full: runs/x/m", ["--save_total_limit 1"]),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "disk is full: runs/x", ["--save_only_model"]),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error"), "worker", ["--dataloader_num_workers 0"]),
+        (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]"), "Another process", ["--ddp_timeout 7200"]),
+        (RuntimeError("NCCL error: unhandled system error"), "Another process", ["NCCL_DEBUG"]),
+        (MissingEos(3, 1.0), "does not end", ["--max_new_tokens 128"]),
+        (RuntimeError("CUDA error: device-side assert triggered"), "token id", []),
+        (KeyboardInterrupt(), "Ctrl-C", ["--resume_from_checkpoint auto"]),
+    ],
+)
+def test_says_what_happened_and_which_flags(error, happened, flags):
+    what, *remedies = explain(error, ARGUMENTS)
+    assert happened in what
+    for flag in flags:
+        assert any(remedy.startswith(flag) for remedy in remedies), (flag, remedies)
+
+
+def test_present_values_are_named():
+    assert "--learning_rate 0.0001 (now 0.001): the usual cause" in explain(NonFiniteLoss(1), ARGUMENTS)
+
+
+def test_only_flags_that_the_run_has():
+    remedies = explain(torch.OutOfMemoryError("x"), {"token_budget": 100})[1:]
+    assert remedies and all("token_budget" in remedy for remedy in remedies)
+
+
+def test_nothing_that_is_set_already_is_proposed():
+    remedies = explain(torch.OutOfMemoryError("x"), ARGUMENTS | {"use_peft": True, "per_device_train_batch_size": 1})
+    assert not any("use_peft" in remedy or "train_batch_size" in remedy for remedy in remedies)
+
+
+def test_the_cause_behind_an_exception_counts():
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("could not save") from error
+    except RuntimeError as error:
+        assert "disk is full" in explain(error, ARGUMENTS)[0]
+
+
+def test_an_unknown_error_is_not_explained():
+    assert explain(ZeroDivisionError("division by zero"), ARGUMENTS) == []

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from keju.trees.packing import pack
+from keju.training.launch import is_user_mistake, run_guarded
+from keju.training.run_folder import RunFolder
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+def test_success_and_argparse_exits_pass():
+    assert run_guarded(lambda: None) == 0
+    assert run_guarded(raising(SystemExit(2))) == 2
+    assert run_guarded(raising(SystemExit())) == 0
+
+
+def test_a_mistake_in_the_data_is_one_line_and_exit_2(capsys):
+    assert run_guarded(lambda: pack([100], 10)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+
+
+def test_a_missing_file_is_a_mistake_wherever_it_is_opened(capsys):
+    assert run_guarded(lambda: open("nowhere.jsonl")) == 2
+    assert capsys.readouterr().err == "error: nowhere.jsonl: No such file or directory\n"
+
+
+def test_debug_shows_the_traceback(capsys, monkeypatch):
+    monkeypatch.setenv("KEJU_DEBUG", "1")
+    assert run_guarded(lambda: pack([100], 10)) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_value_error_that_nobody_raised_on_purpose_is_a_crash():
+    def bug():
+        a, b = (1, 2, 3)
+
+    for function in (bug, lambda: int("x")):
+        try:
+            function()
+        except ValueError as error:
+            assert not is_user_mistake(error)
+
+
+def test_a_crash_keeps_its_traceback_in_the_log(tmp_path, capsys):
+    def main():
+        run = RunFolder(tmp_path, "sft", argv=[])
+        run.log_metrics({"step": 1})
+        raise ZeroDivisionError("division by zero")
+
+    assert run_guarded(main) == 1
+    err = capsys.readouterr().err
+    assert err == f"ZeroDivisionError: division by zero\nthe whole traceback is in {tmp_path / 'sft.log'}\n"
+    assert "Traceback" in (tmp_path / "sft.log").read_text()
+
+
+def test_an_explained_crash_says_so(tmp_path, capsys):
+    def main():
+        RunFolder(tmp_path, "sft", argv=[])
+        raise MemoryError
+
+    assert run_guarded(main) == 1
+    assert capsys.readouterr().err.startswith("The machine ran out of memory.\n")
+
+
+def test_a_crash_without_a_log_shows_its_traceback(capsys):
+    assert run_guarded(raising(ZeroDivisionError("x"))) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_mistake_leaves_no_folder(tmp_path):
+    def main():
+        RunFolder(tmp_path / "run", "sft", argv=[])
+        pack([100], 10)
+
+    assert run_guarded(main) == 2
+    assert not (tmp_path / "run").exists()
+
+
+SCRIPT = """
+import sys, time
+from keju.training.launch import run_stage
+def main():
+    print("ready", flush=True)
+    time.sleep(60)
+run_stage(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_with_130_and_no_traceback_in_the_face(number, tmp_path):
+    script = tmp_path / "stage.py"
+    run = 'from keju.training.run_folder import RunFolder\nrun = RunFolder(sys.argv[1], "sft")\n    print'
+    script.write_text(SCRIPT.replace("print", run.replace("\n", "\n    ", 1), 1))
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "run")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        while "ready" not in (line := process.stdout.readline()):
+            assert line, process.stderr.read()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Stopped from outside" in err and "Traceback" not in err

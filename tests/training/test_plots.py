@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from keju.training.plots import metric_series, plot_bars, plot_histograms, plot_lines, plot_loss, plot_metrics, smooth
+
+
+def ink(png) -> float:
+    """Share of pixels that are not white; also shows that the file is a whole picture."""
+    from matplotlib.image import imread
+
+    return float((imread(png)[..., :3].min(axis=-1) < 0.99).mean())
+
+
+def write_metrics(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 200])
+def test_loss_of_any_length(tmp_path, count):
+    rows = [{"step": i, "loss": None if i == 2 else 2 / (i + 1), "learning_rate": 1e-4} for i in range(count)]
+    plot_loss(write_metrics(tmp_path / "m.jsonl", [*rows, {"step": count, "eval_loss": 1.0}]), tmp_path / "loss.png")
+    assert ink(tmp_path / "loss.png") > 0.01
+
+
+def test_lines_take_lists_and_pairs_with_gaps(tmp_path):
+    plot_lines({"a": [1, None, 3], "b": ([10, 20], [1.0, float("nan")])}, tmp_path / "x.png", title="t")
+    assert ink(tmp_path / "x.png") > 0.01
+
+
+def test_metrics_columns(tmp_path):
+    path = write_metrics(tmp_path / "m.jsonl", [{"step": 1, "kl": 0.1}, {"step": 2, "kl": 0.2}])
+    plot_metrics(path, tmp_path / "deep" / "x.png", {"kl": "KL", "absent": "?"}, title="t")
+    assert ink(tmp_path / "deep" / "x.png") > 0.01
+
+
+@pytest.mark.parametrize("groups", [{}, {"none": []}, {"same": [1.0, 1.0]}, {"a": [1, 2, float("nan")], "b": np.ones(3)}])
+def test_histograms_of_odd_groups(tmp_path, groups):
+    plot_histograms(groups, tmp_path / "x.png", title="t", xlabel="x")
+    assert ink(tmp_path / "x.png") > 0.005
+
+
+def test_bars_with_errors_and_chance(tmp_path):
+    errors = {"a": 0.1, "b": (0.05, 0.1)}
+    plot_bars({"a": 0.3, "b": 0.6, "c": 0.0}, tmp_path / "x.png", title="t", errors=errors, chance=0.25)
+    assert ink(tmp_path / "x.png") > 0.05
+
+
+def test_metric_series_skips_rows_without_the_number():
+    rows = [{"step": 1, "loss": 1.0}, {"step": 2, "eval_loss": 3.0}, {"step": 3, "loss": None}]
+    assert metric_series(rows, "loss") == ([1], [1.0])
+
+
+def test_smooth():
+    assert smooth([1, 1, 1, 1], 3) == [1, 1, 1, 1]
+    assert smooth([3, 0, 3, 0], 3) == [3, 2, 1, 1.5]
+
+
+def test_a_full_disk_leaves_the_old_picture(tmp_path, monkeypatch):
+    plot_lines({"a": [1, 2]}, tmp_path / "x.png", title="t")
+    before = (tmp_path / "x.png").read_bytes()
+
+    def full(self, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space"):
+        plot_lines({"a": [2, 1]}, tmp_path / "x.png", title="t")
+    assert (tmp_path / "x.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_pyplot_stays_out():
+    code = "import sys, keju.training.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

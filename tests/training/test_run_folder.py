@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from keju.training.run_folder import RunFolder, current_run, is_finished, is_run, read_metrics
+
+
+@dataclass
+class Settings:
+    learning_rate: float = 0.1
+    hub_token: str = "secret"
+
+
+def open_run(path, **options):
+    return RunFolder(path, "sft", arguments=[Settings()], argv=["--learning_rate", "0.1"], **options)
+
+
+def train(path, *, steps=2, checkpoints=(), **options):
+    run = open_run(path, **options)
+    for step in range(1, steps + 1):
+        run.log_metrics({"step": step, "loss": 1.0 / step, "num_tokens": 10 * step, "elapsed": float(step)})
+    for step in checkpoints:
+        (path / f"checkpoint-{step}").mkdir()
+        (path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return run
+
+
+def test_a_run_leaves_arguments_metrics_log_and_summary(tmp_path):
+    run = train(tmp_path / "run")
+    print("said on stdout")
+    print("said on stderr", file=sys.stderr)
+    summary = run.finish(heldout_accuracy=0.75)
+    args = json.loads((tmp_path / "run" / "args.json").read_text())
+    assert args["arguments"] == {"learning_rate": 0.1, "hub_token": "<hidden>"}
+    assert args["stage"] == "sft" and args["versions"]["torch"] and args["machine"]["cpu_cores"] >= 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert summary["finished"] and summary["first_loss"] == 1.0 and summary["last_loss"] == 0.5
+    assert summary["steps"] == 2 and summary["tokens"] == 20 and summary["tokens_per_second"] == 10.0
+    assert summary["heldout_accuracy"] == 0.75 and summary["seconds"] >= 0
+    assert (tmp_path / "run" / "sft.log").read_text() == "said on stdout\nsaid on stderr\n"
+    assert current_run() is None
+
+
+def test_secrets_on_the_command_line_are_hidden(tmp_path):
+    RunFolder(tmp_path, "sft", argv=["--hub_token", "s1", "--hub-token=s2", "--seed", "1"]).close()
+    text = (tmp_path / "args.json").read_text()
+    assert "s1" not in json.loads(text)["argv"] and "s2" not in text
+
+
+def test_metrics_stay_json(tmp_path):
+    run = open_run(tmp_path)
+    run.log_metrics({"step": 1, "loss": float("nan")})
+    run.close()
+    assert read_metrics(run.metrics_path) == [{"step": 1, "loss": None}]
+
+
+def test_read_metrics_forgives_only_a_cut_last_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": ')
+    assert read_metrics(path) == [{"step": 1}]
+    path.write_text('{"step": \n{"step": 2}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl:1: not JSON"):
+        read_metrics(path)
+
+
+def test_refuses_a_folder_with_another_run(tmp_path):
+    train(tmp_path).finish()
+    with pytest.raises(ValueError, match="already holds a finished run .*--overwrite_output_dir.*resume_from_checkpoint"):
+        open_run(tmp_path)
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_refuses_foreign_files_even_with_overwrite(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="not of a run .such as thesis.tex"):
+            open_run(tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_refuses_a_file(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ValueError, match="--output_dir: .* is a file"):
+        open_run(tmp_path / "out")
+
+
+def test_overwrite_starts_clean(tmp_path):
+    train(tmp_path, checkpoints=[1]).finish()
+    open_run(tmp_path, overwrite=True).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["args.json", "sft.log"]
+
+
+def test_overwrite_keeps_runs_inside(tmp_path):
+    train(tmp_path).finish()
+    train(tmp_path / "inner" / "dpo").finish()
+    with pytest.raises(ValueError, match="also holds the run .*dpo"):
+        open_run(tmp_path, overwrite=True)
+    assert is_finished(tmp_path / "inner" / "dpo") and is_finished(tmp_path)
+
+
+def test_a_run_that_died_before_its_first_step_is_replaced(tmp_path):
+    open_run(tmp_path).close()
+    open_run(tmp_path).close()
+
+
+def test_resume_takes_the_newest_whole_checkpoint_and_rewinds_metrics(tmp_path):
+    train(tmp_path, steps=5, checkpoints=[2, 4]).close()
+    (tmp_path / "checkpoint-5").mkdir()  # killed while saving
+    (tmp_path / "checkpoint-5" / "model.safetensors").write_text("half")
+    run = open_run(tmp_path, resume="auto")
+    assert run.checkpoint == tmp_path / "checkpoint-4"
+    assert [row["step"] for row in read_metrics(run.metrics_path)] == [1, 2, 3, 4]
+    run.close()
+    assert json.loads((tmp_path / "args.json").read_text())["resumed_from"].endswith("checkpoint-4")
+
+
+def test_resume_auto_starts_from_the_beginning_where_nothing_is(tmp_path):
+    run = open_run(tmp_path / "new", resume="auto")
+    assert run.checkpoint is None
+    run.close()
+
+
+def test_resume_from_a_folder_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="--resume_from_checkpoint: .* is not a whole checkpoint"):
+        open_run(tmp_path / "run", resume=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_is_finished_asks_for_the_same_arguments(tmp_path):
+    assert not is_finished(tmp_path) and not is_run(tmp_path)
+    run = train(tmp_path)
+    assert is_run(tmp_path) and not is_finished(tmp_path)
+    run.finish()
+    assert is_finished(tmp_path)
+    assert is_finished(tmp_path, ["--learning_rate", "0.1"]) and not is_finished(tmp_path, ["--learning_rate", "0.2"])
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path):
+    run = open_run(tmp_path)
+    code = f"from keju.training.run_folder import RunFolder; RunFolder({str(tmp_path)!r}, 'sft', overwrite=True)"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run.close()
+    assert "another process is writing" in other.stderr
+
+
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    run = open_run(tmp_path / "run")
+    run.log_metrics({"step": 1})
+    run.finish()
+    assert not (tmp_path / "run").exists()
+
+
+def test_full_disk_leaves_the_old_summary(tmp_path, monkeypatch):
+    run = train(tmp_path)
+    (tmp_path / "summary.json").write_text('{"old": 1}')
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.finish()
+    run.close()
+    assert (tmp_path / "summary.json").read_text() == '{"old": 1}'
+    assert not list(tmp_path.glob(".*part"))
+
+
+def test_discard_removes_only_what_opening_wrote(tmp_path):
+    run = open_run(tmp_path / "new")
+    run.discard_if_untouched()
+    assert not (tmp_path / "new").exists()
+    run = train(tmp_path / "kept")
+    run.discard_if_untouched()
+    assert is_run(tmp_path / "kept")
