@@ -74,6 +74,10 @@ class DataArguments:
     on_bad_line: Literal["error", "skip"] = field(
         default="error", metadata={"help": "A line that cannot be read stops the run, or is skipped and counted."}
     )
+    on_long: Literal["skip", "truncate", "error"] = field(
+        default="skip",
+        metadata={"help": "A record longer than --max_length is left out and counted, cut, or stops the run."},
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Read at most so many training records."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Read at most so many held-out records."})
 

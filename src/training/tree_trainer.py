@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.modeling_utils import load_sharded_checkpoint
 
 from keju.training.objectives.objective import Objective
 from keju.training.sampler import TreeBatchSampler
@@ -189,13 +188,14 @@ class TreeTrainer(Trainer):
             from peft import set_peft_model_state_dict
 
             set_peft_model_state_dict(inner, load_file(folder / "adapter_model.safetensors"))
-        elif (folder / "model.safetensors").exists():
-            missing, unexpected = inner.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-            tied = set(getattr(inner, "all_tied_weights_keys", None) or inner._tied_weights_keys or ())
-            if unexpected or set(missing) - tied:
-                raise ValueError(f"--resume_from_checkpoint: {folder} does not fit this model")
-        else:
-            load_sharded_checkpoint(inner, str(folder))
+            return
+        state = {}
+        for shard in sorted(folder.glob("model*.safetensors")):
+            state |= load_file(shard)
+        missing, unexpected = inner.load_state_dict(state, strict=False)
+        untied = set(missing) - set(getattr(inner, "all_tied_weights_keys", ()))
+        if not state or unexpected or untied:
+            raise ValueError(f"--resume_from_checkpoint: the weights in {folder} do not fit this model")
 
 
 class _EpochLoader(DataLoader):

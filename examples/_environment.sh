@@ -1,0 +1,104 @@
+# Sourced by every script here: finds the repository, makes or enters the Python environment, installs what is missing.
+#
+#   PYTHON=python3.12    interpreter for a new environment (default: the newest of 3.12, 3.11, 3.10 that is there)
+#   KEJU_VENV=DIR        the environment's folder (default: .venv in the repository; an active one is used as it is)
+#   KEJU_EXTRAS=test     optional dependencies to install as well
+
+REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+_fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+_find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3 python}; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    _fail "Python 3.10, 3.11 or 3.12 is needed${PYTHON:+ (PYTHON=$PYTHON is not one of them)}"
+}
+
+_enter_environment() {
+    if [ -z "${KEJU_VENV:-}" ] && [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+        return # the user's own environment
+    fi
+    local folder="${KEJU_VENV:-$REPO/.venv}"
+    if [ ! -x "$folder/bin/python" ]; then
+        local python
+        python="$(_find_python)" || exit 2
+        echo "Making the environment $folder ($("$python" --version))"
+        "$python" -m venv "$folder" || _fail "$python cannot make an environment (Debian: apt install python3-venv)"
+    fi
+    # shellcheck disable=SC1091
+    source "$folder/bin/activate"
+}
+
+# Installs once for each state of setup.py and constraints.txt; a stamp inside the environment says which it was.
+_install() {
+    local prefix stamp state
+    prefix="$(python -c 'import sys; print(sys.prefix)')"
+    stamp="$prefix/.keju-installed"
+    state="$REPO $(cat "$REPO/setup.py" "$REPO/pyproject.toml" "$REPO/constraints.txt" | cksum)"
+    if grep -qxF "$state ${KEJU_EXTRAS:-}" "$stamp" 2>/dev/null; then
+        return
+    fi
+    if [ -z "${KEJU_EXTRAS:-}" ] && grep -qF "$state " "$stamp" 2>/dev/null; then
+        return
+    fi
+    echo "Installing the pinned dependencies (the first time takes a minute or more)"
+    local pip=(python -m pip install --quiet --disable-pip-version-check --constraint "$REPO/constraints.txt")
+    # torch first and alone; deepspeed is built against it, so neither may be built in isolation
+    "${pip[@]}" torch setuptools wheel ninja || _fail "installing torch failed (see above)"
+    "${pip[@]}" --no-build-isolation --editable "$REPO${KEJU_EXTRAS:+[$KEJU_EXTRAS]}" || _fail "installation failed (see above)"
+    echo "$state ${KEJU_EXTRAS:-}" >>"$stamp"
+}
+
+# run_stage NAME ARGS...: python -m keju.NAME, on NUM_GPUS processes through the deepspeed launcher when there are several.
+# CPU=1 makes those processes CPU ones.
+run_stage() {
+    local name="$1"
+    shift
+    local processes="${NUM_GPUS:-1}"
+    case "$processes" in '' | *[!0-9]*) _fail "NUM_GPUS=$processes is not a number" ;; esac
+    if [ "$processes" -le 1 ]; then
+        python -m "keju.$name" "$@"
+        return
+    fi
+    local launcher=(deepspeed --num_gpus "$processes" --master_port "${MASTER_PORT:-29500}")
+    [ -n "${HOSTFILE:-}" ] && launcher+=(--hostfile "$HOSTFILE")
+    if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+        export DS_ACCELERATOR=cpu OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    fi
+    local flags=("$@")
+    case " $* " in *" --deepspeed "*) ;; *) flags+=(--deepspeed "${DEEPSPEED_CONFIG:-$REPO/examples/configs/deepspeed/zero2.json}") ;; esac
+    "${launcher[@]}" --module "keju.$name" "${flags[@]}"
+}
+
+# Data for the stages on the embedded corpus, made when it is not there yet.
+embedded_data() {
+    DATA_DIR="${DATA_DIR:-$REPO/runs/data/idiom}"
+    if [ ! -e "$DATA_DIR" ]; then
+        python -m keju.prepare_data --corpus idiom --output_dir "$DATA_DIR"
+    fi
+}
+
+# previous_model VARIABLE FOLDER SCRIPT: the model of an earlier stage, made by its script when it is not there yet.
+previous_model() {
+    local variable="$1" folder="$2" script="$3"
+    if [ -n "${!variable:-}" ]; then
+        return
+    fi
+    if [ ! -e "$folder/config.json" ]; then
+        echo "$variable is not set and $folder is not there yet: running examples/$script first"
+        env -u OUTPUT_DIR -u MODEL -u CONFIG NUM_GPUS=1 DATA_DIR="$DATA_DIR" bash "$REPO/examples/$script" || exit $?
+    fi
+    printf -v "$variable" '%s' "$folder"
+}
+
+set -euo pipefail
+_enter_environment
+_install

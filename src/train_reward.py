@@ -1,0 +1,76 @@
+"""Train a reward model on ranked answers: K answers are one tree, and all their ordered pairs are compared.
+
+python -m keju.train_reward --model_name_or_path runs/sft --data_dir runs/data/idiom --output_dir runs/reward
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from keju.models.loading import load_scalar_model
+from keju.training.answer_scores import answer_rewards, by_score
+from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
+from keju.training.launch import run_stage
+from keju.training.objectives.reward import RewardObjective
+from keju.training.plots import plot_histograms
+from keju.training.stage import add_adapters, inspect, num_shared, open_run, prepare, read_trees, train
+
+
+@dataclass
+class RewardDataArguments(DataArguments):
+    train_filename: str = field(default="ranked_train.jsonl", metadata={"help": "Ranked records, in --data_dir."})
+    eval_filename: str | None = field(default="ranked_dev.jsonl", metadata={"help": "Held-out ranked records."})
+
+
+@dataclass
+class RewardArguments(StageTrainingArguments):
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
+    loss_type: Literal["last", "span"] = field(
+        default="last",
+        metadata={"help": "Compare scores at the answers' last tokens, or at every token from where they differ on."},
+    )
+
+
+def main() -> None:
+    model_args, data, training = parse_arguments(
+        ModelArguments, RewardDataArguments, RewardArguments, description=__doc__
+    )
+    folder = open_run("reward", model_args, data, training)
+    tokenizer, encoder = prepare(model_args, data, training)
+    model = load_scalar_model(model_args.model_name_or_path, dtype=model_args.dtype)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    records = read_trees(
+        data, data.train_filename, encoder, "ranked", flag="--train_filename", max_samples=data.max_train_samples
+    )
+    held_out = data.eval_filename and read_trees(
+        data, data.eval_filename, encoder, "ranked", flag="--eval_filename", max_samples=data.max_eval_samples
+    )
+    inspect(records, tokenizer, model, form="ranked")
+    print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
+    model = add_adapters(model, model_args, task_type="SEQ_CLS")
+    outcome = train(
+        model,
+        RewardObjective(training.loss_type),
+        tokenizer,
+        records,
+        held_out or None,
+        data=data,
+        training=training,
+        folder=folder,
+        check_head=False,
+    )
+    if held_out and folder.is_main:
+        outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
+        rewards = answer_rewards(model, held_out.trees, token_budget=data.token_budget)
+        groups: dict[str, list[float]] = {}
+        for score, reward in sorted(by_score(held_out.trees, rewards)):
+            groups.setdefault(f"score {score:g}", []).append(reward)
+        plot_histograms(
+            groups, folder.path / "reward_distribution.png", title="Rewards", xlabel="reward"
+        )
+    folder.finish(**outcome.summary)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,171 @@
+"""What the training stages share: records in, a trained checkpoint folder with its log and pictures out.
+
+The method of a stage (which records, which loss, which plots) stays in its script.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from keju.encoding.dataset import EncodedRecords, encode_records
+from keju.encoding.encoder import Encoder
+from keju.encoding.inspection import check_trees, example_table
+from keju.models.loading import load_tokenizer
+from keju.records.reading import read_records
+from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
+from keju.training.objectives.objective import Objective
+from keju.training.plots import plot_loss
+from keju.training.progress import Progress, RunCallback
+from keju.training.run_folder import RunFolder
+from keju.training.stage_model import verify_head
+from keju.training.tree_trainer import TreeTrainer
+
+
+@dataclass
+class Outcome:
+    """trainer: after training, its model still in memory. summary: what summary.json will say."""
+
+    trainer: TreeTrainer
+    summary: dict = field(default_factory=dict)
+
+
+def open_run(stage: str, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments) -> RunFolder:
+    """Opens --output_dir for this run; the log begins here."""
+    return RunFolder(
+        training.output_dir,
+        stage,
+        arguments=[model_args, data, training],
+        overwrite=training.overwrite_output_dir,
+        resume=training.resume_from_checkpoint,
+    )
+
+
+def read_trees(
+    data: DataArguments,
+    filename: str,
+    encoder: Encoder,
+    form: str,
+    *,
+    flag: str,
+    max_samples: int | None,
+) -> EncodedRecords:
+    """Reads and encodes a record file with a progress bar, and says what was left out and why."""
+    path = data.path(filename)
+    if not path.exists():
+        raise ValueError(f"{flag}: {path} does not exist")
+    file = read_records(path, on_bad_line=data.on_bad_line)
+    records = list(file)[:max_samples]
+    with Progress(len(records), f"encode {path.name}", unit="records") as bar:
+        encoded = encode_records(records, encoder, form, on_record=bar.advance)
+    left_out = [*file.skipped, *encoded.skipped]
+    if left_out:
+        print(f"{path.name}: left out {len(left_out)} of {len(records) + len(file.skipped)} records, for example:")
+        for reason in left_out[:3]:
+            print(f"  {reason}")
+    return encoded
+
+
+def prepare(model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments):
+    """Seeds every generator and loads the tokenizer -> (tokenizer, encoder)."""
+    set_seed(training.seed)
+    name, flag = model_args.model_name_or_path, "--model_name_or_path"
+    if model_args.tokenizer_name:
+        name, flag = model_args.tokenizer_name, "--tokenizer_name"
+    tokenizer = load_tokenizer(name, flag=flag)
+    return tokenizer, Encoder(tokenizer, data.max_length, on_long=data.on_long)
+
+
+def add_adapters(model: PreTrainedModel, args: ModelArguments, *, task_type: str) -> PreTrainedModel:
+    """LoRA adapters as --use_peft asks for; the head of a scalar model is trained whole and saved with them."""
+    if not args.use_peft:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type=task_type,
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.lora_target_modules or "all-linear",
+        modules_to_save=["score"] if task_type == "SEQ_CLS" else None,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(f"--lora_target_modules: {str(error).splitlines()[0]}") from error
+
+
+def inspect(
+    encoded: EncodedRecords, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, form: str, show: bool = True
+) -> None:
+    """Prints one example as the model will learn it, and refuses what is surely wrong."""
+    generation = getattr(model, "generation_config", None)
+    ends = getattr(generation, "eos_token_id", None) or []
+    check_trees(
+        encoded.trees,
+        encoded.where,
+        tokenizer,
+        form=form,
+        vocab_size=model.get_input_embeddings().num_embeddings,
+        end_ids=ends if isinstance(ends, list) else [ends],
+    )
+    limit = getattr(model.config, "max_position_embeddings", None)
+    longest = max(tree_depth(tree) for tree in encoded.trees)
+    if limit and longest > limit:
+        raise ValueError(f"--max_length: a record of {longest} tokens, but the model has {limit} positions")
+    if show:
+        Console().print(example_table(encoded[0], tokenizer))
+
+
+def tree_depth(tree) -> int:
+    """Tokens on the longest path from the root."""
+    return len(tree.tokens) + max((tree_depth(branch) for branch in tree.branches), default=0)
+
+
+def train(
+    model: PreTrainedModel,
+    objective: Objective,
+    tokenizer: PreTrainedTokenizerBase,
+    train_records: EncodedRecords,
+    eval_records: EncodedRecords | None,
+    *,
+    data: DataArguments,
+    training: StageTrainingArguments,
+    folder: RunFolder,
+    check_head: bool = True,
+) -> Outcome:
+    """Trains, saves the checkpoint folder and draws the loss. Returns what happened; the caller adds its own figures."""
+    if check_head:
+        verify_head(model, list(train_records[0].tokens)[:16] or [0, 1])
+    trainer = TreeTrainer(
+        model,
+        objective,
+        training,
+        train_records.trees,
+        token_budget=data.token_budget,
+        eval_trees=eval_records.trees if eval_records else None,
+        tokenizer=tokenizer,
+        where=train_records.where,
+        callbacks=[RunCallback(folder)],
+    )
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+    seconds = time.perf_counter() - start
+    summary = {"train_seconds": seconds, "tokens_per_second": trainer.num_tokens_seen / seconds}
+    if eval_records:
+        summary |= trainer.evaluate()
+    trainer.save_model()
+    if folder.is_main:
+        plot_loss(folder.metrics_path, Path(training.output_dir) / "loss.png")
+    return Outcome(trainer, summary)
+
+
+def num_shared(trees: Sequence) -> float:
+    """How many times fewer tokens the trees hold than rows of prompt + answer would."""
+    return sum(tree.num_unshared_tokens for tree in trees) / max(1, sum(tree.num_tokens for tree in trees))
