@@ -33,8 +33,8 @@ from transformers.utils.output_capturing import capture_outputs
 class PanguConfig(PreTrainedConfig):
     """Sizes and dropouts, under the names of the published config.json; the defaults are those of the 2.6B model.
 
-    `intermediate_size` None means 4 * hidden_size. The published files name no end token, so that `generate` would never
-    stop: bos and eos default to the ids of the published vocabulary.
+    `intermediate_size` None means 4 * hidden_size. The published files name no end token, so that `generate` would
+    never stop: bos and eos default to the ids of the published vocabulary.
     """
 
     model_type = "gpt_pangu"
@@ -240,9 +240,7 @@ class PanguModel(PanguPreTrainedModel):
             hidden = block(hidden, None, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
         hidden = self.ln_f(hidden)
         top_query = self.wqe(position_ids).expand_as(hidden)
-        hidden = self.h[-1](
-            hidden, top_query, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
-        )
+        hidden = self.h[-1](hidden, top_query, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 
 

@@ -9,9 +9,9 @@ What differs from the published code, on purpose:
   `convert_ids_to_tokens` is their inverse.
 - token_type_ids are returned on request only (the original returned too few of them, and the model would embed them).
 
-A conversation is rendered as the original encodes a pair: `<s>` prompt `<sep>` answer `<eot>`. A system text stands before
-the first prompt, with a blank line between them. The models know single exchanges only, so every further exchange starts
-again with `<s>`, right after the `<eot>` of the last one.
+A conversation is rendered as the original encodes a pair: `<s>` prompt `<sep>` answer `<eot>`. A system text stands
+before the first prompt, with a blank line between them. The models know single exchanges only, so every further
+exchange starts again with `<s>`, right after the `<eot>` of the last one.
 """
 
 from __future__ import annotations
