@@ -9,7 +9,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 import huggingface_hub.constants
@@ -19,7 +18,6 @@ from keju.training.crash import explain
 from keju.training.run_folder import RunFolder, current_run
 
 USAGE, CRASH, INTERRUPTED = 2, 1, 130
-PACKAGE = Path(__file__).resolve().parents[1]
 # Mistakes that the operating system finds: a missing file is the user's wherever it is opened.
 FILE_MISTAKES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 # Nothing is sent or fetched that was not asked for; the environment covers child processes.
@@ -97,10 +95,11 @@ def is_user_mistake(error: BaseException) -> bool:
         return True
     if not isinstance(error, ValueError) or error.__traceback__ is None:
         return False
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     # `a, b = three_things` is a ValueError too, and a bug of ours.
-    statement = linecache.getline(last.filename, last.lineno).strip()
-    return Path(last.filename).resolve().is_relative_to(PACKAGE) and statement.startswith("raise")
+    statement = linecache.getline(frame.f_code.co_filename, line).strip()
+    package = frame.f_globals.get("__package__") or ""
+    return package.partition(".")[0] == "keju" and statement.startswith("raise")
 
 
 def _one_line(error: BaseException) -> str:
