@@ -16,7 +16,7 @@ REPORT = "report.json"
 def reusable_report(folder: str | Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """The report of the data set in `folder` if it was made from the same, None if a new one is to be written there.
 
-    made_from: everything that decides the contents. Raises ValueError if something else is there and `overwrite` is off.
+    made_from: everything that decides the contents. Raises ValueError if something else is there, unless `overwrite`.
     """
     folder = Path(folder)
     if folder.is_file():

@@ -61,7 +61,7 @@ def train_sentencepiece(texts: Sequence[str], vocab_size: int) -> bytes:
 
 
 def save_tokenizer(sentencepiece_model: bytes, folder: str | Path) -> None:
-    """Write a fast tokenizer that gives the same ids and puts <s> in front, for AutoTokenizer.from_pretrained."""
+    """Write a fast tokenizer for AutoTokenizer.from_pretrained: SentencePiece's ids, with <s> in front."""
     PreTrainedTokenizerFast(
         tokenizer_object=_fast_tokenizer(sentencepiece_model),
         unk_token=SPECIAL_TOKENS[0],
@@ -77,7 +77,7 @@ def save_tokenizer(sentencepiece_model: bytes, folder: str | Path) -> None:
 
 def _fast_tokenizer(sentencepiece_model: bytes) -> Tokenizer:
     processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model)
-    # A plain space instead of SentencePiece's mark: with the mark, a text that holds it would come back changed.
+    # A plain space instead of SentencePiece's mark: with the mark, a text that holds the mark would come back changed.
     pieces = [processor.id_to_piece(index).replace(SPACE, " ") for index in range(processor.get_piece_size())]
     ids = {piece: index for index, piece in enumerate(pieces)}
     # SentencePiece merges whichever neighbours form the piece with the smallest id, however the piece divides.

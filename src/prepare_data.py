@@ -7,6 +7,7 @@ The same arguments give the same bytes. A folder that already holds them is used
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,16 +88,16 @@ def show(console: Console, folder: Path, report: dict[str, Any]) -> None:
     for name, size in report["contents"].items():
         table.add_row(name, str(report["rows"].get(name, "")), f"{size / 1024:,.0f}")
         if name in report["rows"]:
-            examples.setdefault(name.split("_")[0], name)
+            with (folder / name).open(encoding="utf-8") as file:
+                row = file.readline().strip()
+            examples.setdefault(tuple(json.loads(row)), f"{name}: {row}")  # one of each kind of row
     console.print(table)
-    for name in examples.values():
-        with (folder / name).open(encoding="utf-8") as file:
-            console.print(f"[bold]{name}[/bold] begins with")
-            console.print_json(file.readline(), ensure_ascii=False)
+    for example in examples.values():
+        console.print(example, markup=False)
     for step in report["steps"]:
         console.print(f"{step['name']}: {step['rows_in']} -> {step['rows_out']}")
         for reason, dropped in step["dropped"].items():
-            console.print(f"  dropped {dropped['rows']}: {reason}, such as {dropped['examples'][0]}", markup=False)
+            console.print(f"  {dropped['rows']} {reason}: {dropped['examples'][0]}", markup=False)
 
 
 if __name__ == "__main__":

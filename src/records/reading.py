@@ -41,9 +41,7 @@ class RecordFile(Sequence):
         return self.records[index]
 
 
-def read_records(
-    path: str | Path, *, on_bad_line: str = "error", kinds: tuple[type, ...] | None = None
-) -> RecordFile:
+def read_records(path: str | Path, *, on_bad_line: str = "error", kinds: tuple[type, ...] | None = None) -> RecordFile:
     """Read all records of a file.
 
     on_bad_line: "error" stops at the first bad line, "skip" leaves bad lines out and warns how many and which.

