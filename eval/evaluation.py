@@ -66,7 +66,8 @@ def evaluate(
     """Scores the task `name` with `num_shots` examples before each question.
 
     max_length: tokens that the model reads. max_items: a random part of the items. on_progress is told how many
-    questions are done, how many there are, and the tokens of the last row. Raises ValueError naming the flag or `file:line`.
+    questions are done, how many there are, and the tokens of the last row.
+    Raises ValueError naming the flag or `file:line`.
     """
     task = load_task(name)
     protocol = task.protocols[0] if protocol is None else protocol
