@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import secrets
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from keju.training.run_folder import read_metrics
+from keju.training.whole_file import write_whole
 
 # Distinguishable for colour-blind readers too (Okabe and Ito).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -179,13 +179,6 @@ def _style(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "") -
 
 
 def _save(figure: Figure, png: str | Path) -> None:
-    """Whole or not at all, like every file of a run."""
-    png = Path(png)
-    png.parent.mkdir(parents=True, exist_ok=True)
-    aside = png.with_name(f".{png.name}.{secrets.token_hex(4)}.part")
-    try:
-        figure.savefig(aside, format="png")
-        os.replace(aside, png)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_whole(png, content.getvalue())

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from keju.training.plots import metric_series, plot_bars, plot_histograms, plot_lines, plot_loss, plot_metrics, smooth
 
@@ -66,11 +66,10 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path, monkeypatch):
     plot_lines({"a": [1, 2]}, tmp_path / "x.png", title="t")
     before = (tmp_path / "x.png").read_bytes()
 
-    def full(self, path, **options):
-        path.write_bytes(b"half")
+    def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Figure, "savefig", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         plot_lines({"a": [2, 1]}, tmp_path / "x.png", title="t")
     assert (tmp_path / "x.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1

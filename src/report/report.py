@@ -1,0 +1,91 @@
+"""One self-contained HTML page about a whole pipeline: no script, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from keju.report.charts import Bar, bar_chart, number
+from keju.report.stages import STAGES, gather, verdict, wilson_interval
+from keju.training.progress import clock, compact
+from keju.training.provenance import describe_versions
+from keju.training.whole_file import write_whole
+
+
+def write_report(summary: Mapping[str, Any], runs: Mapping[str, Path], out: str | Path) -> Path:
+    """Writes the page `out` and returns its path.
+
+    summary: what summary.json of the quickstart holds: for each stage of STAGES (seconds, tokens_per_second, first_loss,
+    last_loss; reward and dpo: heldout_accuracy, heldout_pairs; ppo: reward_before, reward_after, kl), "data" (seconds),
+    and "eval": {"chance": share, stage: {"accuracy", "interval": [low, high], "num_items"}}. Missing parts are shown as
+    "not run". runs: the run folder of each stage.
+    """
+    environment = Environment(
+        loader=PackageLoader("keju.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "clock": lambda seconds: "–" if seconds is None else clock(seconds)}
+    environment.filters["compact"] = lambda value: "–" if value is None else compact(value)
+    stages = [gather(key, summary.get(key), runs.get(key)) for key in STAGES]
+    evaluations = _evaluations(summary.get("eval") or {})
+    origin = describe_versions()
+    page = environment.get_template("report.html.j2").render(
+        summary=summary,
+        stages=stages,
+        data=summary.get("data") or {},
+        evaluations=evaluations,
+        chance=(summary.get("eval") or {}).get("chance"),
+        benchmark=_benchmark_chart(evaluations, (summary.get("eval") or {}).get("chance")),
+        highlights=_highlights(stages, evaluations),
+        seconds=summary.get("seconds") or sum(stage.figures.get("seconds") or 0 for stage in stages),
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        machine=origin["machine"],
+        versions=origin["versions"],
+        commit=origin["git_commit"],
+    )
+    write_whole(out, page.encode("utf-8"))
+    return Path(out)
+
+
+def _evaluations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the benchmark table, in the order of the summary."""
+    chance = results.get("chance")
+    rows = []
+    for name, result in results.items():
+        if not isinstance(result, Mapping) or result.get("accuracy") is None:
+            continue
+        interval, count = result.get("interval"), result.get("num_items")
+        if interval is None and count:
+            interval = wilson_interval(result["accuracy"], count)
+        interval = tuple(interval) if interval is not None else None
+        rows.append(
+            {
+                "name": STAGES.get(name, (name,))[0],
+                "accuracy": result["accuracy"],
+                "interval": interval,
+                "num_items": count,
+                "verdict": verdict(interval, chance) if chance is not None else "",
+            }
+        )
+    return rows
+
+
+def _benchmark_chart(evaluations: list[dict[str, Any]], chance: float | None):
+    bars = [Bar(row["name"], row["accuracy"], row["interval"]) for row in evaluations]
+    return bar_chart(bars, title="Accuracy after each stage, with 95% intervals", chance=chance)
+
+
+def _highlights(stages, evaluations) -> list[tuple[str, str, str]]:
+    """(what, figure, remark): the results that a reader came for."""
+    tiles = [(f"{stage.title}: {name}", value, remark) for stage in stages for name, value, remark in stage.results]
+    if evaluations:
+        best = max(evaluations, key=lambda row: row["accuracy"])
+        tiles.append((f"best benchmark accuracy ({best['name']})", f"{best['accuracy']:.1%}", best["verdict"]))
+    return tiles

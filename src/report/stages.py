@@ -1,0 +1,150 @@
+"""What the report shows of each stage, gathered from its run folder; a stage that did not run is shown as such."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from keju.report.charts import Line, chart_rows, line_chart
+from keju.training.plots import metric_series, smooth
+from keju.training.run_folder import read_metrics
+
+# In the order of the pipeline: key in summary.json -> (title, what it does).
+STAGES = {
+    "pretrain": ("Pretraining", "The model reads raw text and learns to predict the next token."),
+    "sft": ("Supervised fine-tuning", "The model learns to answer: only the tokens of answers are trained."),
+    "reward": ("Reward model", "A copy of the model learns to score answers, from pairs of a better and a worse one."),
+    "dpo": ("DPO", "The model learns from the same pairs directly, without a reward model."),
+    "ppo": ("PPO", "The model writes answers, the reward model scores them, and better ones become likelier."),
+}
+SETTINGS = """
+    model_name_or_path tokenizer_name reward_model_path train_filename eval_filename learning_rate actor_learning_rate
+    critic_learning_rate num_train_epochs max_steps num_train_steps per_device_train_batch_size
+    gradient_accumulation_steps token_budget max_length loss_type beta kl_coef rollout_batch_size num_responses
+    max_new_tokens use_peft dtype seed
+""".split()
+PPO_CHARTS = {
+    "Reward": {"reward": "mean score of the sampled responses"},
+    "KL to the starting model": {"kl": "nats a response"},
+    "Response length": {"response_length": "tokens"},
+}
+MAX_SAMPLES = 5
+
+
+@dataclass
+class Stage:
+    """figures: its part of the summary. charts: SVG. pictures: (caption, data URI) of the folder's PNGs."""
+
+    key: str
+    title: str
+    purpose: str
+    ran: bool = False
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    charts: list[Markup] = field(default_factory=list)
+    pictures: list[tuple[str, str]] = field(default_factory=list)
+    samples: list[tuple[str, list[dict]]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    folder: str = ""
+    results: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def gather(key: str, figures: Mapping[str, Any] | None, folder: Path | None) -> Stage:
+    """The stage `key` from its figures in the summary and from its run folder; either may be missing."""
+    title, purpose = STAGES.get(key, (key, ""))
+    stage = Stage(key, title, purpose, ran=bool(figures), figures=figures or {})
+    stage.results = _results(stage.figures)
+    if folder is None or not folder.is_dir():
+        return stage
+    stage.folder = str(folder)
+    rows = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    stage.charts = [chart for chart in _charts(key, rows) if chart]
+    drawn = {"loss.png"} if stage.charts else set()
+    drawn |= {"reward.png", "kl.png", "response_length.png"} if key == "ppo" and len(stage.charts) > 1 else set()
+    stage.pictures = [
+        (path.stem.replace("_", " "), _data_uri(path)) for path in sorted(folder.glob("*.png")) if path.name not in drawn
+    ]
+    if (folder / "args.json").is_file():
+        args = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+        arguments = args.get("arguments", {})
+        stage.settings = {name: arguments[name] for name in SETTINGS if arguments.get(name) not in (None, "", False)}
+        stage.command = shlex.join(args.get("command", []))
+    if (folder / "samples.jsonl").is_file():
+        stage.samples = _samples(folder / "samples.jsonl")
+    return stage
+
+
+def wilson_interval(value: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share `value` of `count` independent trials (Wilson 1927)."""
+    z = 1.96
+    centre = (value + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(value * (1 - value) / count + z * z / (4 * count * count))
+    return centre - half, centre + half
+
+
+def verdict(interval: tuple[float, float] | None, chance: float) -> str:
+    """What a share with this interval says about guessing."""
+    if interval is None:
+        return ""
+    if interval[0] > chance:
+        return "above chance"
+    return "below chance" if interval[1] < chance else "not told apart from chance"
+
+
+def _results(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, remark) of what a stage is about, beyond its loss."""
+    results = []
+    if figures.get("heldout_accuracy") is not None:
+        accuracy, count = figures["heldout_accuracy"], figures.get("heldout_pairs")
+        interval = figures.get("heldout_interval") or (wilson_interval(accuracy, count) if count else None)
+        remark = "chance 50%"
+        if interval is not None:
+            remark = f"95% interval {interval[0]:.1%} to {interval[1]:.1%}; chance 50%: {verdict(tuple(interval), 0.5)}"
+        results.append(("held-out pairs ranked right", f"{accuracy:.1%}", remark))
+    if figures.get("reward_before") is not None and figures.get("reward_after") is not None:
+        before, after = figures["reward_before"], figures["reward_after"]
+        change = "no change" if after == before else f"{after - before:+.3f}"
+        results.append(("reward on held-out prompts", f"{before:.3f} → {after:.3f}", change))
+    if figures.get("kl") is not None:
+        results.append(("KL to the starting model", f"{figures['kl']:.3f}", "nats a response"))
+    return results
+
+
+def _charts(key: str, rows: list[dict]) -> list[Markup]:
+    steps, losses = metric_series(rows, "loss")
+    if key == "ppo":
+        charts = [chart_rows(rows, names, title=title) for title, names in PPO_CHARTS.items()]
+        if any(charts):
+            return charts
+    training = Line("training", steps, losses)
+    if len(losses) > 12:
+        training = Line("training (smoothed)", steps, smooth(losses), raw=losses)
+    return [line_chart([training, Line("held out", *metric_series(rows, "eval_loss"))], title="Loss")]
+
+
+def _samples(path: Path) -> list[tuple[str, list[dict]]]:
+    """The first samples of the first and of the last step, different prompts where there are enough."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    if not rows:
+        return []
+    first, last = rows[0].get("step", 0), rows[-1].get("step", 0)
+    groups = [(f"Step {step}", [row for row in rows if row.get("step", 0) == step]) for step in dict.fromkeys((first, last))]
+    return [(name, _different_prompts(group)[:MAX_SAMPLES]) for name, group in groups]
+
+
+def _different_prompts(rows: list[dict]) -> list[dict]:
+    seen: set[str] = set()
+    first = [row for row in rows if not (row.get("prompt") in seen or seen.add(row.get("prompt")))]
+    return first if len(first) >= MAX_SAMPLES else rows
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
