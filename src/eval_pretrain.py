@@ -17,6 +17,7 @@ from keju.encoding.encoder import Encoder
 from keju.eval.evaluation import TaskResult, evaluate
 from keju.eval.scoring import score_questions
 from keju.eval.table import print_results
+from keju.eval.task import load_task
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.writing import write_json, write_jsonl
 from keju.training.arguments import parse_arguments
@@ -37,7 +38,9 @@ class EvalArguments:
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's own."})
     tasks: list[str] = field(default_factory=lambda: ["idiom"], metadata={"help": "Files of eval/tasks/, by name."})
     num_shots: list[int] = field(default_factory=lambda: [0], metadata={"help": "Examples before each question."})
-    protocol: str | None = field(default=None, metadata={"help": "How to ask; each task's first protocol by default."})
+    protocol: list[str] | None = field(
+        default=None, metadata={"help": "Ways to ask, each is scored; by default the first that a task knows."}
+    )
     apply_chat_template: bool = field(default=False, metadata={"help": "Ask in a conversation, not in plain text."})
     max_items: int | None = field(default=None, metadata={"help": "Score a random part of each task."})
     max_length: int | None = field(default=None, metadata={"help": "Longest prompt with a choice; the model's limit."})
@@ -66,8 +69,9 @@ def main() -> None:
     verify_head(model, encoder.prefix_ids("科举"))
 
     results = [
-        run_task(name, num_shots, model, encoder, args, max_length)
+        run_task(name, protocol, num_shots, model, encoder, args, max_length)
         for name in dict.fromkeys(args.tasks)
+        for protocol in dict.fromkeys(args.protocol or load_task(name).protocols[:1])
         for num_shots in dict.fromkeys(args.num_shots)
     ]
     for result in results:
@@ -87,8 +91,10 @@ def longest(model, args: EvalArguments) -> int:
     return args.max_length or limit or args.token_budget
 
 
-def run_task(name: str, num_shots: int, model, encoder: Encoder, args: EvalArguments, max_length: int) -> TaskResult:
-    with Progress(None, f"{name} {num_shots}-shot", unit="questions") as bar:
+def run_task(
+    name: str, protocol: str, num_shots: int, model, encoder: Encoder, args: EvalArguments, max_length: int
+) -> TaskResult:
+    with Progress(None, f"{name} {protocol} {num_shots}-shot", unit="prompts") as bar:
 
         def on_progress(done: int, total: int, tokens: int) -> None:
             bar.total = total
@@ -101,7 +107,7 @@ def run_task(name: str, num_shots: int, model, encoder: Encoder, args: EvalArgum
             Path(args.data_dir).expanduser(),
             num_shots=num_shots,
             max_length=max_length,
-            protocol=args.protocol,
+            protocol=protocol,
             max_items=args.max_items,
             apply_chat_template=args.apply_chat_template,
             seed=args.seed,
@@ -117,7 +123,7 @@ def run_task(name: str, num_shots: int, model, encoder: Encoder, args: EvalArgum
 
 
 def label(summary: dict) -> str:
-    return f"{summary['task']}_{summary['num_shots']}shot"
+    return f"{summary['task']}_{summary['protocol']}_{summary['num_shots']}shot"
 
 
 def draw(summaries: list[dict], folder: Path) -> None:
