@@ -174,6 +174,7 @@ def test_published_folders_load_without_their_code(folder, golden, tmp_path, fil
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked whether to run code"))
     config = AutoConfig.from_pretrained(tmp_path, trust_remote_code=trust_remote_code)
     assert type(config) is PanguConfig
+    assert config.model_type == "gpt_pangu"
     assert (config.num_hidden_layers, config.num_attention_heads, config.hidden_size) == (3, 4, 64)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=trust_remote_code)
     assert type(model) is PanguForCausalLM
