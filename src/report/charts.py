@@ -53,18 +53,16 @@ def line_chart(lines: Sequence[Line], *, title: str, xlabel: str = "step") -> Ma
         _, height = place(x_range[0], tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
         parts.append(_text(LEFT - 8, height + 4, number(tick), "end"))
-    for tick in x_ticks:
-        if x_range[0] <= tick <= x_range[1]:
-            parts.append(_text(place(tick, y_range[0])[0], HEIGHT - BOTTOM + 17, number(tick), "middle"))
+    inside = [tick for tick in x_ticks if x_range[0] <= tick <= x_range[1]]
+    parts += [_text(place(tick, y_range[0])[0], HEIGHT - BOTTOM + 17, number(tick), "middle") for tick in inside]
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, xlabel, "middle"))
     for index, ((_, points), behind) in enumerate(zip(drawn, raw, strict=True)):
         color = f"c{index % NUM_COLORS}"
         parts += [_path(behind, place, f"line faint {color}")] if behind else []
         parts.append(_path(points, place, f"line {color}"))
         if len(points) <= 20:
-            for x, y in points:
-                left, top = place(x, y)
-                parts.append(f'<circle class="dot {color}" cx="{left:.1f}" cy="{top:.1f}" r="3"/>')
+            places = [place(x, y) for x, y in points]
+            parts += [f'<circle class="dot {color}" cx="{left:.1f}" cy="{top:.1f}" r="3"/>' for left, top in places]
     svg = _svg("".join(parts), HEIGHT, title)
     legend = "".join(
         f'<span class="key"><i class="c{index % NUM_COLORS}"></i>{escape(line.name)}</span>'

@@ -19,10 +19,10 @@ from keju.training.whole_file import write_whole
 def write_report(summary: Mapping[str, Any], runs: Mapping[str, Path], out: str | Path) -> Path:
     """Writes the page `out` and returns its path.
 
-    summary: what summary.json of the quickstart holds: for each stage of STAGES (seconds, tokens_per_second, first_loss,
-    last_loss; reward and dpo: heldout_accuracy, heldout_pairs; ppo: reward_before, reward_after, kl), "data" (seconds),
-    and "eval": {"chance": share, stage: {"accuracy", "interval": [low, high], "num_items"}}. Missing parts are shown as
-    "not run". runs: the run folder of each stage.
+    summary: what summary.json of the quickstart holds. Each stage of STAGES has seconds, tokens, tokens_per_second,
+    first_loss and last_loss; reward and dpo also heldout_accuracy and heldout_pairs; ppo reward_before, reward_after
+    and kl. "data" has seconds; "eval" is {"chance": share, model: {"accuracy", "interval": [low, high], "num_items"}}.
+    Stages that are missing are shown as "not run". runs: the run folder of each stage.
     """
     environment = Environment(
         loader=PackageLoader("keju.report", "."),

@@ -25,12 +25,14 @@ STAGES = {
     "dpo": ("DPO", "The model learns from the same pairs directly, without a reward model."),
     "ppo": ("PPO", "The model writes answers, the reward model scores them, and better ones become likelier."),
 }
-SETTINGS = """
-    model_name_or_path tokenizer_name reward_model_path train_filename eval_filename learning_rate actor_learning_rate
-    critic_learning_rate num_train_epochs max_steps num_train_steps per_device_train_batch_size
-    gradient_accumulation_steps token_budget max_length loss_type beta kl_coef rollout_batch_size num_responses
-    max_new_tokens use_peft dtype seed
-""".split()
+# The settings that a reader asks about first; args.json in the run folder has all.
+SETTINGS = (
+    *("model_name_or_path", "tokenizer_name", "reward_model_path", "train_filename", "eval_filename"),
+    *("learning_rate", "actor_learning_rate", "critic_learning_rate", "num_train_epochs", "max_steps"),
+    *("num_train_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "token_budget", "max_length"),
+    *("loss_type", "beta", "kl_coef", "rollout_batch_size", "num_responses", "max_new_tokens"),
+    *("use_peft", "dtype", "seed"),
+)
 PPO_CHARTS = {
     "Reward": {"reward": "mean score of the sampled responses"},
     "KL to the starting model": {"kl": "nats a response"},
@@ -69,9 +71,8 @@ def gather(key: str, figures: Mapping[str, Any] | None, folder: Path | None) -> 
     stage.charts = [chart for chart in _charts(key, rows) if chart]
     drawn = {"loss.png"} if stage.charts else set()
     drawn |= {"reward.png", "kl.png", "response_length.png"} if key == "ppo" and len(stage.charts) > 1 else set()
-    stage.pictures = [
-        (path.stem.replace("_", " "), _data_uri(path)) for path in sorted(folder.glob("*.png")) if path.name not in drawn
-    ]
+    pictures = [path for path in sorted(folder.glob("*.png")) if path.name not in drawn]
+    stage.pictures = [(path.stem.replace("_", " "), _data_uri(path)) for path in pictures]
     if (folder / "args.json").is_file():
         args = json.loads((folder / "args.json").read_text(encoding="utf-8"))
         arguments = args.get("arguments", {})
@@ -135,9 +136,11 @@ def _samples(path: Path) -> list[tuple[str, list[dict]]]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     if not rows:
         return []
-    first, last = rows[0].get("step", 0), rows[-1].get("step", 0)
-    groups = [(f"Step {step}", [row for row in rows if row.get("step", 0) == step]) for step in dict.fromkeys((first, last))]
-    return [(name, _different_prompts(group)[:MAX_SAMPLES]) for name, group in groups]
+    groups = []
+    for step in dict.fromkeys((rows[0].get("step", 0), rows[-1].get("step", 0))):
+        of_step = [row for row in rows if row.get("step", 0) == step]
+        groups.append((f"Step {step}", _different_prompts(of_step)[:MAX_SAMPLES]))
+    return groups
 
 
 def _different_prompts(rows: list[dict]) -> list[dict]:

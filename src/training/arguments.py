@@ -1,6 +1,6 @@
 """Settings of a stage: dataclasses filled from an optional YAML file and from flags; flags win.
 
-    python -m keju.train_sft [config.yaml] --learning_rate 1e-5
+python -m keju.train_sft [config.yaml] --learning_rate 1e-5
 """
 
 from __future__ import annotations

@@ -86,7 +86,9 @@ def _is_cpu_memory(error: BaseException) -> bool:
 
 def _is_disk_full(error: BaseException) -> bool:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or _says("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed")(error)
+    # The last two are how torch.save words it.
+    phrases = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "inline_container.cc")
+    return full or _says(*phrases)(error)
 
 
 def _memory(flags: _Flags) -> list[str]:
@@ -148,8 +150,10 @@ def _lost_loader(_: BaseException, flags: _Flags) -> list[str]:
 def _lost_peer(_: BaseException, flags: _Flags) -> list[str]:
     lines = ["Another process of this run died or stopped answering; its own last lines above tell why."]
     lines += flags.change("ddp_timeout", 7200, "if it was only slow (reading data, saving a large model)")
-    return lines + ["out of memory kills without a word: `dmesg | tail` names the process; then see the flags for memory",
-                    "NCCL_DEBUG=INFO in the environment shows which connection failed"]
+    return lines + [
+        "out of memory kills without a word: `dmesg | tail` names the process; then --token_budget and the like help",
+        "NCCL_DEBUG=INFO in the environment shows which connection failed",
+    ]
 
 
 def _no_end(error: BaseException, flags: _Flags) -> list[str]:
@@ -162,9 +166,11 @@ def _no_end(error: BaseException, flags: _Flags) -> list[str]:
 
 
 def _device_assert(_: BaseException, flags: _Flags) -> list[str]:
-    return ["A kernel on the GPU read outside of its bounds: mostly a token id beyond the model's vocabulary.",
-            *flags.change("tokenizer_name", "<the model's own>", "ids must fit the embedding"),
-            "CUDA_LAUNCH_BLOCKING=1 in the environment shows the line that failed"]
+    return [
+        "A kernel on the GPU read outside of its bounds: mostly a token id beyond the model's vocabulary.",
+        *flags.change("tokenizer_name", "<the model's own>", "ids must fit the embedding"),
+        "CUDA_LAUNCH_BLOCKING=1 in the environment shows the line that failed",
+    ]
 
 
 def _interrupted(_: BaseException, flags: _Flags) -> list[str]:
@@ -183,6 +189,6 @@ KNOWN: list[Known] = [
     (_is_gpu_memory, _gpu_memory),
     (_is_cpu_memory, _cpu_memory),
     (_says("device-side assert"), _device_assert),
-    (_says("NCCL", "Connection closed by peer", "Connection reset by peer", "gloo", "watchdog", "Broken pipe"), _lost_peer),
-    (_says("probability tensor contains either `inf`, `nan`", "loss scale at minimum", "Current loss scale already"), _not_finite),
+    (_says("NCCL", "gloo", "closed by peer", "reset by peer", "watchdog", "Broken pipe"), _lost_peer),
+    (_says("probability tensor contains either `inf`, `nan`", "Current loss scale already at minimum"), _not_finite),
 ]

@@ -113,9 +113,7 @@ def plot_bars(
     if errors:
         pairs = [errors.get(name, 0.0) for name in names]
         pairs = [pair if isinstance(pair, tuple) else (pair, pair) for pair in pairs]
-        axes.errorbar(
-            range(len(names)), tops, yerr=np.array(pairs, dtype=float).T, fmt="none", ecolor=INK, capsize=4
-        )
+        axes.errorbar(range(len(names)), tops, yerr=np.array(pairs, dtype=float).T, fmt="none", ecolor=INK, capsize=4)
         tops = [top + pair[1] for top, pair in zip(tops, pairs, strict=True)]
     for bar, name, top in zip(bars, names, tops, strict=True):
         axes.annotate(

@@ -47,13 +47,15 @@ def _is_secret(flag: str) -> bool:
 
 def describe_versions() -> dict[str, Any]:
     """{"versions": {package: version}, "git_commit": str | None, "machine": {...}}"""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
+    versions = {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}}
     return {"versions": versions, "git_commit": _git_commit(), "machine": describe_machine()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def describe_machine() -> dict[str, Any]:

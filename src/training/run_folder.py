@@ -1,4 +1,4 @@
-"""The folder that a run leaves behind: args.json, metrics.jsonl, <stage>.log, summary.json, plots and the checkpoint."""
+"""The folder of a run: args.json, metrics.jsonl, <stage>.log, summary.json, plots and the checkpoint."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
-        """Appends one row ("step" and numbers) to metrics.jsonl. Numbers that JSON has not, NaN and Inf, become null."""
+        """Appends one row ("step" and numbers) to metrics.jsonl. NaN and Inf, which JSON has not, become null."""
         if not self.is_main:
             return
         line = json.dumps({name: _finite(value) for name, value in row.items()}, ensure_ascii=False)
@@ -96,8 +96,8 @@ class RunFolder:
     def finish(self, **figures: Any) -> dict[str, Any]:
         """Writes summary.json, which marks the run as finished, closes the log and returns the summary.
 
-        seconds, steps, tokens, tokens_per_second, first_loss and last_loss come from the run itself; `figures` are added
-        and win.
+        seconds, steps, tokens, tokens_per_second, first_loss and last_loss come from the run itself; `figures` are
+        added and win.
         """
         rows = read_metrics(self.metrics_path) if self.metrics_path.is_file() else []
         summary = {
@@ -183,12 +183,12 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl. A last line that a kill cut short is left out."""
     rows = []
     lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}:{number}: not JSON: {error.msg}") from error
+    try:
+        for line in lines:
+            rows.append(json.loads(line))  # noqa: PERF401  (len(rows) tells which line is broken)
+    except json.JSONDecodeError as error:
+        if len(rows) + 1 < len(lines):
+            raise ValueError(f"{path}:{len(rows) + 1}: not JSON: {error.msg}") from error
     return rows
 
 

@@ -21,7 +21,7 @@ class ModelArguments:
     _argument_group_name = "model"
 
     model_name_or_path: str = field(
-        metadata={"help": "Checkpoint folder, hub name, or the name of a built-in size that starts from random weights."}
+        metadata={"help": "Checkpoint folder, hub name, or a built-in size that starts from random weights."}
     )
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Tokenizer folder or hub name, where it is not the model's own."}
@@ -132,13 +132,14 @@ class StageTrainingArguments(TrainingArguments):
 
 
 # The fields of transformers.TrainingArguments that `--help` shows; `--help_all` shows the rest.
-SHOWN_IN_HELP = """
-    output_dir resume_from_checkpoint num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps
-    weight_decay max_grad_norm optim per_device_train_batch_size per_device_eval_batch_size
-    gradient_accumulation_steps activation_checkpointing bf16 fp16 use_cpu deepspeed seed logging_steps
-    logging_first_step eval_strategy eval_steps save_strategy save_steps save_total_limit save_only_model
-    report_to run_name dataloader_num_workers
-""".split()
+SHOWN_IN_HELP = (
+    *("output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps", "learning_rate"),
+    *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"),
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    *("activation_checkpointing", "bf16", "fp16", "use_cpu", "deepspeed", "seed", "logging_steps"),
+    *("logging_first_step", "eval_strategy", "eval_steps", "save_strategy", "save_steps"),
+    *("save_total_limit", "save_only_model", "report_to", "run_name", "dataloader_num_workers"),
+)
 
 Check = Callable[[Namespace], bool]
 

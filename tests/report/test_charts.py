@@ -20,7 +20,9 @@ def test_ticks_are_few_round_and_reach_around(low, high):
 
 
 def test_lines_stay_inside_and_keep_their_direction():
-    chart = svg(line_chart([Line("a", [1, 2, 3], [5.0, None, -1.0]), Line("b", [1, 3], [0.0, float("nan")])], title="t"))
+    chart = svg(
+        line_chart([Line("a", [1, 2, 3], [5.0, None, -1.0]), Line("b", [1, 3], [0.0, float("nan")])], title="t")
+    )
     lines = [line for line in chart.iter("polyline")]
     points = [tuple(map(float, point.split(","))) for point in lines[0].get("points").split()]
     assert len(points) == 2 and points[0][0] < points[1][0] and points[0][1] < points[1][1]  # SVG's y grows downwards

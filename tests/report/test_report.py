@@ -12,7 +12,13 @@ from keju.training.plots import plot_lines
 
 SUMMARY = {
     "data": {"seconds": 12.0},
-    "pretrain": {"seconds": 75.0, "tokens": 120000, "tokens_per_second": 9321.0, "first_loss": 8.512, "last_loss": 0.61},
+    "pretrain": {
+        "seconds": 75.0,
+        "tokens": 120000,
+        "tokens_per_second": 9321.0,
+        "first_loss": 8.512,
+        "last_loss": 0.61,
+    },
     "reward": {"seconds": 60, "first_loss": 0.6931, "last_loss": 0.31, "heldout_accuracy": 0.83, "heldout_pairs": 600},
     "ppo": {"seconds": 9, "reward_before": -0.52, "reward_after": 0.31, "kl": 1.23},
     "eval": {
@@ -64,13 +70,22 @@ def ppo_folder(tmp_path):
     rows = [{"step": step, "loss": 0.1, "reward": step / 10, "kl": 0.1, "response_length": 9} for step in range(1, 6)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     samples = [
-        {"step": step, "prompt": f"解释{n}", "response": "<script>alert(1)</script>答", "score": 0.5, "kl": 0.1, "finished": n > 0}
+        {
+            "step": step,
+            "prompt": f"解释{n}",
+            "response": "<script>alert(1)</script>答",
+            "score": 0.5,
+            "kl": 0.1,
+            "finished": n > 0,
+        }
         for step in (1, 2, 3)
         for n in range(7)
     ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
     (folder / "args.json").write_text(
-        json.dumps({"command": ["python", "-m", "keju.train_rlhf", "--a", "b c"], "arguments": {"kl_coef": 0.05, "seed": None}})
+        json.dumps(
+            {"command": ["python", "-m", "keju.train_rlhf", "--a", "b c"], "arguments": {"kl_coef": 0.05, "seed": None}}
+        )
     )
     for name in ("loss", "reward", "kl", "response_length", "entropy"):
         plot_lines({"x": [1, 2]}, folder / f"{name}.png", title=name)

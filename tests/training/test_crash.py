@@ -32,13 +32,26 @@ ARGUMENTS = {
 @pytest.mark.parametrize(
     ("error", "happened", "flags"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), "GPU ran out of memory", ["--token_budget 2048", "--bf16 true"]),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "GPU ran out of memory",
+            ["--token_budget 2048", "--bf16 true"],
+        ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "machine ran out", ["--token_budget 2048"]),
         (MemoryError(), "machine ran out", ["--per_device_train_batch_size 4", "--use_peft true"]),
         (NonFiniteLoss(7, "a.jsonl:3"), "at step 7 (records: a.jsonl:3)", ["--learning_rate 0.0001", "--warmup_steps"]),
         (OSError(errno.ENOSPC, "No space left", "runs/x/m"), "disk is full: runs/x/m", ["--save_total_limit 1"]),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), "disk is full: runs/x", ["--save_only_model"]),
-        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error"), "worker", ["--dataloader_num_workers 0"]),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 8 vs 7"), "disk is full", []),
+        (
+            RuntimeError("I/O error: No space left on device (os error 28)"),
+            "disk is full: runs/x",
+            ["--save_only_model"],
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 3) is killed by signal: Bus error"),
+            "worker",
+            ["--dataloader_num_workers 0"],
+        ),
         (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]"), "Another process", ["--ddp_timeout 7200"]),
         (RuntimeError("NCCL error: unhandled system error"), "Another process", ["NCCL_DEBUG"]),
         (MissingEos(3, 1.0), "does not end", ["--max_new_tokens 128"]),

@@ -4,6 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from keju.training.launch import is_user_mistake, run_guarded
 from keju.training.run_folder import RunFolder
@@ -30,7 +33,7 @@ def test_a_mistake_in_the_data_is_one_line_and_exit_2(capsys):
 
 
 def test_a_missing_file_is_a_mistake_wherever_it_is_opened(capsys):
-    assert run_guarded(lambda: open("nowhere.jsonl")) == 2
+    assert run_guarded(Path("nowhere.jsonl").read_text) == 2
     assert capsys.readouterr().err == "error: nowhere.jsonl: No such file or directory\n"
 
 
@@ -41,14 +44,14 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
 
 
 def test_a_value_error_that_nobody_raised_on_purpose_is_a_crash():
-    def bug():
-        a, b = (1, 2, 3)
+    def unpack():
+        first, second = (1, 2, 3)
+        return first + second
 
-    for function in (bug, lambda: int("x")):
-        try:
+    for function in (unpack, lambda: int("x")):
+        with pytest.raises(ValueError) as caught:
             function()
-        except ValueError as error:
-            assert not is_user_mistake(error)
+        assert not is_user_mistake(caught.value)
 
 
 def test_a_crash_keeps_its_traceback_in_the_log(tmp_path, capsys):

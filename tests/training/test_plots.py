@@ -40,7 +40,9 @@ def test_metrics_columns(tmp_path):
     assert ink(tmp_path / "deep" / "x.png") > 0.01
 
 
-@pytest.mark.parametrize("groups", [{}, {"none": []}, {"same": [1.0, 1.0]}, {"a": [1, 2, float("nan")], "b": np.ones(3)}])
+@pytest.mark.parametrize(
+    "groups", [{}, {"none": []}, {"same": [1.0, 1.0]}, {"a": [1, 2, float("nan")], "b": np.ones(3)}]
+)
 def test_histograms_of_odd_groups(tmp_path, groups):
     plot_histograms(groups, tmp_path / "x.png", title="t", xlabel="x")
     assert ink(tmp_path / "x.png") > 0.005

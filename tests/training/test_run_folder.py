@@ -71,7 +71,7 @@ def test_read_metrics_forgives_only_a_cut_last_line(tmp_path):
 
 def test_refuses_a_folder_with_another_run(tmp_path):
     train(tmp_path).finish()
-    with pytest.raises(ValueError, match="already holds a finished run .*--overwrite_output_dir.*resume_from_checkpoint"):
+    with pytest.raises(ValueError, match="already holds a finished run .*--overwrite_output_dir.*--resume_"):
         open_run(tmp_path)
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
 
