@@ -83,8 +83,8 @@ def check_same_vocabulary(actor: PreTrainedTokenizerBase, reward: PreTrainedToke
     different = different or next((token for token in other if token not in own), None)
     if different is not None:
         raise ValueError(
-            f"--reward_model_path: its tokenizer differs from the actor's ({different!r} is {own.get(different)} for the "
-            f"actor, {other.get(different)} for the reward model); train the reward model with the actor's tokenizer"
+            f"--reward_model_path: its tokenizer differs from the actor's ({different!r} is {own.get(different)} for "
+            f"the actor, {other.get(different)} for the reward model); train it with the actor's tokenizer"
         )
 
 
@@ -173,7 +173,11 @@ def train(
         while trainer.step < trainer.num_train_steps:
             experience, metrics = trainer.train_step()
             num_tokens += metrics["num_tokens"]
-            row = {"step": trainer.step, "loss": metrics["policy_loss"], "learning_rate": metrics["actor_learning_rate"]}
+            row = {
+                "step": trainer.step,
+                "loss": metrics["policy_loss"],
+                "learning_rate": metrics["actor_learning_rate"],
+            }
             row |= metrics | {"num_tokens": num_tokens, "elapsed": round(time.perf_counter() - start, 3)}
             folder.log_metrics(row)
             folder.write_log(f"step {trainer.step}/{trainer.num_train_steps}: {describe(row)}")

@@ -112,7 +112,7 @@ class PPOArguments:
             raise ValueError(f"--num_train_steps: must be at least 1, got {self.num_train_steps}")
         if self.num_mini_batches > self.rollout_batch_size:
             raise ValueError(
-                f"--num_mini_batches {self.num_mini_batches} is more than --rollout_batch_size {self.rollout_batch_size}"
+                f"--num_mini_batches {self.num_mini_batches} exceeds --rollout_batch_size {self.rollout_batch_size}"
             )
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")

@@ -1,8 +1,8 @@
 """From rollouts to experience: scores, log-probs, values, rewards and advantages of every action.
 
-A prompt with its responses is one token tree (root: prompt, branches: actions), so that each of the four models computes
-the prompt once. Trees are packed into a token budget; what comes out of a pack is scattered into padded [B, T] tensors,
-row = response, column = action, on which the formulas work.
+A prompt with its responses is one token tree (root: prompt, branches: actions), so that each of the four models
+computes the prompt once. Trees are packed into a token budget; what comes out of a pack is scattered into padded [B, T]
+tensors, row = response, column = action, on which the formulas work.
 """
 
 from collections.abc import Iterator, Sequence
@@ -171,7 +171,7 @@ def score_rollouts(
 
 @dataclass
 class RewardShaping:
-    """Turns scores into rewards and advantages. `moments` None: scores are not normalised; `clip_reward` None: no clip."""
+    """Turns scores into rewards and advantages. `moments` None: not normalised; `clip_reward` None: not clipped."""
 
     kl_controller: FixedKLController
     kl_estimator: str = "k1"

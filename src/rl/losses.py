@@ -1,7 +1,7 @@
 """The clipped losses of PPO over actions (Schulman et al. 2017), token means over a mask.
 
-Any shape goes, padded [B, T] or a flat list of actions [N]; `mask` is True on the actions that count. `num_tokens` is the
-number of actions of the whole minibatch when these are a part of it: then losses and figures of the parts add up.
+Any shape goes, padded [B, T] or a flat list of actions [N]; `mask` is True on the actions that count. `num_tokens` is
+the number of actions of the whole minibatch when these are a part of it: losses and figures of the parts add up then.
 """
 
 from typing import NamedTuple

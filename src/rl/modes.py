@@ -4,12 +4,12 @@
 trained; the score is read at the last one and paid there. `--ppo_mode deepspeed_chat` is DeepSpeed-Chat's
 `ppo_trainer.py` term by term. It knows the end of a response only by the pad's id, and so differs in this:
 
-1. The reward is paid one action later, at index start + n (n = tokens that are not the pad). Where pad is not EOS, that
-   is the choice of the first pad after the EOS: the KL at that pad and the critic's value at the EOS enter the advantages,
-   and the reward reaches the EOS only through gamma * lambda. A response as long as its batch has no such place: there
-   the reward lands on its last token.
-2. Actions that are the pad's id are not trained. Where pad is EOS, ending a response is thus never learned, and the score
-   is read at the token before the EOS.
+1. The reward is paid one action later, at index start + n (n = tokens that are not the pad). Where pad is not EOS,
+   that is the choice of the first pad after the EOS: the KL at that pad and the critic's value at the EOS enter the
+   advantages, and the reward reaches the EOS only through gamma * lambda. A response as long as its batch has no such
+   place: there the reward lands on its last token.
+2. Actions that are the pad's id are not trained. Where pad is EOS, ending a response is thus never learned, and the
+   score is read at the token before the EOS.
 3. Responses of at most one token that is not the pad are dropped.
 4. Log-probs are taken at temperature 1, whatever the temperature of sampling.
 5. No whitening of advantages, no reward normalisation, no missing-EOS penalty (defaults only: flags turn them on), and

@@ -1,20 +1,19 @@
 """PPO over token trees: sample, score, update (Schulman et al. 2017; the mixture with a language-model loss is "ptx" of
 InstructGPT, Ouyang et al. 2022).
 
-One step: a batch of prompts -> several responses each -> log-probs, reference log-probs, values and scores from one pass
-of each model over the trees -> rewards and advantages, once -> `ppo_epochs` x `num_mini_batches` optimizer steps of
-actor and critic over the same trees. Everything random is seeded by (seed, step), so that a step depends on nothing but
-the weights and its number.
+One step: a batch of prompts -> several responses each -> log-probs, reference log-probs, values and scores from one
+pass of each model over the trees -> rewards and advantages, once -> `ppo_epochs` x `num_mini_batches` optimizer steps
+of actor and critic over the same trees. Everything random is seeded by (seed, step), so that a step depends on nothing
+but the weights and its number.
 """
 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
 from keju.losses.language_model import language_model_loss
@@ -103,7 +102,9 @@ class PPOTrainer:
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
-    def train_step(self, on_batch: Callable[[int, int], None] = lambda num_prompts, num_tokens: None) -> tuple[Experience, dict]:
+    def train_step(
+        self, on_batch: Callable[[int, int], None] = lambda num_prompts, num_tokens: None
+    ) -> tuple[Experience, dict]:
         """Samples, scores and updates once. Returns the experience and the metrics of the step."""
         self.step += 1
         start = time.perf_counter()
@@ -267,7 +268,9 @@ class PPOTrainer:
         return [self.ptx_trees[index] for index in chosen.tolist()]
 
 
-def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed: int) -> tuple[Scored, dict[str, float]]:
+def evaluate_policy(
+    trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed: int
+) -> tuple[Scored, dict[str, float]]:
     """Samples responses to `prompts` with a seed of its own and scores them; nothing is learned.
 
     Returns mean reward (raw), KL to the reference (nats a response), length and the share that ended by themselves.

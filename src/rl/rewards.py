@@ -14,8 +14,8 @@ MAX_LOG_RATIO = 20.0  # e^20 = 5e8: far outside of what training should see, far
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> Tensor:
     """Per-token estimate of KL(policy || reference) at tokens sampled from the policy, float32, any shape.
 
-    With d = logprobs - ref_logprobs (Schulman, "Approximating KL divergence", 2020):
-    k1 = d (unbiased, may be negative); k2 = d^2 / 2 (biased, small variance); k3 = e^-d - 1 + d (unbiased, never negative).
+    With d = logprobs - ref_logprobs (Schulman, "Approximating KL divergence", 2020): k1 = d (unbiased, may be negative);
+    k2 = d^2 / 2 (biased, small variance); k3 = e^-d - 1 + d (unbiased, never negative).
     """
     difference = (logprobs.float() - ref_logprobs.float()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if estimator == "k1":
@@ -51,8 +51,8 @@ def shape_scores(
 def token_rewards(terminal_rewards: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Rewards [B, T] = -kl_coef * kl [B, T], plus terminal_rewards [B] on the last action of each response.
 
-    (Ziegler et al. 2019, eq. 2, paid per token.) The last action is the EOS where one was generated and the last
-    token of a response that was cut off: never a pad, for the mask comes from lengths, not from token ids. Zero outside.
+    (Ziegler et al. 2019, eq. 2, paid per token.) The last action is the EOS where one was generated, the last token of
+    a response that was cut off, and never a pad: the mask comes from lengths, not from token ids. Zero outside.
     """
     check_prefix_mask(mask)
     rewards = torch.where(mask, -kl_coef * kl.float(), 0.0)

@@ -1,7 +1,7 @@
 """Rollouts: several responses to each prompt, sampled from the policy, kept as the ids that were generated.
 
-Nothing is ever decoded and tokenised again, and log-probs are not taken from generation: they are scored later, with the
-same code and the same temperature on both sides of the ratio (keju.rl.experience).
+Nothing is ever decoded and tokenised again, and log-probs are not taken from generation: they are scored later, with
+the same code and the same temperature on both sides of the ratio (keju.rl.experience).
 """
 
 from collections.abc import Callable, Sequence

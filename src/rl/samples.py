@@ -11,7 +11,7 @@ from keju.rl.experience import Experience, Scored
 
 
 def sample_rows(scored: Scored, tokenizer: PreTrainedTokenizerBase, step: int) -> Iterator[dict]:
-    """One row a response. `score` is the reward model's, `reward` what is paid at the end, `kl` a response's sum in nats."""
+    """One row a response. `score`: the reward model's; `reward`: paid at the end; `kl`: a response's, in nats."""
     kl = scored.kl.tolist()
     rewards = scored.terminal_rewards.tolist() if isinstance(scored, Experience) else scored.scores.tolist()
     row = 0

@@ -56,7 +56,10 @@ def trainer_of(ppo_models, tokenizer):
             "lr_scheduler_type": "constant",
         }
         return PPOTrainer(
-            **vars(ppo_models), sampler=Sampler(**sampling), shaping=RewardShaping(**shaping), **{**defaults, **settings}
+            **vars(ppo_models),
+            sampler=Sampler(**sampling),
+            shaping=RewardShaping(**shaping),
+            **{**defaults, **settings},
         )
 
     return make

@@ -30,7 +30,8 @@ def one_by_one(models, rollouts, temperature=1.0):
                 logprobs = torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0]
                 parts.append(logprobs[start:])
             values, scores = (
-                model.score(model.model(ids).last_hidden_state)[0, :, 0] for model in (models.critic, models.reward_model)
+                model.score(model.model(ids).last_hidden_state)[0, :, 0]
+                for model in (models.critic, models.reward_model)
             )
             yield *parts, values[start:-1], scores[-1]
 
