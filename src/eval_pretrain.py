@@ -59,6 +59,8 @@ class EvalArguments:
 
 def main() -> None:
     (args,) = parse_arguments(EvalArguments, description=__doc__.splitlines()[0])
+    for name in args.tasks:
+        load_task(name)  # a wrong name shows before the model loads
     folder = RunFolder(args.output_dir, "eval_pretrain", arguments=[args], overwrite=args.overwrite_output_dir)
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)

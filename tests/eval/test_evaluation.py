@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from char_tokenizer import CHARACTERS, build_char_tokenizer
 from tiny_models import build_llama
-from transformers import PreTrainedTokenizerFast
 
 from keju.encoding.encoder import Encoder
 from keju.eval.evaluation import evaluate
@@ -19,24 +19,11 @@ from keju.eval.scoring import score_questions
 from keju.eval.task import Item, load_task, task_names
 
 NUM_ITEMS = 24
-CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 80)]
 
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    """One token a character."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    pieces = ["<unk>", "<s>", "</s>", "<pad>", *CHARACTERS, *"成语：。解释“”的意思\n"]
-    tokenizer = Tokenizer(
-        models.WordLevel({piece: number for number, piece in enumerate(dict.fromkeys(pieces))}, "<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-    return Encoder(fast, 256)
+    return Encoder(build_char_tokenizer(), 256)
 
 
 def write_rows(path: Path, seed: int, count: int, num_choices: int = 4) -> list[dict]:

@@ -1,0 +1,183 @@
+"""The stages that measure, from their command lines: what they write, in which order, and how they refuse."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+
+import pytest
+import torch
+from char_tokenizer import CHARACTERS, build_char_tokenizer
+from tiny_models import build_llama, build_scalar_model
+
+from keju import eval_pretrain, eval_reward, pred_pretrain, pred_reward
+from keju.records.writing import write_jsonl
+from keju.training.launch import run_guarded
+
+NUM_ROWS = 9
+
+
+def text(rng: random.Random, length: int) -> str:
+    return "".join(rng.choices(CHARACTERS, k=length))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A language model, a reward model and data, with prompts and answers of all lengths."""
+    folder = tmp_path_factory.mktemp("measure")
+    tokenizer = build_char_tokenizer()
+    model = build_llama(vocab_size=len(tokenizer))
+    for name, saved in (("lm", model), ("reward", build_scalar_model(model))):
+        saved.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    rng = random.Random(0)
+    ranked = [
+        {
+            "prompt": text(rng, rng.randint(1, 30)),
+            "answers": [{"answer": text(rng, rng.randint(1, 20)), "score": score} for score in (1, 0, 0, -1)],
+        }
+        for _ in range(NUM_ROWS)
+    ]
+    write_jsonl(folder / "ranked_test.jsonl", ranked)
+    for name in ("test", "dev"):
+        rows = [
+            {"idiom": text(rng, 4), "choices": [text(rng, rng.randint(3, 9)) for _ in range(4)], "answer": number % 4}
+            for number in range(NUM_ROWS)
+        ]
+        write_jsonl(folder / f"idiom_mc_{name}.jsonl", rows)
+    return folder
+
+
+def run(monkeypatch, stage, folder, model, output, *flags) -> int:
+    flags = ["--model_name_or_path", folder / model, "--data_dir", folder, "--output_dir", output, *flags]
+    monkeypatch.setattr(sys, "argv", [f"{stage.__name__.rpartition('.')[2]}.py", *map(str, flags)])
+    return run_guarded(stage.main)
+
+
+def rows_of(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_eval_pretrain(folder, tmp_path, monkeypatch):
+    out = tmp_path / "eval"
+    flags = ["--num_shots", 0, 2, "--protocol", "completion", "instruction", "--token_budget", 300]
+    assert run(monkeypatch, eval_pretrain, folder, "lm", out, *flags) == 0
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))["results"]
+    assert [(row["protocol"], row["num_shots"]) for row in results] == [
+        ("completion", 0), ("completion", 2), ("instruction", 0), ("instruction", 2)
+    ]  # fmt: skip
+    for row in results:
+        rows = rows_of(out / f"predictions_idiom_{row['protocol']}_{row['num_shots']}shot.jsonl")
+        assert len(rows) == row["num_items"] == NUM_ROWS
+        assert row["accuracy"] == pytest.approx(sum(item["pred"] == item["gold"] for item in rows) / NUM_ROWS)
+    assert (out / "accuracy.png").stat().st_size > 1000
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert summary["accuracy"]["idiom_completion_0shot"] == results[0]["accuracy"] and summary["chance"] == 0.25
+
+
+def test_pred_pretrain_keeps_the_order_of_its_input(folder, tmp_path, monkeypatch):
+    outputs = []
+    for batch_size in (1, 4):
+        out = tmp_path / f"pred{batch_size}"
+        flags = ["--max_new_tokens", 12, "--batch_size", batch_size]
+        assert run(monkeypatch, pred_pretrain, folder, "lm", out, *flags) == 0
+        outputs.append(rows_of(out / "predictions.jsonl"))
+    assert outputs[0] == outputs[1]
+    asked = [row["prompt"] for row in rows_of(folder / "ranked_test.jsonl")]
+    assert [row["prompt"][-1]["content"] for row in outputs[0]] == asked
+    best = [row["answers"][0]["answer"] for row in rows_of(folder / "ranked_test.jsonl")]
+    assert [row["reference"] for row in outputs[0]] == best
+    figures = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert figures["num_responses"] == NUM_ROWS
+    assert {"rouge_1", "rouge_2", "rouge_l", "bleu", "distinct_1", "distinct_2", "length"} <= figures.keys()
+
+
+def test_pred_pretrain_samples_and_takes_texts(folder, tmp_path, monkeypatch):
+    write_jsonl(folder / "texts.jsonl", [{"prompt": CHARACTERS[0] * 3}, {"prompt": CHARACTERS[1] * 5}])
+    flags = ["--test_filename", "texts.jsonl", "--temperature", 1, "--num_return_sequences", 3, "--max_new_tokens", 8]
+    assert run(monkeypatch, pred_pretrain, folder, "lm", tmp_path / "out", *flags) == 0
+    rows = rows_of(tmp_path / "out" / "predictions.jsonl")
+    assert [len(row["responses"]) for row in rows] == [3, 3]
+    assert rows[0]["reference"] is None
+    assert "bleu" not in json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+
+
+def test_a_prompt_without_room_is_refused_or_cut(folder, tmp_path, monkeypatch, capsys):
+    long = ["--max_new_tokens", 250]
+    assert run(monkeypatch, pred_pretrain, folder, "lm", tmp_path / "out", *long) == 2
+    assert "ranked_test.jsonl:" in (error := capsys.readouterr().err) and "--max_new_tokens" in error
+    assert not (tmp_path / "out").exists()
+    assert run(monkeypatch, pred_pretrain, folder, "lm", tmp_path / "out", *long, "--on_long", "truncate") == 0
+
+
+def one_by_one_reward(folder, prompt: str, answer: str) -> float:
+    """A single row through the model's own forward: prompt, newline, answer, end."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "reward").eval()
+    tokenizer = build_char_tokenizer()
+    ids = tokenizer.encode(prompt + "\n" + answer) + [tokenizer.eos_token_id]
+    with torch.no_grad():
+        return float(model(input_ids=torch.tensor([ids])).logits[0, 0])
+
+
+def test_rewards_equal_single_rows_in_every_format(folder, tmp_path, monkeypatch):
+    ranked = rows_of(folder / "ranked_test.jsonl")
+    prompt, answers = ranked[0]["prompt"], [answer["answer"] for answer in ranked[0]["answers"]]
+    rows = [
+        {"prompt": prompt, "answer": answers[0], "id": 7},
+        ranked[1],
+        {"prompt": [{"role": "user", "content": prompt}], "responses": [answers[1], ""], "finished": [True, True]},
+        {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answers[2]}]},
+        {"prompt": prompt, "chosen": answers[3], "rejected": answers[0]},
+    ]
+    write_jsonl(folder / "mixed.jsonl", rows)
+    flags = ["--test_filename", "mixed.jsonl", "--token_budget", 120]
+    assert run(monkeypatch, pred_reward, folder, "reward", tmp_path / "out", *flags) == 0
+    scored = rows_of(tmp_path / "out" / "rewards.jsonl")
+    assert [{name: value for name, value in row.items() if name != "rewards"} for row in scored] == rows
+    expected = {answer: one_by_one_reward(folder, prompt, answer) for answer in (*answers, "")}
+    assert scored[0]["rewards"] == pytest.approx([expected[answers[0]]], abs=1e-5)
+    assert scored[2]["rewards"] == pytest.approx([expected[answers[1]], expected[""]], abs=1e-5)
+    assert scored[3]["rewards"] == pytest.approx([expected[answers[2]]], abs=1e-5)
+    assert scored[4]["rewards"] == pytest.approx([expected[answers[3]], expected[answers[0]]], abs=1e-5)
+    assert len(scored[1]["rewards"]) == 4
+
+
+def test_eval_reward(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert run(monkeypatch, eval_reward, folder, "reward", out) == 0
+    figures = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert figures["num_pairs"] == NUM_ROWS * 5 and figures["num_prompts"] == NUM_ROWS
+    rewards = rows_of(out / "rewards.jsonl")
+    ranked = rows_of(folder / "ranked_test.jsonl")[0]
+    first = one_by_one_reward(folder, ranked["prompt"], ranked["answers"][0]["answer"])
+    assert rewards[0]["rewards"][0] == pytest.approx(first, abs=1e-5)
+    assert (out / "reward_distribution.png").exists() and (out / "margins.png").exists()
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert summary["heldout_accuracy"] == figures["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "flags", "message"),
+    [
+        (eval_pretrain, "lm", ["--tasks", "idoim"], "--tasks idoim: choose from idiom"),
+        (eval_pretrain, "lm", ["--num_shots", "99"], "--num_shots 99: there are only 9 examples"),
+        (eval_pretrain, "lm", ["--num_shots", "-1"], "--num_shots -1"),
+        (eval_pretrain, "lm", ["--max_length", "9999"], "--max_length 9999: the model has 256 positions"),
+        (eval_pretrain, "lm", ["--token_budget", "10"], "--token_budget 10: a question takes"),
+        (eval_pretrain, "lm", ["--max_length", "12"], "idiom_mc_test.jsonl:1: "),
+        (eval_pretrain, "absent", [], "--model_name_or_path"),
+        (eval_reward, "lm", [], "is not a reward model"),
+        (eval_reward, "reward", ["--test_filename", "absent.jsonl"], "absent.jsonl: no such file"),
+        (pred_reward, "reward", ["--test_filename", "idiom_mc_test.jsonl"], "idiom_mc_test.jsonl:1: "),
+        (pred_reward, "reward", ["--max_length", "5"], "ranked_test.jsonl:1: "),
+        (pred_pretrain, "lm", ["--num_return_sequences", "2"], "--num_return_sequences 2: without sampling"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(folder, tmp_path, monkeypatch, capsys, stage, model, flags, message):
+    assert run(monkeypatch, stage, folder, model, tmp_path / "out", *flags) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "Value"))]
+    assert len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "out").exists()
