@@ -99,6 +99,9 @@ previous_model() {
     printf -v "$variable" '%s' "$folder"
 }
 
+# Threads that wait by spinning slow each other down many times over as soon as anything else runs on the machine.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
 set -euo pipefail
 _enter_environment
 _install

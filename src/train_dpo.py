@@ -45,7 +45,9 @@ class DPOArguments(StageTrainingArguments):
 def main() -> None:
     model_args, data, training = parse_arguments(ModelArguments, DPODataArguments, DPOArguments, description=__doc__)
     if is_deepspeed_zero3_enabled() and not training.reference_free:
-        raise ValueError("--deepspeed: compute the reference with ZeRO 0-2 first (its cache is found again), then ZeRO-3")
+        raise ValueError(
+            "--deepspeed: compute the reference with ZeRO 0-2 first (its cache is found again), then ZeRO-3"
+        )
     folder = open_run("dpo", model_args, data, training)
     tokenizer, encoder = prepare(model_args, data, training)
     model = load_causal_lm(model_args.model_name_or_path, dtype=model_args.dtype, tokenizer=tokenizer)
@@ -74,9 +76,7 @@ def main() -> None:
     objective = PreferenceObjective(
         training.beta, training.loss_type, training.label_smoothing, training.reference_free
     )
-    outcome = train(
-        model, objective, tokenizer, records, held_out or None, data=data, training=training, folder=folder
-    )
+    outcome = train(model, objective, tokenizer, records, held_out or None, data=data, training=training, folder=folder)
     if held_out and folder.is_main:
         outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
         plot_histograms(

@@ -66,9 +66,7 @@ def main() -> None:
         groups: dict[str, list[float]] = {}
         for score, reward in sorted(by_score(held_out.trees, rewards)):
             groups.setdefault(f"score {score:g}", []).append(reward)
-        plot_histograms(
-            groups, folder.path / "reward_distribution.png", title="Rewards", xlabel="reward"
-        )
+        plot_histograms(groups, folder.path / "reward_distribution.png", title="Rewards", xlabel="reward")
     folder.finish(**outcome.summary)
 
 

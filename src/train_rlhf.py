@@ -29,7 +29,7 @@ from keju.training.crash import MissingEos
 from keju.training.launch import run_stage
 from keju.training.plots import plot_loss, plot_metrics
 from keju.training.progress import Progress, describe
-from keju.training.run_folder import RunFolder
+from keju.training.run_folder import RunFolder, read_metrics
 from keju.training.stage import read_trees
 from keju.trees.segment import Segment
 
@@ -48,11 +48,11 @@ def main() -> None:
     check_same_vocabulary(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path"))
     prompts, held_out, ptx_trees = read_data(data, ppo, tokenizer)
     trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx_trees)
+    before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
     if folder.checkpoint:
         load_checkpoint(trainer, folder.checkpoint)
     samples = SampleLog(folder.path / "samples.jsonl", last_step=trainer.step)
 
-    before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
     train(trainer, ppo, tokenizer, folder, samples)
     after = evaluate(trainer, held_out, ppo, tokenizer, "after") if held_out else {}
 
@@ -133,8 +133,10 @@ def build_trainer(
         if models.critic_model_path
         else copy.deepcopy(reward_model)
     )
-    num_train_steps = ppo.num_train_steps or math.ceil(ppo.num_train_epochs * len(prompts) / ppo.rollout_batch_size)
-    num_updates = num_train_steps * ppo.ppo_epochs * ppo.num_mini_batches
+    max_steps = ppo.max_steps
+    if max_steps <= 0:
+        max_steps = max(1, math.ceil(ppo.num_train_epochs * len(prompts) / ppo.rollout_batch_size))
+    num_updates = max_steps * ppo.ppo_epochs * ppo.num_mini_batches
     warmup_steps = ppo.warmup_steps if ppo.warmup_steps >= 1 else ppo.warmup_steps * num_updates
     kl_controller = FixedKLController(ppo.kl_coef)
     if ppo.kl_target is not None:
@@ -154,7 +156,7 @@ def build_trainer(
         ),
         token_budget=data.token_budget,
         bf16=models.bf16,
-        **same_names(ppo, PPOTrainer) | {"num_train_steps": num_train_steps, "warmup_steps": int(warmup_steps)},
+        **same_names(ppo, PPOTrainer) | {"max_steps": max_steps, "warmup_steps": int(warmup_steps)},
     )
 
 
@@ -168,9 +170,11 @@ def train(
     trainer: PPOTrainer, ppo: PPOArguments, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, samples: SampleLog
 ) -> None:
     """The rollouts of the run, each logged with its samples; a checkpoint every --save_steps."""
-    unfinished, num_tokens, start = 0, 0, time.perf_counter()
-    with Progress(trainer.num_train_steps, "rlhf", unit="rollouts", done=trainer.step) as bar:
-        while trainer.step < trainer.num_train_steps:
+    logged = read_metrics(folder.metrics_path)[-1] if trainer.step else {}  # of the run that is resumed
+    unfinished, num_tokens = 0, logged.get("num_tokens", 0)
+    start = time.perf_counter() - logged.get("elapsed", 0.0)
+    with Progress(trainer.max_steps, "rlhf", unit="rollouts", done=trainer.step) as bar:
+        while trainer.step < trainer.max_steps:
             experience, metrics = trainer.train_step()
             num_tokens += metrics["num_tokens"]
             row = {
@@ -180,7 +184,7 @@ def train(
             }
             row |= metrics | {"num_tokens": num_tokens, "elapsed": round(time.perf_counter() - start, 3)}
             folder.log_metrics(row)
-            folder.write_log(f"step {trainer.step}/{trainer.num_train_steps}: {describe(row)}")
+            folder.write_log(f"step {trainer.step}/{trainer.max_steps}: {describe(row)}")
             samples.append(sample_rows(experience, tokenizer, trainer.step))
             shown = {name: metrics[name] for name in ("reward", "kl", "response_length", "tokens_per_second")}
             bar.advance(1, loss=metrics["policy_loss"], **shown)
@@ -188,7 +192,8 @@ def train(
             unfinished = 0 if metrics["fraction_finished"] else unfinished + 1
             if unfinished == 3 and not ppo.allow_unfinished:
                 raise MissingEos(trainer.step, share=1.0)
-            if ppo.save_steps and trainer.step % ppo.save_steps == 0 and trainer.step < trainer.num_train_steps:
+            is_last = trainer.step == trainer.max_steps
+            if ppo.save_strategy == "steps" and trainer.step % ppo.save_steps == 0 and not is_last:
                 save_checkpoint(trainer, tokenizer, folder.path, keep=ppo.save_total_limit)
 
 

@@ -62,9 +62,7 @@ def head_logprobs(
 def tree_logprobs(model: nn.Module, batch, *, temperature: float = 1.0, with_entropy: bool = False) -> LinearLogprob:
     """Log-probability (and entropy) at every prediction of the batch, [N]; only those positions reach the LM head."""
     hidden = tree_hidden_states(model, batch)
-    return head_logprobs(
-        model, hidden[batch.source], batch.target, temperature=temperature, with_entropy=with_entropy
-    )
+    return head_logprobs(model, hidden[batch.source], batch.target, temperature=temperature, with_entropy=with_entropy)
 
 
 def tree_token_scores(model: nn.Module, batch) -> torch.Tensor:

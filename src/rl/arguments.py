@@ -62,7 +62,7 @@ class PPOArguments:
     seed: int = setting(42, "Of prompts, samples and minibatches.")
 
     num_train_epochs: float = setting(1.0, "Passes over the prompts.")
-    num_train_steps: int | None = setting(None, "Rollouts in all; wins over --num_train_epochs.")
+    max_steps: int = setting(-1, "Rollouts in all; above 0, it wins over --num_train_epochs.")
     rollout_batch_size: int = setting(16, "Prompts of a rollout.")
     num_responses: int = setting(4, "Responses sampled for each prompt: the branches of its tree.")
     max_new_tokens: int = setting(256, "A response is cut off there.")
@@ -98,18 +98,17 @@ class PPOArguments:
     max_grad_norm: float = setting(1.0, "Gradients of actor and critic are clipped to it, each by itself.")
     ema_decay: float = setting(0.0, "Moving average of the actor, saved in ema/ (DeepSpeed-Chat: 0.992); 0: none.")
 
-    save_steps: int = setting(50, "Rollouts between two checkpoints; 0: none.")
+    save_strategy: Literal["steps", "no"] = setting("steps", "Checkpoints every --save_steps, or none.")
+    save_steps: int = setting(50, "Rollouts between two checkpoints.")
     save_total_limit: int = setting(2, "Checkpoints kept; older ones are deleted.")
 
     def __post_init__(self):
         for name, default in rules_of(self.ppo_mode).defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, default)
-        for name in ("rollout_batch_size", "num_responses", "max_new_tokens", "ppo_epochs", "num_mini_batches"):
+        for name in ("rollout_batch_size", "num_responses", "max_new_tokens", "ppo_epochs", "num_mini_batches", "save_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
-        if self.num_train_steps is not None and self.num_train_steps < 1:
-            raise ValueError(f"--num_train_steps: must be at least 1, got {self.num_train_steps}")
         if self.num_mini_batches > self.rollout_batch_size:
             raise ValueError(
                 f"--num_mini_batches {self.num_mini_batches} exceeds --rollout_batch_size {self.rollout_batch_size}"

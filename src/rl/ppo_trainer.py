@@ -49,7 +49,7 @@ class PPOTrainer:
     sampler: Sampler
     shaping: RewardShaping
     prompts: Sequence[Sequence[int]]
-    num_train_steps: int
+    max_steps: int
     rollout_batch_size: int
     token_budget: int
     ppo_mode: str = "keju"
@@ -87,7 +87,7 @@ class PPOTrainer:
         for model in (self.actor, self.critic, self.reference, self.reward_model):
             model.eval()  # and stays so: with dropout the first ratio is not 1
         self.ema_actor = copy.deepcopy(self.actor).float().requires_grad_(False) if self.ema_decay else None
-        num_updates = self.num_train_steps * self.ppo_epochs * self.num_mini_batches
+        num_updates = self.max_steps * self.ppo_epochs * self.num_mini_batches
         self.optimizers, self.schedulers = {}, {}
         for name, model, rate in (
             ("actor", self.actor, self.actor_learning_rate),

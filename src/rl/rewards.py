@@ -14,8 +14,8 @@ MAX_LOG_RATIO = 20.0  # e^20 = 5e8: far outside of what training should see, far
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> Tensor:
     """Per-token estimate of KL(policy || reference) at tokens sampled from the policy, float32, any shape.
 
-    With d = logprobs - ref_logprobs (Schulman, "Approximating KL divergence", 2020): k1 = d (unbiased, may be negative);
-    k2 = d^2 / 2 (biased, small variance); k3 = e^-d - 1 + d (unbiased, never negative).
+    With d = logprobs - ref_logprobs (Schulman, "Approximating KL divergence", 2020): k1 = d (unbiased, may be
+    negative); k2 = d^2 / 2 (biased, small variance); k3 = e^-d - 1 + d (unbiased, never negative).
     """
     difference = (logprobs.float() - ref_logprobs.float()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if estimator == "k1":

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import huggingface_hub.constants
 import torch
+import transformers
 
 from keju.training.crash import explain
 from keju.training.run_folder import RunFolder, current_run
@@ -36,7 +37,10 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports deepspeed, which warns about guessing this
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # it reads the environment only when imported
+    transformers.logging.disable_progress_bar()  # "Writing model shards": a bar of ours is on the terminal already
     signal.signal(signal.SIGTERM, _interrupt)
     code = run_guarded(main)
     sys.stdout.flush()

@@ -35,7 +35,9 @@ class Outcome:
     summary: dict = field(default_factory=dict)
 
 
-def open_run(stage: str, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments) -> RunFolder:
+def open_run(
+    stage: str, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments
+) -> RunFolder:
     """Opens --output_dir for this run; the log begins here."""
     return RunFolder(
         training.output_dir,

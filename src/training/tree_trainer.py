@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from keju.training.objectives.objective import Objective
 from keju.training.sampler import TreeBatchSampler
@@ -55,6 +55,8 @@ class TreeTrainer(Trainer):
             processing_class=tokenizer,
             callbacks=callbacks,
         )
+        if callbacks:
+            self.remove_callback(PrinterCallback)  # ours report; without any, transformers prints its dicts
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
@@ -116,7 +118,9 @@ class TreeTrainer(Trainer):
             starts = batch.segment_start[batch.segment_parent < 0].tolist()
             ends = batch.segment_end[batch.segment_parent < 0].tolist()
             ids = batch.input_ids[0].tolist()
-            found = [first.get(tuple(ids[start : min(end, start + 64)])) for start, end in zip(starts, ends, strict=True)]
+            found = [
+                first.get(tuple(ids[start : min(end, start + 64)])) for start, end in zip(starts, ends, strict=True)
+            ]
             records = ", ".join(sorted({place for place in found if place})[:8])
         raise NonFiniteLoss(self.state.global_step + 1, records)
 

@@ -151,6 +151,4 @@ class _Layout:
 
 def _columns(rows: list[dict[str, float]]) -> dict[str, torch.Tensor]:
     names = sorted({name for row in rows for name in row})
-    return {
-        name: torch.tensor([row.get(name, math.nan) for row in rows], dtype=torch.float32) for name in names
-    }
+    return {name: torch.tensor([row.get(name, math.nan) for row in rows], dtype=torch.float32) for name in names}

@@ -50,7 +50,7 @@ def trainer_of(ppo_models, tokenizer):
         shaping = {"kl_controller": FixedKLController(0.1), "whiten_advantages": False, **(shaping or {})}
         defaults = {
             "prompts": [[1, 5, 6], [4], [1, 20, 21, 22, 23]],
-            "num_train_steps": 10,
+            "max_steps": 10,
             "rollout_batch_size": 3,
             "token_budget": 64,
             "lr_scheduler_type": "constant",

@@ -165,7 +165,9 @@ def test_tree_loss_and_gradients_equal_rows(causal_lm, case, side):
             assert ours.grad is None or not ours.grad.any(), name
             continue
         scale = theirs.grad.abs().max().clamp(min=1)
-        torch.testing.assert_close(ours.grad / scale, theirs.grad / scale, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            ours.grad / scale, theirs.grad / scale, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
         checked += bool(theirs.grad.any())
     assert checked > 10
 
@@ -211,7 +213,10 @@ def test_nothing_of_one_tree_or_branch_reaches_another(causal_lm):
 
 
 def test_gradient_of_one_tree_does_not_touch_the_embeddings_of_another(causal_lm):
-    trees = [Segment([10, 11], branches=[Segment([12, 13], True)]), Segment([20, 21], branches=[Segment([22, 23], True)])]
+    trees = [
+        Segment([10, 11], branches=[Segment([12, 13], True)]),
+        Segment([20, 21], branches=[Segment([22, 23], True)]),
+    ]
     batch = PackedBatch.from_trees(trees)
     embeddings = causal_lm.get_input_embeddings()
     captured = {}

@@ -27,7 +27,9 @@ def paths(tree: Segment, prefix=()):
 
 
 def test_layout_of_a_prompt_with_two_answers():
-    tree = Segment([10, 11], branches=[Segment([20, 21, 2], trained=True, values={"score": 1.0}), Segment([30, 2], True)])
+    tree = Segment(
+        [10, 11], branches=[Segment([20, 21, 2], trained=True, values={"score": 1.0}), Segment([30, 2], True)]
+    )
     batch = PackedBatch.from_trees([tree, Segment([40, 41], True)])
     assert batch.input_ids.tolist() == [[10, 11, 20, 21, 2, 30, 2, 40, 41]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 3, 0, 1]]
@@ -71,7 +73,9 @@ def test_each_token_sees_exactly_its_path(seed):
         for offset, token in enumerate(segment.tokens)
         if segment.trained[offset] and [*before, *segment.tokens[:offset]]
     ]
-    assert [(ids[mask[source]].tolist(), target) for source, target in zip(batch.source, batch.target.tolist(), strict=True)] == predictions
+    assert [
+        (ids[mask[source]].tolist(), target) for source, target in zip(batch.source, batch.target.tolist(), strict=True)
+    ] == predictions
     assert sum(tree.num_predictions for tree in trees) == len(predictions)
     assert sum(tree.num_tokens for tree in trees) == batch.num_tokens
 
