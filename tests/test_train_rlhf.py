@@ -1,0 +1,190 @@
+"""The PPO stage from its command line: what it leaves behind, resuming, and how it refuses."""
+
+import json
+import random
+import sys
+
+import pytest
+import torch
+from char_tokenizer import CHARACTERS, build_char_tokenizer
+from safetensors.torch import load_file
+from tiny_models import build_llama, build_scalar_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from keju import train_rlhf
+from keju.records.writing import write_jsonl
+from keju.rl.ppo_trainer import PPOTrainer
+from keju.training.launch import run_guarded
+
+FLAGS = {
+    "max_steps": 4,
+    "rollout_batch_size": 4,
+    "num_responses": 2,
+    "num_mini_batches": 2,
+    "max_new_tokens": 8,
+    "max_prompt_length": 30,
+    "token_budget": 128,
+    "max_eval_samples": 3,
+    "actor_learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+    "save_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """An actor, a reward model of the same tokenizer, and ranked records."""
+    folder = tmp_path_factory.mktemp("rlhf")
+    tokenizer = build_char_tokenizer()
+    actor = build_llama(vocab_size=len(tokenizer))
+    actor.lm_head.weight.data[tokenizer.eos_token_id] *= 4  # so that some responses end
+    for name, model in (("actor", actor), ("reward", build_scalar_model(build_llama(len(tokenizer), seed=1), seed=2))):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    rng = random.Random(0)
+    rows = [
+        {
+            "prompt": "".join(rng.choices(CHARACTERS, k=rng.randint(2, 12))),
+            "answers": [{"answer": "".join(rng.choices(CHARACTERS, k=5)), "score": score} for score in (1, 0)],
+        }
+        for _ in range(12)
+    ]
+    write_jsonl(folder / "prompts_train.jsonl", rows)
+    write_jsonl(folder / "ranked_dev.jsonl", rows[:4])
+    return folder
+
+
+def run(monkeypatch, data, output, **flags) -> int:
+    flags = {
+        "model_name_or_path": data / "actor",
+        "reward_model_path": data / "reward",
+        "data_dir": data,
+        "output_dir": output,
+        **FLAGS,
+        **flags,
+    }
+    argv = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["train_rlhf.py", *argv])
+    return run_guarded(train_rlhf.main)
+
+
+def rows_of(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_a_run_leaves_behind(monkeypatch, data, tmp_path):
+    output = tmp_path / "run"
+    assert run(monkeypatch, data, output) == 0
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    assert tokenizer.get_vocab() == build_char_tokenizer().get_vocab()
+    actor = AutoModelForCausalLM.from_pretrained(output)
+    critic = AutoModelForSequenceClassification.from_pretrained(output / "critic")
+    for trained, start in ((actor, data / "actor"), (critic, data / "reward")):
+        before = load_file(start / "model.safetensors")
+        changed = [name for name, tensor in trained.state_dict().items() if not torch.equal(tensor, before[name])]
+        assert len(changed) > len(before) // 2
+
+    rows = rows_of(output / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    expected = {
+        "reward", "reward_std", "kl", "entropy", "clip_fraction", "approx_kl", "policy_loss", "value_loss",
+        "response_length", "fraction_finished", "tokens_per_second", "loss", "learning_rate", "num_tokens",
+    }  # fmt: skip
+    assert all(expected <= row.keys() for row in rows)
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-5)  # the policy still is its own reference
+
+    samples = rows_of(output / "samples.jsonl")
+    assert len(samples) == 4 * 4 * 2
+    assert sum(sample["length"] for sample in samples) == rows[-1]["num_tokens"]
+    for row in rows:
+        scores = [sample["score"] for sample in samples if sample["step"] == row["step"]]
+        assert sum(scores) / len(scores) == pytest.approx(row["reward"], abs=1e-3)
+    assert all("</s>" not in sample["response"] for sample in samples)
+
+    summary = json.loads((output / "summary.json").read_text())
+    assert {"reward_before", "reward_after", "kl", "tokens_per_second"} <= summary.keys()
+    assert summary["evaluation_before"]["kl"] == pytest.approx(0, abs=1e-5) and summary["kl"] > 0
+    for name in ("loss", "reward", "kl", "response_length", "health", "entropy"):
+        assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(monkeypatch, data, tmp_path):
+    flags = {"kl_target": 0.01, "kl_horizon": 100, "ema_decay": 0.9}
+    assert run(monkeypatch, data, tmp_path / "straight", **flags) == 0
+    train_step = PPOTrainer.train_step
+
+    def killed_in_step_4(trainer):
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        return train_step(trainer)
+
+    monkeypatch.setattr(PPOTrainer, "train_step", killed_in_step_4)
+    assert run(monkeypatch, data, tmp_path / "killed", **flags) == 130
+    monkeypatch.setattr(PPOTrainer, "train_step", train_step)
+    assert len(rows_of(tmp_path / "killed" / "metrics.jsonl")) == 3  # one more than the checkpoint
+    assert run(monkeypatch, data, tmp_path / "killed", **flags, resume_from_checkpoint="auto") == 0
+
+    for name in ("", "critic", "ema"):
+        straight, resumed = (load_file(tmp_path / run / name / "model.safetensors") for run in ("straight", "killed"))
+        assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+    assert rows_of(tmp_path / "straight" / "samples.jsonl") == rows_of(tmp_path / "killed" / "samples.jsonl")
+    straight, resumed = (rows_of(tmp_path / run / "metrics.jsonl") for run in ("straight", "killed"))
+    timing = {"elapsed", "tokens_per_second", "seconds_rollout", "seconds_scoring", "seconds_update"}
+    for ours, other in zip(straight, resumed, strict=True):
+        assert {key: ours[key] for key in ours.keys() - timing} == {key: other[key] for key in other.keys() - timing}
+    summaries = [json.loads((tmp_path / run / "summary.json").read_text()) for run in ("straight", "killed")]
+    assert summaries[0]["reward_before"] == summaries[1]["reward_before"]
+
+
+def test_ptx_and_the_other_mode(monkeypatch, data, tmp_path):
+    flags = {"ppo_mode": "deepspeed_chat", "ptx_filename": "ranked_dev.jsonl", "max_steps": 2}
+    assert run(monkeypatch, data, tmp_path / "run", **flags) == 0
+    rows = rows_of(tmp_path / "run" / "metrics.jsonl")
+    assert all(row["ptx_loss"] > 0 for row in rows)
+    arguments = json.loads((tmp_path / "run" / "args.json").read_text())["arguments"]
+    assert (arguments["whiten_advantages"], arguments["normalize_reward"], arguments["ptx_coef"]) == (False, False, 27.8)
+
+
+def test_given_flags_win_over_those_of_the_mode(monkeypatch, data, tmp_path):
+    flags = {"whiten_advantages": "false", "missing_eos_penalty": 0.5, "max_steps": 1}
+    assert run(monkeypatch, data, tmp_path / "run", **flags) == 0
+    arguments = json.loads((tmp_path / "run" / "args.json").read_text())["arguments"]
+    chosen = arguments["whiten_advantages"], arguments["normalize_reward"], arguments["missing_eos_penalty"]
+    assert chosen == (False, True, 0.5)
+
+
+def test_responses_that_never_end_stop_the_run(monkeypatch, data, tmp_path, capsys):
+    flags = {"max_new_tokens": 1, "temperature": 0.01}  # greedy: the one token is not the end
+    assert run(monkeypatch, data, tmp_path / "run", **flags) == 1
+    assert "max_new_tokens" in capsys.readouterr().err
+    assert run(monkeypatch, data, tmp_path / "other", **flags, allow_unfinished="true") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"max_prompt_length": 2}, "--max_prompt_length 2: all 12 prompts are longer"),
+        ({"token_budget": 12}, "--token_budget 12"),
+        ({"num_mini_batches": 5}, "--num_mini_batches 5 exceeds --rollout_batch_size 4"),
+        ({"ppo_mode": "trl"}, "--ppo_mode"),
+        ({"kl_coeff": 0.2}, "--kl_coef"),
+        ({"temperature": 0}, "--temperature 0"),
+        ({"train_filename": "none.jsonl"}, "--train_filename"),
+        ({"max_new_tokens": 300}, "--max_new_tokens 300"),
+        ({"reward_model_path": "{data}/actor"}, "--reward_model_path"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_code_2(monkeypatch, data, tmp_path, capsys, flags, said):
+    flags = {name: value.format(data=data) if isinstance(value, str) else value for name, value in flags.items()}
+    assert run(monkeypatch, data, tmp_path / "run", **flags) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ") and said in line
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_reward_model_of_another_vocabulary_is_refused(monkeypatch, data, tmp_path, capsys):
+    tokenizer = build_char_tokenizer("另一个")
+    build_scalar_model(build_llama(len(tokenizer))).save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    assert run(monkeypatch, data, tmp_path / "run", reward_model_path=tmp_path / "reward") == 2
+    assert "its tokenizer differs from the actor's" in capsys.readouterr().err
