@@ -64,7 +64,7 @@ def main() -> None:
     folder = RunFolder(args.output_dir, "eval_pretrain", arguments=[args], overwrite=args.overwrite_output_dir)
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
-    model = load_causal_lm(args.model_name_or_path, dtype=args.dtype)
+    model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     max_length = longest(model, args)
     encoder = Encoder(tokenizer, max_length)

@@ -21,7 +21,7 @@ from keju.training.objectives.preference import PreferenceObjective
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
 from keju.training.reference_cache import add_reference_logprobs, default_cache_dir
-from keju.training.stage import add_adapters, inspect, num_shared, open_run, prepare, read_trees, train
+from keju.training.stage import add_adapters, inspect, num_pairs, num_shared, open_run, prepare, read_trees, train
 
 
 @dataclass
@@ -79,6 +79,7 @@ def main() -> None:
     outcome = train(model, objective, tokenizer, records, held_out or None, data=data, training=training, folder=folder)
     if held_out and folder.is_main:
         outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
+        outcome.summary["heldout_pairs"] = num_pairs(held_out.trees)
         plot_histograms(
             _margins(model, held_out.trees, training, data.token_budget),
             folder.path / "margins.png",

@@ -14,7 +14,7 @@ from keju.training.arguments import DataArguments, ModelArguments, StageTraining
 from keju.training.launch import run_stage
 from keju.training.objectives.reward import RewardObjective
 from keju.training.plots import plot_histograms
-from keju.training.stage import add_adapters, inspect, num_shared, open_run, prepare, read_trees, train
+from keju.training.stage import add_adapters, inspect, num_pairs, num_shared, open_run, prepare, read_trees, train
 
 
 @dataclass
@@ -62,6 +62,7 @@ def main() -> None:
     )
     if held_out and folder.is_main:
         outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
+        outcome.summary["heldout_pairs"] = num_pairs(held_out.trees)
         rewards = answer_rewards(model, held_out.trees, token_budget=data.token_budget)
         groups: dict[str, list[float]] = {}
         for score, reward in sorted(by_score(held_out.trees, rewards)):

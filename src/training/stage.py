@@ -171,3 +171,9 @@ def train(
 def num_shared(trees: Sequence) -> float:
     """How many times fewer tokens the trees hold than rows of prompt + answer would."""
     return sum(tree.num_unshared_tokens for tree in trees) / max(1, sum(tree.num_tokens for tree in trees))
+
+
+def num_pairs(trees: Sequence) -> int:
+    """Ordered pairs of answers with different scores, over all trees."""
+    scores = [[branch.values["score"] for branch in tree.branches] for tree in trees]
+    return sum(a > b for answers in scores for a in answers for b in answers)

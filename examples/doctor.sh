@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Shows one example as a stage will learn it (token, id, trained or not, position, branch, role) and refuses what is
+# surely wrong, without training.
+#
+#   MODEL     checkpoint folder, hub name or built-in size (llama-tiny)      TOKENIZER  where it is not the model's own
+#   DATA_DIR  folder of the records (the idiom corpus)                       STAGE      pretrain, sft, reward, dpo, rlhf
+source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+
+embedded_data
+if [ -z "${MODEL:-}" ]; then
+    MODEL=llama-tiny
+    TOKENIZER="${TOKENIZER:-$DATA_DIR/tokenizer}"
+fi
+python -m keju.doctor --model_name_or_path "$MODEL" ${TOKENIZER:+--tokenizer_name "$TOKENIZER"} \
+    --data_dir "$DATA_DIR" --stage "${STAGE:-sft}" "$@"

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Every stage on the embedded corpus, on a CPU: environment, data, pretraining, SFT, reward model, DPO, PPO, evaluation.
+# Ends with the path of the report. A second run reuses what is there.
+#
+#   OUTPUT_DIR  (runs/quickstart)      MODEL  llama-tiny or pangu-tiny
+#   bash examples/quickstart.sh --fast     a smaller size, for tests
+source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+
+python -m keju.quickstart --config_dir "$REPO/examples/configs" --model "${MODEL:-llama-tiny}" \
+    --output_dir "${OUTPUT_DIR:-$REPO/runs/quickstart}" "$@"

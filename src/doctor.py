@@ -1,0 +1,90 @@
+"""Looks at a model and data without training: one example as it will be learned, and what is surely wrong.
+
+python -m keju.doctor --model_name_or_path runs/pretrain --data_dir runs/data/idiom --stage sft
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from keju.encoding.dataset import EncodedRecords
+from keju.encoding.encoder import Encoder
+from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.training.arguments import DataArguments, ModelArguments, parse_arguments
+from keju.training.launch import run_stage
+from keju.training.stage import inspect, num_pairs, num_shared, read_trees, tree_depth
+from keju.training.stage_model import verify_head
+
+FILES = {"text": "pretrain_train.jsonl", "sft": "ranked_train.jsonl", "ranked": "ranked_train.jsonl"}
+FORMS = {"pretrain": "text", "sft": "sft", "reward": "ranked", "dpo": "ranked", "rlhf": "prompt"}
+
+
+@dataclass
+class DoctorArguments(DataArguments):
+    train_filename: str = field(default="", metadata={"help": "Record file; by default the one that --stage reads."})
+    max_train_samples: int | None = field(default=1000, metadata={"help": "Look at so many records."})
+
+
+@dataclass
+class StageArguments:
+    _argument_group_name = "stage"
+
+    stage: Literal["pretrain", "sft", "reward", "dpo", "rlhf"] = field(
+        default="sft", metadata={"help": "What the data is meant for."}
+    )
+
+
+def main() -> None:
+    model_args, data, stage = parse_arguments(ModelArguments, DoctorArguments, StageArguments, description=__doc__)
+    form = FORMS[stage.stage]
+    name = model_args.tokenizer_name or model_args.model_name_or_path
+    tokenizer = load_tokenizer(name, flag="--tokenizer_name" if model_args.tokenizer_name else "--model_name_or_path")
+    encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long)
+    filename = data.train_filename or FILES.get(form, "prompts_train.jsonl")
+    encoded = read_trees(
+        data, filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples
+    )
+    model = load_causal_lm(
+        model_args.model_name_or_path,
+        dtype=model_args.dtype,
+        tokenizer=tokenizer,
+        from_scratch=model_args.from_scratch,
+        config_overrides=model_args.parsed_overrides(),
+    )
+    if form == "prompt":
+        print("The first prompt, as the model reads it:")
+        print(tokenizer.decode(encoded[0].tokens))
+    else:
+        inspect(encoded, tokenizer, model, form=form)
+    verify_head(model, list(encoded[0].tokens))
+    Console().print(figures(encoded, form, tokenizer, model))
+    print("Nothing is wrong that can be seen from here.")
+
+
+def figures(encoded: EncodedRecords, form: str, tokenizer, model) -> Table:
+    """What the records amount to."""
+    trees = encoded.trees
+    trained = sum(tree.num_predictions for tree in trees)
+    rows = {
+        "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters",
+        "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer)} tokens; bos {tokenizer.bos_token!r}, "
+        f"eos {tokenizer.eos_token!r}, pad {tokenizer.pad_token!r}, "
+        f"{'chat template' if tokenizer.chat_template else 'no chat template'}",
+        "records": f"{len(trees)} used, {len(encoded.skipped)} left out",
+        "longest": f"{max(map(tree_depth, trees))} tokens from the root to the end of an answer",
+        "tokens": f"{sum(tree.num_tokens for tree in trees)}, of which {trained} are trained",
+    }
+    if form == "ranked":
+        rows["pairs"] = f"{num_pairs(trees)}; trees hold {num_shared(trees):.2f} times fewer tokens than rows would"
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+if __name__ == "__main__":
+    run_stage(main)

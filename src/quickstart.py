@@ -1,0 +1,156 @@
+"""Every stage on the embedded corpus, one after the other, and one report about all of them.
+
+python -m keju.quickstart --config_dir examples/configs --output_dir runs/quickstart [--fast]
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from keju.records.writing import write_json
+from keju.report.report import write_report
+from keju.training.arguments import parse_arguments
+from keju.training.launch import run_stage
+from keju.training.run_folder import is_finished
+
+# What --fast takes off each stage: enough to show that everything runs, too little to learn much.
+FAST = {
+    "prepare_data": ["--max_idioms", "2500", "--vocab_size", "3000"],
+    "pretrain": ["--max_steps", "40", "--max_eval_samples", "50"],
+    "train_sft": ["--max_steps", "15", "--max_eval_samples", "50"],
+    "train_reward": ["--max_steps", "20", "--max_eval_samples", "50"],
+    "train_dpo": ["--max_steps", "10", "--max_train_samples", "200", "--max_eval_samples", "50"],
+    "train_rlhf": ["--max_steps", "3", "--max_eval_samples", "16"],
+    "eval_pretrain": ["--max_items", "60"],
+    "eval_reward": ["--max_samples", "60"],
+    "pred_pretrain": ["--max_samples", "16"],
+}
+
+
+@dataclass
+class QuickstartArguments:
+    output_dir: str = field(metadata={"help": "Folder of all runs; summary.json and report.html land there."})
+    config_dir: str = field(metadata={"help": "Folder of the stages' YAML files."})
+    model: str = field(default="llama-tiny", metadata={"help": "A built-in size: llama-tiny or pangu-tiny."})
+    fast: bool = field(default=False, metadata={"help": "Minutes instead of a quarter of an hour; for tests."})
+
+
+class Pipeline:
+    """Runs stages as a user would, skipping those that finished before with the same flags on the same inputs."""
+
+    def __init__(self, args: QuickstartArguments) -> None:
+        self.root = Path(args.output_dir).expanduser().resolve()
+        self.configs = Path(args.config_dir).expanduser().resolve()
+        self.fast = args.fast
+        self.inputs_changed = False
+
+    def run(self, stage: str, name: str, *flags: str) -> Path:
+        """Runs `python -m keju.<stage>` into the folder `name` and returns that folder."""
+        folder = self.root / name
+        config = self.configs / f"{stage}.yaml"
+        argv = [str(config)] if config.exists() else []
+        argv += [*flags, "--output_dir", str(folder), *(FAST.get(stage, []) if self.fast else [])]
+        if stage != "prepare_data":
+            argv.append("--overwrite_output_dir")
+            if not self.inputs_changed and is_finished(folder, argv):
+                print(f"== {name}: done before", flush=True)
+                return folder
+            self.inputs_changed = True
+        print(f"\n== {name}: python -m keju.{stage} {shlex.join(argv)}", flush=True)
+        code = subprocess.run([sys.executable, "-m", f"keju.{stage}", *argv], check=False).returncode
+        if code:
+            # The stage has said what went wrong, in its last lines above.
+            print(f"quickstart stopped in {name} (exit code {code})", file=sys.stderr)
+            sys.exit(code)
+        return folder
+
+
+def main() -> None:
+    (args,) = parse_arguments(QuickstartArguments, description=__doc__.splitlines()[0])
+    start = time.time()
+    pipeline = Pipeline(args)
+    data = pipeline.run("prepare_data", "data", "--corpus", "idiom")
+    tokenizer, files = str(data / "tokenizer"), ["--data_dir", str(data)]
+
+    def evaluate(name: str, model: str | Path, *flags: str) -> None:
+        evaluations[name] = pipeline.run(
+            "eval_pretrain", f"eval_{name}", "--model_name_or_path", str(model), *files, *flags
+        )
+
+    evaluations: dict[str, Path] = {}
+    runs: dict[str, Path] = {}
+    evaluate("untrained", args.model, "--tokenizer_name", tokenizer)
+    runs["pretrain"] = pipeline.run(
+        "pretrain", "pretrain", "--model_name_or_path", args.model, "--tokenizer_name", tokenizer, *files
+    )
+    evaluate("pretrain", runs["pretrain"])
+    runs["sft"] = pipeline.run("train_sft", "sft", "--model_name_or_path", str(runs["pretrain"]), *files)
+    evaluate("sft", runs["sft"])
+    runs["reward"] = pipeline.run("train_reward", "reward", "--model_name_or_path", str(runs["pretrain"]), *files)
+    judged = pipeline.run("eval_reward", "eval_reward", "--model_name_or_path", str(runs["reward"]), *files)
+    runs["dpo"] = pipeline.run("train_dpo", "dpo", "--model_name_or_path", str(runs["sft"]), *files)
+    evaluate("dpo", runs["dpo"])
+    policy = ["--model_name_or_path", str(runs["sft"]), "--reward_model_path", str(runs["reward"])]
+    runs["ppo"] = pipeline.run("train_rlhf", "ppo", *policy, *files)
+    evaluate("ppo", runs["ppo"])
+    answers = pipeline.run("pred_pretrain", "pred", "--model_name_or_path", str(runs["ppo"]), *files)
+
+    summary = collect(args.model, data, runs, evaluations, judged, answers)
+    summary["seconds"] = round(time.time() - start, 1)
+    summary["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    write_json(pipeline.root / "summary.json", summary)
+    report = write_report(summary, runs, pipeline.root / "report.html")
+    print_headline(summary)
+    print(f"\n{pipeline.root / 'summary.json'}\n{report}")
+
+
+def collect(
+    model: str, data: Path, runs: dict[str, Path], evaluations: dict[str, Path], judged: Path, answers: Path
+) -> dict:
+    """The figures of all stages, as their own summaries have them."""
+    summary: dict = {"model": model, "data": read(data / "report.json").get("rows", {})}
+    for name, folder in runs.items():
+        summary[name] = read(folder / "summary.json")
+    reward = read(judged / "results.json")
+    summary["reward"] |= {
+        "heldout_accuracy": reward["accuracy"],
+        "heldout_interval": reward["interval"],
+        "heldout_pairs": reward["num_pairs"],
+        "heldout_best_first": reward["best_first"],
+    }
+    summary["predictions"] = read(answers / "results.json")
+    summary["eval"] = {}
+    for name, folder in evaluations.items():
+        shots = read(folder / "results.json")["results"]
+        zero = shots[0]
+        summary["eval"]["chance"] = zero["chance"]
+        summary["eval"][name] = {
+            **{key: zero[key] for key in ("accuracy", "interval", "num_items", "task", "protocol", "num_shots")},
+            "few_shot": {str(row["num_shots"]): row["accuracy"] for row in shots[1:]},
+        }
+    return summary
+
+
+def print_headline(summary: dict) -> None:
+    reward, dpo, ppo, benchmark = (summary[key] for key in ("reward", "dpo", "ppo", "eval"))
+    print("\nquickstart finished in {:.0f} s".format(summary["seconds"]))
+    print(f"reward model  {reward['heldout_accuracy']:.1%} of held-out pairs ranked right (chance 50%)")
+    print(f"DPO           {dpo['heldout_accuracy']:.1%} of held-out pairs ranked right (chance 50%)")
+    print(f"PPO           reward {ppo['reward_before']:.3f} -> {ppo['reward_after']:.3f} at KL {ppo['kl']:.2f}")
+    results = ", ".join(f"{name} {row['accuracy']:.1%}" for name, row in benchmark.items() if name != "chance")
+    print(f"benchmark     {results} (chance {benchmark['chance']:.0%})")
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    run_stage(main)
