@@ -26,7 +26,8 @@ def few_shot_questions(seed: int = 0) -> list[Question]:
             questions.append(Question([1, *shots, *ids(1, 9)], choices))
     questions.append(Question([1], [[5], [6], [7, 8]]))
     questions.append(Question([9], [[5], [5, 6]]))
-    questions.append(questions[0])  # an equal prompt twice
+    # equal prompts, as those of unconditional normalisation are
+    questions += [Question(questions[0].prompt, [choice]) for choice in ([5], [6], [7, 8], [9])]
     rng.shuffle(questions)
     return questions
 
