@@ -87,7 +87,7 @@ def _report(error: BaseException, run: RunFolder | None) -> int:
         for line in details.splitlines():
             run.write_log(line)
         lines.append(f"{prefix}the whole traceback is in {run.log_path}")
-    if debug or run is None or not run.is_main:
+    if debug or (not what and (run is None or not run.is_main)):  # it is in no log
         lines.insert(0, details)
     _say(lines)
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASH

@@ -43,7 +43,12 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_value_error_that_nobody_raised_on_purpose_is_a_crash():
+def test_a_value_error_that_nobody_raised_on_purpose_is_a_crash(monkeypatch):
+    monkeypatch.setitem(globals(), "__package__", "keju.tests")  # as if the functions here were ours
+    with pytest.raises(ValueError) as caught:
+        raising(ValueError("--x"))()
+    assert is_user_mistake(caught.value)
+
     def unpack():
         first, second = (1, 2, 3)
         return first + second
@@ -87,6 +92,16 @@ def test_a_mistake_leaves_no_folder(tmp_path):
 
     assert run_guarded(main) == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_another_rank_does_not_repeat_the_traceback_of_what_is_understood(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_guarded(raising(MemoryError())) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("[rank 1] The machine ran out of memory.") and "Traceback" not in err
+    assert run_guarded(raising(ZeroDivisionError())) == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 SCRIPT = """
