@@ -49,12 +49,12 @@ def linear_logprob(
             logits = softcap * torch.tanh(logits / softcap)
         if temperature != 1.0:
             logits = logits / temperature
-        normaliser = torch.logsumexp(logits, dim=-1)
-        logprobs = logits.gather(-1, target[:, None]).squeeze(-1) - normaliser
+        # One fused pass forward and one backward, where logsumexp and gather take several each
+        logprobs = -F.cross_entropy(logits, target, reduction="none")
         if not with_entropy:
             return logprobs, None
         # H = log Z - E[logit]
-        return logprobs, normaliser - (torch.softmax(logits, dim=-1) * logits).sum(-1)
+        return logprobs, torch.logsumexp(logits, dim=-1) - (torch.softmax(logits, dim=-1) * logits).sum(-1)
 
     chunk_size = chunk_size or max(1, MAX_LOGITS // weight.shape[0])
     if hidden.shape[0] <= chunk_size:

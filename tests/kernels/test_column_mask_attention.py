@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keju.kernels.column_mask_attention import CHUNK, ColumnMask, column_mask_attention
+
+
+def random_mask(length: int, generator: torch.Generator) -> ColumnMask:
+    """Any intervals in which each query at least sees itself."""
+    index = torch.arange(length)
+    begin = index - torch.randint(0, 3, (length,), generator=generator) * torch.randint(
+        0, length, (length,), generator=generator
+    )
+    end = index + 1 + torch.randint(0, length, (length,), generator=generator)
+    return ColumnMask(begin.clamp(min=0), end.clamp(max=length))
+
+
+def obvious(query, key, value, mask: ColumnMask, scale=None):
+    """Softmax over exactly the visible keys, query by query, in float64."""
+    heads, length, size = query.shape[1:]
+    groups = heads // key.shape[1]
+    scale = scale or size**-0.5
+    rows = []
+    for head in range(heads):
+        for q in range(length):
+            seen = [k for k in range(length) if mask.visible_from[k] <= q < mask.visible_until[k]]
+            scores = key[0, head // groups, seen] @ query[0, head, q] * scale
+            rows.append(torch.softmax(scores, dim=0) @ value[0, head // groups, seen])
+    return torch.stack(rows).view(1, heads, length, -1)
+
+
+def draw(length, heads, kv_heads, size, generator, dtype=torch.float64):
+    shapes = [(1, heads, length, size), (1, kv_heads, length, size), (1, kv_heads, length, size)]
+    return [torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 40), st.sampled_from([(2, 2), (4, 2), (3, 1)]), st.integers(0, 10**6))
+def test_random_masks(length, heads, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = random_mask(length, generator)
+    ours = draw(length, *heads, 4, generator)
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    result, expected = column_mask_attention(*ours, mask), obvious(*theirs, mask)
+    torch.testing.assert_close(result, expected)
+    weights = torch.randn(result.shape, generator=generator, dtype=result.dtype)
+    (result * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5])
+def test_chunks_meet_without_a_seam(length):
+    generator = torch.Generator().manual_seed(length)
+    mask = random_mask(length, generator)
+    query, key, value = draw(length, 1, 1, 2, generator)
+    torch.testing.assert_close(
+        column_mask_attention(query, key, value, mask, scale=0.3), obvious(query, key, value, mask, scale=0.3)
+    )
+
+
+def test_chunks_leave_out_keys_that_nobody_sees():
+    """Two packed documents: the queries of the second never touch the keys of the first."""
+    length = 2 * CHUNK
+    index = torch.arange(length)
+    mask = ColumnMask(index, torch.where(index < CHUNK, CHUNK, length))
+    assert [(keys.start, keys.stop) for _, keys, _ in mask.chunks] == [(0, CHUNK), (CHUNK, length)]
