@@ -21,8 +21,9 @@ def write_report(summary: Mapping[str, Any], runs: Mapping[str, Path], out: str 
 
     summary: what summary.json of the quickstart holds. Each stage of STAGES has seconds, tokens, tokens_per_second,
     first_loss and last_loss; reward and dpo also heldout_accuracy and heldout_pairs; ppo reward_before, reward_after
-    and kl. "data" has seconds; "eval" is {"chance": share, model: {"accuracy", "interval": [low, high], "num_items"}}.
-    Stages that are missing are shown as "not run". runs: the run folder of each stage.
+    and kl. "data" is {file: rows}, "predictions" {measure: number}, "eval" {"chance": share, model: {"accuracy",
+    "interval": [low, high], "num_items", "few_shot": {shots: accuracy}}}. Stages that are missing are shown as "not
+    run". runs: the run folder of each stage.
     """
     environment = Environment(
         loader=PackageLoader("keju.report", "."),
@@ -39,12 +40,14 @@ def write_report(summary: Mapping[str, Any], runs: Mapping[str, Path], out: str 
     page = environment.get_template("report.html.j2").render(
         summary=summary,
         stages=stages,
-        data=summary.get("data") or {},
         evaluations=evaluations,
         chance=(summary.get("eval") or {}).get("chance"),
         benchmark=_benchmark_chart(evaluations, (summary.get("eval") or {}).get("chance")),
         highlights=_highlights(stages, evaluations),
-        seconds=summary.get("seconds") or sum(stage.figures.get("seconds") or 0 for stage in stages),
+        # A second run that reuses finished stages is quick itself; what they took is the honest figure.
+        seconds=max(summary.get("seconds") or 0, sum(stage.figures.get("seconds") or 0 for stage in stages)),
+        predictions=_numbers(summary.get("predictions") or {}),
+        num_rows=_numbers(summary.get("data") or {}),
         written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         machine=origin["machine"],
         versions=origin["versions"],
@@ -71,10 +74,15 @@ def _evaluations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "accuracy": result["accuracy"],
                 "interval": interval,
                 "num_items": count,
+                "few_shot": result.get("few_shot") or {},
                 "verdict": verdict(interval, chance) if chance is not None else "",
             }
         )
     return rows
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if isinstance(value, (int, float)) and value is not True}
 
 
 def _benchmark_chart(evaluations: list[dict[str, Any]], chance: float | None):

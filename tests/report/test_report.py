@@ -11,7 +11,8 @@ from keju.report.stages import gather, verdict, wilson_interval
 from keju.training.plots import plot_lines
 
 SUMMARY = {
-    "data": {"seconds": 12.0},
+    "data": {"ranked_train.jsonl": 1234},
+    "predictions": {"model": "m", "rouge-l": 0.217, "finished": True},
     "pretrain": {
         "seconds": 75.0,
         "tokens": 120000,
@@ -23,8 +24,8 @@ SUMMARY = {
     "ppo": {"seconds": 9, "reward_before": -0.52, "reward_after": 0.31, "kl": 1.23},
     "eval": {
         "chance": 0.25,
-        "pretrain": {"accuracy": 0.26, "num_items": 400},
-        "ppo": {"accuracy": 0.48, "interval": [0.43, 0.53], "num_items": 400},
+        "pretrain": {"accuracy": 0.26, "num_items": 400, "few_shot": {"8": 0.3}},
+        "ppo": {"accuracy": 0.48, "interval": [0.43, 0.53], "num_items": 400, "few_shot": {"8": 0.51}},
     },
 }
 
@@ -97,6 +98,8 @@ def test_figures_stand_in_the_page(tmp_path):
     text = " ".join("".join(parsed.text).split())
     for figure in ("1:15", "120k", "9.32k", "8.51", "0.61", "83.0%", "-0.520 → 0.310", "1.230", "48.0%", "2:24 in all"):
         assert figure in text, figure
+    assert "ranked_train.jsonl 1,234" in text and "rouge-l" in text and "0.217" in text and "finished" not in text
+    assert "8 shots" in text and "51.0%" in text
     assert "above chance" in text and "not told apart from chance" in text
 
 
