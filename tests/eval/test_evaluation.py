@@ -11,12 +11,14 @@ import pytest
 from char_tokenizer import CHARACTERS, build_char_tokenizer
 from tiny_models import build_llama
 
+from keju.data_prepare.corpora import idiom as idiom_corpus
 from keju.encoding.encoder import Encoder
 from keju.eval.evaluation import evaluate
 from keju.eval.metrics import ChoiceScores, acc, acc_norm, acc_pmi, credit
 from keju.eval.prompts import Prompter, pick_shots
 from keju.eval.scoring import score_questions
 from keju.eval.task import Item, load_task, task_names
+from keju.eval.tasks.idiom import PROMPTS
 
 NUM_ITEMS = 24
 
@@ -230,3 +232,9 @@ def test_bad_rows_name_file_and_line(tmp_path, line, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="--data_dir: .*idiom_mc_test.jsonl does not exist"):
         load_task("idiom").items(tmp_path, "completion")
+
+
+def test_the_idiom_prompts_are_worded_like_the_training_files():
+    word, explanation = idiom_corpus.TEXTS[0][:2]
+    assert PROMPTS["completion"][0] + "{}" == word + explanation
+    assert PROMPTS["instruction"][0] == idiom_corpus.PROMPT

@@ -27,7 +27,8 @@ def few_shot_questions(seed: int = 0) -> list[Question]:
     questions.append(Question([1], [[5], [6], [7, 8]]))
     questions.append(Question([9], [[5], [5, 6]]))
     # equal prompts, as those of unconditional normalisation are
-    questions += [Question(questions[0].prompt, [choice]) for choice in ([5], [6], [7, 8], [9])]
+    for prompt in (questions[0].prompt, [30, *ids(9, 9)]):
+        questions += [Question(prompt, [choice]) for choice in ([7, 8], [5], [8, 8], [6], [9])]
     rng.shuffle(questions)
     return questions
 
