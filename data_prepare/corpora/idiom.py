@@ -28,11 +28,12 @@ RIGHT, SHARES_CHARACTERS, RANDOM = 1, 0, -1
 NUM_ANSWERS = NUM_CHOICES = 4
 PROMPT = "解释成语“{}”的意思。"
 QUESTION = "以下哪一项是成语“{}”的意思？"
-# Each begins with the idiom and its explanation: the relation to learn stands where a small model can see it.
+# Most texts say the idiom or its explanation twice. Before it can relate the two, a small model must learn to look back
+# and copy, and this teaches it: after 75 seconds on one CPU core 40% of the questions instead of 30% for plain entries.
 TEXTS = (
-    ("成语：{}。", "解释：{}", "出处：{}", "例句：{}"),
-    ("成语“{}”的意思是：", "{}", "语出{}", "例如：{}"),
-    ("{}：", "{}", "出自{}", "例：{}"),
+    ("成语：{word}。解释：{explanation}成语：{word}。", 0.4),
+    ("{explanation}这个意思的成语是：{word}。解释：{explanation}", 0.4),
+    ("成语：{word}。解释：{explanation}{derivation}{example}", 0.2),
 )
 
 
@@ -111,11 +112,13 @@ def _core(explanation: str) -> str:
 
 
 def _texts(idioms: list[Member], rng: random.Random) -> list[dict[str, Any]]:
+    templates, shares = zip(*TEXTS, strict=True)
     rows = []
-    for idiom in idioms:
-        fields = (idiom.word, idiom.explanation, idiom.derivation, idiom.example)
-        parts = (part.format(text) for part, text in zip(rng.choice(TEXTS), fields, strict=True) if text)
-        rows.append({"text": "".join(parts)})
+    for idiom, template in zip(idioms, rng.choices(templates, shares, k=len(idioms)), strict=True):
+        fields = {"word": idiom.word, "explanation": idiom.explanation}
+        for name, label, text in (("derivation", "出处", idiom.derivation), ("example", "例句", idiom.example)):
+            fields[name] = f"{label}：{text}" if text else ""
+        rows.append({"text": template.format(**fields)})
     return rows
 
 

@@ -141,14 +141,17 @@ def test_sizes_of_splits(build, whole):
     assert whole.splits["train"] > 26_000
 
 
-def test_pretraining_texts_begin_with_the_idiom_and_its_explanation(build):
-    data_set = build(max_items=150)
-    explanations = explanations_of(data_set.files["ranked_train.jsonl"])
-    explanations |= explanations_of(data_set.files["prompts_train.jsonl"])
-    for row in data_set.files["pretrain_train.jsonl"]:
-        word = next(word for word in explanations if word in row["text"][:20])
-        assert explanations[word] in row["text"]
-        assert "无。" not in row["text"][:12] and "～" not in row["text"]
+def test_pretraining_texts_hold_an_idiom_and_its_explanation(build):
+    files = build(max_items=1000).files
+    explanations = explanations_of(files["ranked_train.jsonl"]) | explanations_of(files["prompts_train.jsonl"])
+    texts = [row["text"] for row in files["pretrain_train.jsonl"]]
+    for text in texts:
+        assert any(f"成语：{word}。" in text or f"成语是：{word}。" in text for word in explanations), text
+        assert any(text.count(explanation) for explanation in explanations.values()), text
+        assert "：无。" not in text and "～" not in text and "{" not in text
+    twice = [any(max(map(text.count, pair)) > 1 for pair in explanations.items()) for text in texts]
+    assert sum(twice) > 0.75 * len(texts)
+    assert 0.1 < sum("出处：" in text for text in texts) / len(texts) < 0.2
 
 
 def test_seed_decides(build):
