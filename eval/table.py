@@ -13,7 +13,7 @@ from rich.table import Table
 def print_results(summaries: Sequence[dict[str, Any]], title: str, console: Console | None = None) -> None:
     """One line for each result: all metrics, the main one marked and with its 95% interval, against chance."""
     names = list(dict.fromkeys(name for summary in summaries for name in summary["metrics"]))
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for heading in ("task", "protocol"):
         table.add_column(heading, no_wrap=True)
     for heading in ("shots", "items", *names, "95%", "chance"):

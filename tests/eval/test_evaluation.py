@@ -235,6 +235,10 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_idiom_prompts_are_worded_like_the_training_files():
-    word, explanation = idiom_corpus.TEXTS[0][:2]
-    assert PROMPTS["completion"][0] + "{}" == word + explanation
-    assert PROMPTS["instruction"][0] == idiom_corpus.PROMPT
+    files = idiom_corpus.build(seed=0, max_items=150, track=lambda items, label: items).files
+    texts = "\n".join(row["text"] for row in files["pretrain_train.jsonl"])
+    completion, instruction = (PROMPTS[name][0] for name in ("completion", "instruction"))
+    rows = files["ranked_train.jsonl"]
+    assert all(row["prompt"] == instruction.format(row["idiom"]) for row in rows)
+    read = [completion.format(row["idiom"]) + row["answers"][0]["answer"] in texts for row in rows]
+    assert sum(read) > len(rows) / 5
