@@ -142,7 +142,11 @@ def test_ptx_and_the_other_mode(monkeypatch, data, tmp_path):
     rows = rows_of(tmp_path / "run" / "metrics.jsonl")
     assert all(row["ptx_loss"] > 0 for row in rows)
     arguments = json.loads((tmp_path / "run" / "args.json").read_text())["arguments"]
-    assert (arguments["whiten_advantages"], arguments["normalize_reward"], arguments["ptx_coef"]) == (False, False, 27.8)
+    assert (arguments["whiten_advantages"], arguments["normalize_reward"], arguments["ptx_coef"]) == (
+        False,
+        False,
+        27.8,
+    )
 
 
 def test_given_flags_win_over_those_of_the_mode(monkeypatch, data, tmp_path):

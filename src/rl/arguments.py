@@ -106,7 +106,14 @@ class PPOArguments:
         for name, default in rules_of(self.ppo_mode).defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, default)
-        for name in ("rollout_batch_size", "num_responses", "max_new_tokens", "ppo_epochs", "num_mini_batches", "save_steps"):
+        for name in (
+            "rollout_batch_size",
+            "num_responses",
+            "max_new_tokens",
+            "ppo_epochs",
+            "num_mini_batches",
+            "save_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
         if self.num_mini_batches > self.rollout_batch_size:

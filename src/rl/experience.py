@@ -108,7 +108,7 @@ def score_rollouts(
     temperature: float,
     token_budget: int,
 ) -> Scored:
-    """Scores rollouts with the four models, all in eval mode: dropout would make the first ratio differ from 1.
+    """Scores rollouts with the four models, which the caller keeps in eval mode (see PPOTrainer).
 
     `temperature` is that of sampling: the policy that acted is softmax(logits / temperature), and so is the one that is
     updated. Raises ValueError when the mode drops every response or one does not fit `token_budget`.
@@ -142,8 +142,6 @@ def score_rollouts(
     logprobs, ref_logprobs, values = (torch.zeros(mask.shape, device=device) for _ in range(3))
     scores = torch.zeros(len(actions), device=device)
 
-    for model in (actor, reference, critic, reward_model):
-        model.eval()
     for batch in packed(trees, token_budget, device):
         rows, columns = action_coordinates(batch)
         logprobs[rows, columns] = tree_logprobs(actor, batch, temperature=temperature).logprobs

@@ -10,7 +10,7 @@ but the weights and its number.
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -102,14 +102,12 @@ class PPOTrainer:
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
-    def train_step(
-        self, on_batch: Callable[[int, int], None] = lambda num_prompts, num_tokens: None
-    ) -> tuple[Experience, dict]:
+    def train_step(self) -> tuple[Experience, dict[str, float]]:
         """Samples, scores and updates once. Returns the experience and the metrics of the step."""
         self.step += 1
         start = time.perf_counter()
         prompts = [self.prompts[index] for index in self._prompt_indices(self.step)]
-        rollouts = self.sample(prompts, self._seed("rollout"), on_batch)
+        rollouts = self.sample(prompts, self._seed("rollout"))
         sampled = time.perf_counter()
         experience = self.shaping.experience(self.score(rollouts))
         scored = time.perf_counter()
@@ -142,14 +140,9 @@ class PPOTrainer:
             del metrics["explained_variance"]  # all returns are equal
         return experience, metrics
 
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seed: int,
-        on_batch: Callable[[int, int], None] = lambda num_prompts, num_tokens: None,
-    ) -> list[Rollout]:
+    def sample(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Rollout]:
         with self._precision():
-            return self.sampler.sample(self.actor, prompts, seed, on_batch)
+            return self.sampler.sample(self.actor, prompts, seed)
 
     def score(self, rollouts: Sequence[Rollout]) -> Scored:
         with self._precision():
@@ -254,12 +247,14 @@ class PPOTrainer:
     def _prompt_indices(self, step: int) -> list[int]:
         """The prompts of a step: one shuffled epoch after the other, without a gap."""
         start = (step - 1) * self.rollout_batch_size
-        return [self._shuffled(position) for position in range(start, start + self.rollout_batch_size)]
-
-    def _shuffled(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.prompts))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return int(torch.randperm(len(self.prompts), generator=generator)[offset])
+        places = [divmod(position, len(self.prompts)) for position in range(start, start + self.rollout_batch_size)]
+        orders = {
+            epoch: torch.randperm(
+                len(self.prompts), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            )
+            for epoch in {epoch for epoch, _ in places}
+        }
+        return [int(orders[epoch][offset]) for epoch, offset in places]
 
     def _draw_ptx(self, generator: torch.Generator) -> list[Segment]:
         if not self.ptx_trees or not self.ptx_coef:

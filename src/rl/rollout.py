@@ -4,7 +4,7 @@ Nothing is ever decoded and tokenised again, and log-probs are not taken from ge
 the same code and the same temperature on both sides of the ratio (keju.rl.experience).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,13 +43,7 @@ class Sampler:
         pad_id = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad_id is None else pad_id
 
-    def sample(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
-        seed: int,
-        on_batch: Callable[[int, int], None] = lambda num_prompts, num_tokens: None,
-    ) -> list[Rollout]:
+    def sample(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], seed: int) -> list[Rollout]:
         """`num_responses` responses to each prompt (token ids), in their order; equal seeds give equal samples."""
         responses = generate_responses(
             model,
@@ -63,6 +57,5 @@ class Sampler:
             do_sample=True,
             batch_size=self.batch_size,
             seed=seed,
-            on_batch=on_batch,
         )
         return [Rollout(tuple(prompt), tuple(own)) for prompt, own in zip(prompts, responses, strict=True)]

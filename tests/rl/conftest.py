@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from tiny_models import build_llama, build_scalar_model
+from tiny_models import BUILDERS, build_scalar_model
 
 from keju.models.generation import Response
 from keju.rl.rewards import FixedKLController
@@ -13,13 +13,17 @@ EOS, PAD = 2, 3
 
 
 @pytest.fixture
-def ppo_models() -> SimpleNamespace:
-    """actor, reference, critic, reward_model: all different, so that nothing can be mistaken for another."""
+def ppo_models(request) -> SimpleNamespace:
+    """actor, reference, critic, reward_model: all different, so that nothing can be mistaken for another.
+
+    Llamas; tests that parametrise this fixture indirectly name another family of `tiny_models`.
+    """
+    build = BUILDERS[getattr(request, "param", "llama")]
     return SimpleNamespace(
-        actor=build_llama(seed=0),
-        reference=build_llama(seed=1),
-        critic=build_scalar_model(build_llama(seed=2), seed=3),
-        reward_model=build_scalar_model(build_llama(seed=4), seed=5),
+        actor=build(seed=0),
+        reference=build(seed=1),
+        critic=build_scalar_model(build(seed=2), seed=3),
+        reward_model=build_scalar_model(build(seed=4), seed=5),
     )
 
 

@@ -26,16 +26,17 @@ def one_by_one(models, rollouts, temperature=1.0):
             start = len(rollout.prompt) - 1
             parts = []
             for model in (models.actor, models.reference):
-                logits = model(ids, attn_implementation="eager").logits[0, :-1] / temperature
+                logits = model(ids).logits[0, :-1] / temperature
                 logprobs = torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0]
                 parts.append(logprobs[start:])
             values, scores = (
-                model.score(model.model(ids).last_hidden_state)[0, :, 0]
+                model.score(getattr(model, model.base_model_prefix)(ids).last_hidden_state)[0, :, 0]
                 for model in (models.critic, models.reward_model)
             )
             yield *parts, values[start:-1], scores[-1]
 
 
+@pytest.mark.parametrize("ppo_models", ["llama", "pangu"], indirect=True)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("token_budget", [11, 64])  # one or two responses a tree; everything in one pack
 def test_trees_give_what_one_forward_a_response_gives(ppo_models, rollouts, temperature, token_budget):

@@ -31,7 +31,8 @@ def reference_losses(trainer, experience, temperature):
     logits = trainer.actor(ids, attention_mask=attention_mask).logits / temperature
     logprobs = torch.log_softmax(logits, dim=-1)
     critic = trainer.critic
-    values = critic.score(critic.model(ids, attention_mask=attention_mask).last_hidden_state)[..., 0]
+    backbone = getattr(critic, critic.base_model_prefix)
+    values = critic.score(backbone(ids, attention_mask=attention_mask).last_hidden_state)[..., 0]
     policy, value, count = 0.0, 0.0, 0
     for row, (start, length) in enumerate(spans):
         for t in range(length):
@@ -57,6 +58,7 @@ def move(model, seed, scale=0.02):
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
+@pytest.mark.parametrize("ppo_models", ["llama", "pangu"], indirect=True)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("token_budget", [12, 64])  # many packs a minibatch; one
 def test_an_update_over_trees_is_an_update_over_padded_rows(trainer_of, rollouts, temperature, token_budget):
@@ -118,6 +120,15 @@ def test_at_the_first_minibatch_the_ratio_is_one(trainer_of, temperature):
     assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["approx_kl"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["clip_fraction"] == 0.0
+
+
+def test_mixed_precision_rounds_both_sides_of_the_ratio_alike(trainer_of):
+    trainer = trainer_of(bf16=True, actor_learning_rate=1e-2)
+    experience, metrics = trainer.train_step()
+    assert metrics["ratio"] == pytest.approx(1.0, abs=1e-3)
+    assert metrics["approx_kl"] < 1e-4
+    assert experience.logprobs.dtype == torch.float32
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.actor.parameters())
 
 
 def test_dropout_never_enters(trainer_of, ppo_models):
