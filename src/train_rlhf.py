@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import fields
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
-from keju.rl.arguments import PPOArguments, PPODataArguments, PPOModelArguments
+from keju.rl.arguments import PPOArguments, PPODataArguments, PPOModelArguments, same_names
 from keju.rl.checkpoint import load_checkpoint, save_checkpoint, save_model
 from keju.rl.experience import RewardShaping
 from keju.rl.ppo_trainer import PPOTrainer, evaluate_policy
@@ -158,12 +157,6 @@ def build_trainer(
         bf16=models.bf16,
         **same_names(ppo, PPOTrainer) | {"max_steps": max_steps, "warmup_steps": int(warmup_steps)},
     )
-
-
-def same_names(arguments: PPOArguments, kind: type) -> dict[str, object]:
-    """The flags that have the name of a setting of `kind`."""
-    flags = {item.name for item in fields(arguments)}
-    return {item.name: getattr(arguments, item.name) for item in fields(kind) if item.name in flags}
 
 
 def train(

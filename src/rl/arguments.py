@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -122,3 +122,9 @@ class PPOArguments:
             )
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
+
+
+def same_names(arguments: PPOArguments, kind: type) -> dict[str, object]:
+    """The flags that have the name of a setting of `kind`."""
+    flags = {item.name for item in fields(arguments)}
+    return {item.name: getattr(arguments, item.name) for item in fields(kind) if item.name in flags}
