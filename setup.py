@@ -14,6 +14,12 @@ MOUNTS = {
     "keju.tokenizers": "tokenizers/families",
 }
 
+# What is read at run time and is not Python.
+PACKAGE_DATA = {
+    "keju.models": ["sizes/*.json"],
+    "keju.report": ["*.j2"],
+}
+
 setup(
     name="keju",
     version="0.1.0",
@@ -26,6 +32,7 @@ setup(
         for package in [name, *(f"{name}.{child}" for child in find_packages(folder))]
     ],
     package_dir=MOUNTS,
+    package_data=PACKAGE_DATA,
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
