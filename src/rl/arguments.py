@@ -88,7 +88,7 @@ class PPOArguments:
     whiten_advantages: bool | None = setting(None, "Advantages with mean 0, deviation 1 over a rollout. [keju: true]")
     cliprange: float = setting(0.2, "Of the policy ratio.")
     cliprange_value: float = setting(0.2, "Of the critic's values.")
-    ptx_coef: float | None = setting(None, "Weight of the language-model loss. [keju: 1, deepspeed_chat: 27.8]")
+    ptx_coef: float | None = setting(None, "Weight of the language-model loss. [keju: 0.1, deepspeed_chat: 27.8]")
     ptx_batch_size: int = setting(0, "Records of a ptx minibatch; 0: as many as prompts in a minibatch.")
     actor_learning_rate: float = setting(9.65e-6, "Peak learning rate of the actor.")
     critic_learning_rate: float = setting(5e-6, "Peak learning rate of the critic.")

@@ -59,7 +59,7 @@ PPO_MODES = {
         keju_actions,
         scores_at_temperature=True,
         halves_with_ptx=False,
-        defaults={"whiten_advantages": True, "normalize_reward": True, "missing_eos_penalty": 1.0, "ptx_coef": 1.0},
+        defaults={"whiten_advantages": True, "normalize_reward": True, "missing_eos_penalty": 1.0, "ptx_coef": 0.1},
     ),
     "deepspeed_chat": Mode(
         deepspeed_chat_actions,
