@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
+from keju.records.reading import read_records
+from keju.records.record import TextRecord
 from keju.rl.arguments import PPOArguments, PPODataArguments, PPOModelArguments, same_names
 from keju.rl.checkpoint import load_checkpoint, save_checkpoint, save_model
 from keju.rl.experience import RewardShaping
@@ -100,7 +102,10 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
     ptx_trees = []
     if data.ptx_filename:
         encoder = Encoder(tokenizer, max_length=min(data.token_budget, data.max_prompt_length + ppo.max_new_tokens))
-        ptx_trees = read_trees(data, data.ptx_filename, encoder, "sft", flag="--ptx_filename", max_samples=None).trees
+        path = data.path(data.ptx_filename)
+        is_text = isinstance(next(iter(read_records(path, on_bad_line=data.on_bad_line))), TextRecord)
+        form = "text" if is_text else "sft"
+        ptx_trees = read_trees(data, data.ptx_filename, encoder, form, flag="--ptx_filename", max_samples=None).trees
     return prompts, held_out, ptx_trees
 
 

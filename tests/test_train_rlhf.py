@@ -51,6 +51,7 @@ def data(tmp_path_factory):
     ]
     write_jsonl(folder / "prompts_train.jsonl", rows)
     write_jsonl(folder / "ranked_dev.jsonl", rows[:4])
+    write_jsonl(folder / "texts.jsonl", [{"text": row["prompt"] * 4} for row in rows])
     return folder
 
 
@@ -136,8 +137,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(monkeypatch, data, tmp_path)
     assert summaries[0]["reward_before"] == summaries[1]["reward_before"]
 
 
-def test_ptx_and_the_other_mode(monkeypatch, data, tmp_path):
-    flags = {"ppo_mode": "deepspeed_chat", "ptx_filename": "ranked_dev.jsonl", "max_steps": 2}
+@pytest.mark.parametrize("ptx_filename", ["ranked_dev.jsonl", "texts.jsonl"])
+def test_ptx_and_the_other_mode(monkeypatch, data, tmp_path, ptx_filename):
+    flags = {"ppo_mode": "deepspeed_chat", "ptx_filename": ptx_filename, "max_steps": 2}
     assert run(monkeypatch, data, tmp_path / "run", **flags) == 0
     rows = rows_of(tmp_path / "run" / "metrics.jsonl")
     assert all(row["ptx_loss"] > 0 for row in rows)
@@ -186,8 +188,9 @@ def test_mistakes_end_with_one_line_and_code_2(monkeypatch, data, tmp_path, caps
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_reward_model_of_another_vocabulary_is_refused(monkeypatch, data, tmp_path, capsys):
-    tokenizer = build_char_tokenizer("另一个")
+@pytest.mark.parametrize("more", ["另外", "\n思意的”“释解。：语成"])  # other tokens; the same ones under other ids
+def test_a_reward_model_of_another_vocabulary_is_refused(monkeypatch, data, tmp_path, capsys, more):
+    tokenizer = build_char_tokenizer(more)
     build_scalar_model(build_llama(len(tokenizer))).save_pretrained(tmp_path / "reward")
     tokenizer.save_pretrained(tmp_path / "reward")
     assert run(monkeypatch, data, tmp_path / "run", reward_model_path=tmp_path / "reward") == 2
