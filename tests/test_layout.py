@@ -1,0 +1,310 @@
+"""The rules that keep the house in order: mounts, import directions, safety, names, packaging."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import functools
+import importlib
+import importlib.metadata
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import setuptools
+
+REPO = Path(__file__).resolve().parents[1]
+SHELLS = sorted((REPO / "examples").glob("*.sh"))
+FOLDERS = ("src", "data_prepare", "eval", "kernels", "tokenizers")
+
+# Which parts of keju a part may import, and "stages" for the scripts in src/. `keju` itself is src/__init__.py.
+ALLOWED = {
+    "keju": {"models"},
+    "kernels": set(),
+    "tokenizers": set(),
+    "records": set(),
+    "trees": set(),
+    "losses": {"kernels"},
+    "models": {"kernels", "tokenizers"},
+    "encoding": {"records", "trees", "tokenizers"},
+    "training": {"trees", "losses", "models", "encoding", "records"},
+    "rl": {"trees", "losses", "models", "encoding", "records", "training"},
+    "eval": {"models", "tokenizers", "trees", "encoding", "records", "kernels"},
+    "data_prepare": {"records"},
+    "report": {"training", "records"},
+}
+PLAIN = {"trees": {"torch", "numpy"}, "kernels": {"torch", "triton"}}  # all that these may import from elsewhere
+
+
+@functools.cache
+def setup_arguments() -> dict:
+    """What setup.py hands to setuptools."""
+    captured = {}
+    before, own = Path.cwd(), setuptools.setup
+    try:
+        os.chdir(REPO)
+        setuptools.setup = lambda **kwargs: captured.update(kwargs)
+        runpy.run_path("setup.py")
+    finally:
+        setuptools.setup = own
+        os.chdir(before)
+    return captured
+
+
+def sources(*folders: str) -> list[Path]:
+    found = sorted(path for folder in folders for path in (REPO / folder).rglob("*.py"))
+    assert found
+    return found
+
+
+def mounted() -> list[Path]:
+    """The modules that can be imported; kernels/bench/, say, is not among them."""
+    return sources(*setup_arguments()["package_dir"].values())
+
+
+def module_name(path: Path) -> str:
+    """keju.training.stage for src/training/stage.py."""
+    mounts = setup_arguments()["package_dir"]
+    name, folder = max(
+        ((name, REPO / folder) for name, folder in mounts.items() if path.is_relative_to(REPO / folder)),
+        key=lambda mount: len(mount[1].parts),
+    )
+    parts = path.relative_to(folder).with_suffix("").parts
+    return ".".join([name, *(part for part in parts if part != "__init__")])
+
+
+def imported_names(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import of a file, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports here are absolute"
+            if node.module == "keju":
+                for alias in node.names:
+                    yield node.lineno, f"keju.{alias.name}"
+            else:
+                yield node.lineno, node.module
+
+
+def part_of(name: str) -> str:
+    """The part a module belongs to: "training", or "stages" for a script in src/, or "keju"."""
+    parts = name.split(".")
+    if len(parts) == 1:
+        return "keju"
+    return "stages" if (REPO / "src" / f"{parts[1]}.py").is_file() else parts[1]
+
+
+def stage_scripts() -> list[Path]:
+    return sorted(path for path in (REPO / "src").glob("*.py") if path.name != "__init__.py")
+
+
+# -- imports -----------------------------------------------------------------------------------------------------------
+
+
+def test_import_directions():
+    wrong = []
+    for path in mounted():
+        own = module_name(path)
+        part = part_of(own)
+        allowed = set(ALLOWED) - {"keju"} if part == "stages" else ALLOWED[part] | {part}
+        for line, name in imported_names(path):
+            if name.split(".")[0] == "keju" and part_of(name) not in allowed:
+                wrong.append(f"{path.relative_to(REPO)}:{line}: {own} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("part", PLAIN)
+def test_trees_and_kernels_need_little(part):
+    wrong = []
+    for path in sources("src/trees" if part == "trees" else "kernels/ops"):
+        for line, name in imported_names(path):
+            top = name.split(".")[0]
+            if top not in {"keju", "__future__"} | PLAIN[part] and top not in sys.stdlib_module_names:
+                wrong.append(f"{path.relative_to(REPO)}:{line}: {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_part_has_its_directions():
+    parts = {part_of(module_name(path)) for path in mounted()} - {"stages"}
+    assert parts == set(ALLOWED)
+
+
+def test_mounts_import_as_declared():
+    arguments = setup_arguments()
+    assert set(arguments["package_dir"]) <= set(arguments["packages"])
+    for name, folder in arguments["package_dir"].items():
+        assert Path(importlib.import_module(name).__file__).parent == REPO / folder
+    for path in mounted():
+        package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+        assert package in arguments["packages"], f"{path.relative_to(REPO)} is in no package: add an __init__.py"
+
+
+def test_no_package_where_a_name_is_taken():
+    """A package kernels/ or tokenizers/ would win over the installed one wherever the root is on the path."""
+    for folder in ("kernels", "tokenizers"):
+        assert not (REPO / folder / "__init__.py").exists()
+    code = "import transformers, tokenizers; tokenizers.Encoding; transformers.AutoTokenizer"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_in_src_are_free():
+    """`python src/x.py` puts src/ first on the path."""
+    taken = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions()) - {"keju"}
+    names = {path.stem for path in (REPO / "src").iterdir() if path.name not in ("__init__.py", "__pycache__")}
+    assert not names & taken
+
+
+def test_kernels_import_without_transformers():
+    """As on a machine that has torch and Triton alone."""
+    code = """
+import sys
+
+class Absent:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] == "transformers" else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Absent(finder) for finder in sys.meta_path if hasattr(finder, "find_spec")]
+import keju.kernels, pkgutil, importlib
+for module in pkgutil.iter_modules(keju.kernels.__path__):
+    importlib.import_module(f"keju.kernels.{module.name}")
+assert "transformers" not in sys.modules
+try:
+    import transformers
+except ModuleNotFoundError:
+    print("absent")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "absent", done.stderr
+
+
+# -- what our sources never do -----------------------------------------------------------------------------------------
+
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def dangers(path: Path) -> Iterator[tuple[int, str]]:
+    for line, name in imported_names(path):
+        if name.split(".")[0] in PICKLES:
+            yield line, f"import {name}"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called in ("eval", "exec", "os.system", "os.popen", "torch.hub.load"):
+            yield node.lineno, called
+        if called == "torch.load" and given.get("weights_only") != "True":
+            yield node.lineno, "torch.load without weights_only=True"
+        for name, safe in (("trust_remote_code", "False"), ("shell", "False"), ("allow_pickle", "False")):
+            if given.get(name, safe) != safe:
+                yield node.lineno, f"{name}={given[name]}"
+
+
+def test_nothing_is_unpickled_or_executed():
+    found = [
+        f"{path.relative_to(REPO)}:{line}: {what}" for path in sources(*FOLDERS) for line, what in dangers(path)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_dangers_are_seen(tmp_path):
+    lines = {
+        "import pickle": "import pickle",
+        "from dill import loads": "import dill",
+        "eval(text)": "eval",
+        "os.system(text)": "os.system",
+        "torch.load(path)": "torch.load without weights_only=True",
+        "f(x, trust_remote_code=True)": "trust_remote_code=True",
+        "subprocess.run(x, shell=True)": "shell=True",
+        "model.eval(); torch.load(path, weights_only=True)": None,
+    }
+    for number, (code, what) in enumerate(lines.items()):
+        path = tmp_path / f"{number}.py"
+        path.write_text(code)
+        assert [found for _, found in dangers(path)] == ([what] if what else [])
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_names_say_what_a_file_holds():
+    vague = {"utils", "util", "common", "helpers", "helper", "misc"}
+    names = {path: {*path.relative_to(REPO).parent.parts, path.stem} for path in sources(*FOLDERS, "tests")}
+    assert not [path for path, parts in names.items() if parts & vague]
+
+
+def test_no_file_is_longer_than_400_lines():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources(*FOLDERS, "tests")}
+    assert not {str(path.relative_to(REPO)): length for path, length in lengths.items() if length > 400}
+
+
+def test_packages_import_nothing_by_themselves():
+    filled = [path for path in sources(*FOLDERS) if path.name == "__init__.py" and path.read_text().strip()]
+    assert filled == [REPO / "src" / "__init__.py"]
+
+
+@pytest.mark.parametrize("script", stage_scripts(), ids=lambda path: path.stem)
+def test_stage_scripts_have_a_main_that_is_guarded(script):
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    assert any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+    assert f"python -m keju.{script.stem}" in (ast.get_docstring(tree) or ""), "its docstring has the line that runs it"
+    last = tree.body[-1]
+    assert isinstance(last, ast.If) and ast.unparse(last.test) == "__name__ == '__main__'"
+    assert [ast.unparse(node) for node in last.body] == ["run_stage(main)"]
+
+
+@pytest.mark.parametrize("script", ["tests/run.sh", *(f"examples/{path.name}" for path in SHELLS)])
+def test_shells_parse(script):
+    done = subprocess.run(["bash", "-n", str(REPO / script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_data_file_is_packaged():
+    arguments = setup_arguments()
+    patterns = [
+        str(REPO / arguments["package_dir"]["keju"] / Path(*package.split(".")[1:]) / pattern)
+        for package, patterns in arguments["package_data"].items()
+        for pattern in patterns
+    ]
+    assert set(arguments["package_data"]) <= set(arguments["packages"])
+    files = [
+        path
+        for folder in arguments["package_dir"].values()
+        for path in (REPO / folder).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and ".egg-info" not in str(path)
+    ]
+    assert files
+    missing = [path for path in files if not any(fnmatch.fnmatch(str(path), pattern) for pattern in patterns)]
+    assert not missing, f"setup.py: PACKAGE_DATA does not cover {missing}"
+    idle = [pattern for pattern in patterns if not any(fnmatch.fnmatch(str(path), pattern) for path in files)]
+    assert not idle, f"setup.py: PACKAGE_DATA names what is not there: {idle}"
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_file(tmp_path):
+    folders = {folder.split("/")[0] for folder in setup_arguments()["package_dir"].values()}
+    for name in ("setup.py", "pyproject.toml", *folders):
+        copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
+        copy(REPO / name, tmp_path / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("keju/")}
+    for name, folder in setup_arguments()["package_dir"].items():
+        for path in (REPO / folder).rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                assert Path(*name.split("."), path.relative_to(REPO / folder)).as_posix() in packed

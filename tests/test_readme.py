@@ -1,0 +1,83 @@
+"""The READMEs tell the truth: files, flags, scripts and record formats that they name are there."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+READMES = ("README.md", "README.zh-CN.md")
+
+
+def readme(name: str) -> str:
+    return (REPO / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_readme_names_every_script_and_size(name):
+    text = readme(name)
+    files = [*(REPO / "examples").rglob("*.*"), *(REPO / "src").glob("[!_]*.py")]
+    missing = [path.name for path in files if path.name not in text]
+    missing += [path.stem for path in (REPO / "src/models/sizes").glob("*.json") if f"`{path.stem}`" not in text]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_readme_shows_every_record_format_and_each_example_is_read(name):
+    from keju.records.formats import FORMATS, detect
+
+    rows = [json.loads(line) for line in readme(name).splitlines() if line.startswith("{")]
+    shown = set()
+    for row in rows:
+        if "question" in row:  # a line of a benchmark, no record
+            continue
+        detect(row)
+        shown.add(next(parse.__name__ for fields, parse in FORMATS if fields <= row.keys()))
+    assert shown == {parse.__name__ for _, parse in FORMATS}
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_readme_names_only_files_that_are_there(name):
+    text = readme(name)
+    folders = "src|eval|data_prepare|kernels|tokenizers|tests|examples"
+    found = re.findall(rf"(?<![\w./$}}-])((?:{folders})/[\w./-]*)(<?)", text)
+    # What stands before a placeholder such as <name> is a folder, and perhaps the beginning of a file name.
+    paths = {path.rpartition("/")[0] if placeholder else path for path, placeholder in found}
+    paths |= {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
+    assert paths
+    assert not sorted(path for path in paths if not (REPO / path).exists())
+    for module in re.findall(r"python -m keju\.(\w+)", text):
+        assert (REPO / "src" / f"{module}.py").is_file()
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_readme_names_only_flags_that_exist(name):
+    from transformers import TrainingArguments
+
+    known = {"help", "help_all", "config", *TrainingArguments.__dataclass_fields__}
+    for path in (REPO / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                known |= {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
+    # Options of the benchmarks are keywords of `arguments(...)`.
+    for path in (REPO / "tests/bench").glob("*.py"):
+        known |= set(re.findall(r"(\w+)[\"']?[=:] ?\d", path.read_text(encoding="utf-8")))
+    named = set(re.findall(r"(?<![\w-])--([a-z]\w+)", readme(name)))
+    assert named
+    assert not sorted(flag for flag in named if flag not in known and flag.removeprefix("no_") not in known)
+
+
+def test_readmes_have_the_same_sections_and_link_to_each_other():
+    own, other = (readme(name) for name in READMES)
+    assert "README.zh-CN.md" in own.split("##")[0] and "README.md" in other.split("##")[0]
+    levels = [[len(mark) for mark in re.findall(r"(?m)^(#{1,3}) ", text)] for text in (own, other)]
+    assert levels[0] == levels[1]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "LICENSE", "CHANGELOG.md"])
+def test_front_matter_is_there(name):
+    assert (REPO / name).stat().st_size > 200
