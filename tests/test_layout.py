@@ -115,20 +115,23 @@ def test_import_directions():
         own = module_name(path)
         part = part_of(own)
         allowed = set(ALLOWED) - {"keju"} if part == "stages" else ALLOWED[part] | {part}
-        for line, name in imported_names(path):
-            if name.split(".")[0] == "keju" and part_of(name) not in allowed:
-                wrong.append(f"{path.relative_to(REPO)}:{line}: {own} imports {name}")
+        wrong += [
+            f"{path.relative_to(REPO)}:{line}: {own} imports {name}"
+            for line, name in imported_names(path)
+            if name.split(".")[0] == "keju" and part_of(name) not in allowed
+        ]
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("part", PLAIN)
 def test_trees_and_kernels_need_little(part):
-    wrong = []
-    for path in sources("src/trees" if part == "trees" else "kernels/ops"):
-        for line, name in imported_names(path):
-            top = name.split(".")[0]
-            if top not in {"keju", "__future__"} | PLAIN[part] and top not in sys.stdlib_module_names:
-                wrong.append(f"{path.relative_to(REPO)}:{line}: {name}")
+    known = {"keju", *PLAIN[part], *sys.stdlib_module_names}
+    wrong = [
+        f"{path.relative_to(REPO)}:{line}: {name}"
+        for path in sources("src/trees" if part == "trees" else "kernels/ops")
+        for line, name in imported_names(path)
+        if name.split(".")[0] not in known
+    ]
     assert not wrong, "\n".join(wrong)
 
 
