@@ -150,8 +150,8 @@ def test_pretraining_texts_hold_an_idiom_and_its_explanation(build):
         assert any(text.count(explanation) for explanation in explanations.values()), text
         assert "：无。" not in text and "～" not in text and "{" not in text
     twice = [any(max(map(text.count, pair)) > 1 for pair in explanations.items()) for text in texts]
-    assert sum(twice) > 0.75 * len(texts)
-    assert 0.1 < sum("出处：" in text for text in texts) / len(texts) < 0.2
+    assert sum(twice) > 0.85 * len(texts)
+    assert 0.04 < sum("出处：" in text for text in texts) / len(texts) < 0.12
 
 
 def test_seed_decides(build):
