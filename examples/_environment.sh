@@ -57,8 +57,8 @@ _install() {
     echo "$state ${KEJU_EXTRAS:-}" >>"$stamp"
 }
 
-# run_stage NAME ARGS...: python -m keju.NAME, on NUM_GPUS processes through the deepspeed launcher when there are several.
-# CPU=1 makes those processes CPU ones.
+# run_stage NAME ARGS...: python -m keju.NAME, on NUM_GPUS processes through the deepspeed launcher when there are several
+# (CPU processes where there is no GPU).
 run_stage() {
     local name="$1"
     shift
@@ -72,6 +72,7 @@ run_stage() {
     [ -n "${HOSTFILE:-}" ] && launcher+=(--hostfile "$HOSTFILE")
     if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
         export DS_ACCELERATOR=cpu OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+        set -- "$@" --use_cpu
     fi
     local flags=("$@")
     case " $* " in *" --deepspeed "*) ;; *) flags+=(--deepspeed "${DEEPSPEED_CONFIG:-$REPO/examples/configs/deepspeed/zero2.json}") ;; esac

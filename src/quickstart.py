@@ -59,7 +59,7 @@ class Pipeline:
         argv += [*flags, "--output_dir", str(folder), *(FAST.get(stage, []) if self.fast else [])]
         if stage != "prepare_data":
             argv.append("--overwrite_output_dir")
-            if not self.inputs_changed and is_finished(folder, argv):
+            if not self.inputs_changed and is_finished(folder, argv) and not newer(config, folder / "summary.json"):
                 print(f"== {name}: done before", flush=True)
                 return folder
             self.inputs_changed = True
@@ -146,6 +146,10 @@ def print_headline(summary: dict) -> None:
     print(f"PPO           reward {ppo['reward_before']:.3f} -> {ppo['reward_after']:.3f} at KL {ppo['kl']:.2f}")
     results = ", ".join(f"{name} {row['accuracy']:.1%}" for name, row in benchmark.items() if name != "chance")
     print(f"benchmark     {results} (chance {benchmark['chance']:.0%})")
+
+
+def newer(path: Path, other: Path) -> bool:
+    return path.exists() and path.stat().st_mtime > other.stat().st_mtime
 
 
 def read(path: Path) -> dict:

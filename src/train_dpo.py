@@ -46,7 +46,7 @@ def main() -> None:
     model_args, data, training = parse_arguments(ModelArguments, DPODataArguments, DPOArguments, description=__doc__)
     if is_deepspeed_zero3_enabled() and not training.reference_free:
         raise ValueError(
-            "--deepspeed: compute the reference with ZeRO 0-2 first (its cache is found again), then ZeRO-3"
+            "--deepspeed: DPO under ZeRO-3 needs --reference_free for now; ZeRO 0 to 2 compute the reference"
         )
     folder = open_run("dpo", model_args, data, training)
     tokenizer, encoder = prepare(model_args, data, training)

@@ -30,7 +30,7 @@ def _text(encoder: Encoder, record: Record) -> list[Segment]:
 
 
 def _sft(encoder: Encoder, record: Record) -> list[Segment]:
-    return encoder.text_trees(record) if isinstance(record, TextRecord) else [encoder.sft_tree(record)]
+    return [encoder.sft_tree(record)]
 
 
 def _ranked(encoder: Encoder, record: Record) -> list[Segment]:
@@ -46,7 +46,7 @@ FORMS: dict[str, tuple[Callable[[Encoder, Record], list[Segment]], tuple[type, .
     "text": (_text, (TextRecord,)),
     "sft": (_sft, (RankedRecord, ChatRecord)),
     "ranked": (_ranked, (RankedRecord,)),
-    "prompt": (_prompt, (RankedRecord,)),
+    "prompt": (_prompt, (RankedRecord, ChatRecord, TextRecord)),
 }
 
 

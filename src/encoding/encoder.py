@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from keju.records.record import ChatRecord, Message, RankedRecord, TextRecord
+from keju.records.record import ChatRecord, Message, RankedRecord, Record, TextRecord
 from keju.trees.segment import Segment
 
 
@@ -72,14 +72,19 @@ class Encoder:
 
     def prompt_ids(self, messages: Sequence[Message], prefix: str = "") -> list[int]:
         """What stands before the answer: conversation, the template's opening of the answer, the given `prefix`."""
-        if not self.uses_template:
+        if not self.uses_template and not _has_answers(messages):
             return self.prefix_ids(_plain_prompt(messages) + prefix)
-        ids = self._render(messages, add_generation_prompt=True)
+        if self.uses_template:
+            ids = self._render(messages, add_generation_prompt=True)
+        else:
+            ids = self._conversation_ids(messages)
         return ids + self.tokenizer.encode(prefix, add_special_tokens=False) if prefix else ids
 
     def answer_ids(self, messages: Sequence[Message], answer: str, prefix: str = "") -> list[int]:
         """The answer's tokens and the token that ends it."""
         prompt = self.prompt_ids(messages, prefix)
+        if not self.uses_template and _has_answers(messages):
+            return [*self.tokenizer.encode(answer, add_special_tokens=False), self.eos]
         if not self.uses_template:
             return self.continuation_ids(_plain_prompt(messages) + prefix, answer, prompt) + [self.eos]
         whole = self._render([*messages, Message("assistant", prefix + answer)])
@@ -100,9 +105,15 @@ class Encoder:
         ]
         return Segment(prompt, branches=branches)
 
-    def prompt_tree(self, record: RankedRecord) -> Segment:
-        """The prompt alone, for generation."""
-        prompt, _ = self._fit(self.prompt_ids(record.messages, record.prefix), [], record.where)
+    def prompt_tree(self, record: Record) -> Segment:
+        """The prompt alone, for generation: of ranked answers, of a chat's last answer, or a bare one."""
+        if isinstance(record, RankedRecord):
+            ids = self.prompt_ids(record.messages, record.prefix)
+        elif isinstance(record, ChatRecord):
+            ids = self.prompt_ids(record.prompt)
+        else:
+            ids = self.prompt_ids([Message("user", record.text)])
+        prompt, _ = self._fit(ids, [], record.where)
         return Segment(prompt)
 
     def chat_tree(self, record: ChatRecord) -> Segment:
@@ -113,13 +124,13 @@ class Encoder:
             if message.role != "assistant":
                 continue
             before = record.messages[:number]
-            prompt = self._conversation_ids(before)
+            prompt = self.prompt_ids(before)
             if prompt[: len(ids)] != ids:
                 raise ValueError(
                     f"{record.where}: the chat template renders earlier turns differently once more turns follow; "
                     "split the conversation into one record a turn"
                 )
-            answer = self.answer_ids(before, message.content) if self.uses_template else self._turn_ids(message)
+            answer = self.answer_ids(before, message.content)
             ids = [*prompt, *answer]
             trained += [False] * (len(prompt) - len(trained)) + [True] * len(answer)
         if not any(trained):
@@ -137,14 +148,13 @@ class Encoder:
     # -- details -----------------------------------------------------------------------------------------------------
 
     def _conversation_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Everything before an assistant turn."""
-        if self.uses_template:
-            return self.prompt_ids(messages)
+        """A conversation without a chat template, up to where the next answer begins."""
         ids: list[int] = []
         pending: list[Message] = []
-        for message in messages:
+        for number, message in enumerate(messages):
             if message.role == "assistant":
-                ids += self._opening_ids(pending, first=not ids) + self._turn_ids(message)
+                before = messages[:number]
+                ids = self.prompt_ids(before) + self.answer_ids(before, message.content)
                 pending = []
             else:
                 pending.append(message)
@@ -153,9 +163,6 @@ class Encoder:
     def _opening_ids(self, messages: Sequence[Message], *, first: bool) -> list[int]:
         text = _plain_prompt(messages)
         return self.prefix_ids(text) if first else self.tokenizer.encode(text, add_special_tokens=False)
-
-    def _turn_ids(self, message: Message) -> list[int]:
-        return [*self.tokenizer.encode(message.content, add_special_tokens=False), self.eos]
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
         return self.tokenizer.apply_chat_template(
@@ -184,6 +191,10 @@ class Encoder:
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer.encode(text))
+
+
+def _has_answers(messages: Sequence[Message]) -> bool:
+    return any(message.role == "assistant" for message in messages)
 
 
 def _plain_prompt(messages: Sequence[Message]) -> str:

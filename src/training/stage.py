@@ -5,7 +5,6 @@ The method of a stage (which records, which loss, which plots) stays in its scri
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,10 +155,8 @@ def train(
         where=train_records.where,
         callbacks=[RunCallback(folder)],
     )
-    start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
-    seconds = time.perf_counter() - start
-    summary = {"train_seconds": seconds, "tokens_per_second": trainer.num_tokens_seen / seconds}
+    summary = {}
     if eval_records:
         summary |= trainer.evaluate()
     trainer.save_model()

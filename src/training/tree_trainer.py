@@ -45,7 +45,6 @@ class TreeTrainer(Trainer):
         self.token_budget = token_budget
         self.where = where
         self.metric_sums: dict[str, torch.Tensor] = {}
-        self.num_tokens_seen = 0
         super().__init__(
             model=StageModel(model, objective),
             args=args,
@@ -106,7 +105,7 @@ class TreeTrainer(Trainer):
             self._report_non_finite(inputs["batch"])
         if model.training:
             self._collect(output.metrics)
-            self.num_tokens_seen += inputs["batch"].num_tokens
+            self.state.num_input_tokens_seen += inputs["batch"].num_tokens  # saved with checkpoints
         return (loss, output) if return_outputs else loss
 
     def _report_non_finite(self, batch: PackedBatch) -> None:
@@ -133,7 +132,7 @@ class TreeTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._averages(self.metric_sums))
             self.metric_sums = {}
-            logs["num_tokens"] = self._sum_over_processes(self.num_tokens_seen)
+            logs["num_tokens"] = self._sum_over_processes(self.state.num_input_tokens_seen)
         super().log(logs, start_time)
 
     def _averages(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
