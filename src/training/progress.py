@@ -150,6 +150,8 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self._tick()
         self.bar.advance()
+        # The last loss is a figure of the summary, wherever --logging_steps falls.
+        control.should_log |= state.global_step >= state.max_steps
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
         self._mark = time.monotonic()
