@@ -128,12 +128,13 @@ def collect(
     summary["predictions"] = read(answers / "results.json")
     summary["eval"] = {}
     for name, folder in evaluations.items():
-        shots = read(folder / "results.json")["results"]
-        zero = shots[0]
-        summary["eval"]["chance"] = zero["chance"]
+        rows = read(folder / "results.json")["results"]
+        main = rows[0]  # the first protocol, zero-shot
+        summary["eval"]["chance"] = main["chance"]
         summary["eval"][name] = {
-            **{key: zero[key] for key in ("accuracy", "interval", "num_items", "task", "protocol", "num_shots")},
-            "few_shot": {str(row["num_shots"]): row["accuracy"] for row in shots[1:]},
+            **{key: main[key] for key in ("accuracy", "interval", "num_items", "task", "protocol", "num_shots")},
+            "few_shot": {str(row["num_shots"]): row["accuracy"] for row in rows[1:] if row["protocol"] == main["protocol"]},
+            "protocols": {f"{row['protocol']} {row['num_shots']}-shot": row["accuracy"] for row in rows},
         }
     return summary
 
