@@ -37,7 +37,7 @@ ALLOWED = {
     "rl": {"trees", "losses", "models", "encoding", "records", "training"},
     "eval": {"models", "tokenizers", "trees", "encoding", "records", "kernels"},
     "data_prepare": {"records"},
-    "report": {"training", "records"},
+    "report": {"training", "records", "eval"},
 }
 PLAIN = {"trees": {"torch", "numpy"}, "kernels": {"torch", "triton"}}  # all that these may import from elsewhere
 

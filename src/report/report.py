@@ -9,8 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from keju.eval.statistics import wilson_interval
 from keju.report.charts import Bar, bar_chart, number
-from keju.report.stages import STAGES, gather, verdict, wilson_interval
+from keju.report.stages import STAGES, gather, verdict
 from keju.training.progress import clock, compact
 from keju.training.provenance import describe_versions
 from keju.training.whole_file import write_whole
@@ -66,7 +67,7 @@ def _evaluations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         interval, count = result.get("interval"), result.get("num_items")
         if interval is None and count:
-            interval = wilson_interval(result["accuracy"], count)
+            interval = wilson_interval(result["accuracy"] * count, count)
         interval = tuple(interval) if interval is not None else None
         rows.append(
             {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from keju.eval.statistics import wilson_interval
 from keju.report.charts import Line, chart_rows, line_chart
 from keju.training.plots import metric_series, smooth
 from keju.training.run_folder import read_metrics
@@ -83,14 +83,6 @@ def gather(key: str, figures: Mapping[str, Any] | None, folder: Path | None) -> 
     return stage
 
 
-def wilson_interval(value: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share `value` of `count` independent trials (Wilson 1927)."""
-    z = 1.96
-    centre = (value + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(value * (1 - value) / count + z * z / (4 * count * count))
-    return centre - half, centre + half
-
-
 def verdict(interval: tuple[float, float] | None, chance: float) -> str:
     """What a share with this interval says about guessing."""
     if interval is None:
@@ -105,7 +97,7 @@ def _results(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     results = []
     if figures.get("heldout_accuracy") is not None:
         accuracy, count = figures["heldout_accuracy"], figures.get("heldout_pairs")
-        interval = figures.get("heldout_interval") or (wilson_interval(accuracy, count) if count else None)
+        interval = figures.get("heldout_interval") or (wilson_interval(accuracy * count, count) if count else None)
         remark = "chance 50%"
         if interval is not None:
             remark = f"95% interval {interval[0]:.1%} to {interval[1]:.1%}; chance 50%: {verdict(tuple(interval), 0.5)}"

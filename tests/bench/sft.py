@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 
 from datasets import Dataset
 from side_by_side import arguments, common_settings, compare, ours, shared_folder, tiny_llama, with_attention, word_tokenizer
@@ -22,7 +23,10 @@ RECORDS = "data/sft/alpaca_zh_demo.json"
 
 def lengths(count: int, longest: int) -> list[tuple[int, int]]:
     """(prompt, answer) lengths in characters of real instruction records; a Chinese character is about one token."""
-    rows = json.loads((shared_folder() / RECORDS).read_text(encoding="utf-8"))
+    path = shared_folder() / RECORDS
+    if not path.exists():
+        sys.exit(f"error: {path} is absent; the lengths of its records are what this benchmark is about")
+    rows = json.loads(path.read_text(encoding="utf-8"))
     random.Random(0).shuffle(rows)
     pairs = [(len(row["instruction"]) + len(row["input"]) + 1, len(row["output"]) + 1) for row in rows if row["output"]]
     return [(prompt, answer) for prompt, answer in pairs if prompt + answer <= longest][:count]

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from keju.report.report import write_report
-from keju.report.stages import gather, verdict, wilson_interval
+from keju.report.stages import gather, verdict
 from keju.training.plots import plot_lines
 
 SUMMARY = {
@@ -135,12 +135,6 @@ def test_a_stage_from_its_folder(ppo_folder):
 def test_a_folder_that_is_not_there(tmp_path):
     stage = gather("sft", {"seconds": 1}, tmp_path / "nowhere")
     assert stage.ran and not stage.charts and not stage.pictures
-
-
-def test_wilson_interval():
-    low, high = wilson_interval(0.5, 100)
-    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)  # as in the published tables
-    assert wilson_interval(0.0, 10)[0] == pytest.approx(0)
 
 
 def test_verdicts():
