@@ -133,7 +133,9 @@ def collect(
         summary["eval"]["chance"] = main["chance"]
         summary["eval"][name] = {
             **{key: main[key] for key in ("accuracy", "interval", "num_items", "task", "protocol", "num_shots")},
-            "few_shot": {str(row["num_shots"]): row["accuracy"] for row in rows[1:] if row["protocol"] == main["protocol"]},
+            "few_shot": {
+                str(row["num_shots"]): row["accuracy"] for row in rows[1:] if row["protocol"] == main["protocol"]
+            },
             "protocols": {f"{row['protocol']} {row['num_shots']}-shot": row["accuracy"] for row in rows},
         }
     return summary

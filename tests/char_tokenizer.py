@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerFast
-
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 80)]
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")

@@ -56,9 +56,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(monkeypatch, stage, folder, output, *flags, model="llama", data=None) -> int:
+def run(monkeypatch, stage, folder, output, *flags, model="llama", data=None, flags_at_the_end=()) -> int:
     flags = ["--model_name_or_path", folder / model, "--data_dir", data or folder, "--output_dir", output, *flags]
-    monkeypatch.setattr(sys, "argv", [f"{stage.__name__.rpartition('.')[2]}.py", *map(str, [*flags, *FLAGS])])
+    flags += [*FLAGS, *flags_at_the_end]
+    monkeypatch.setattr(sys, "argv", [f"{stage.__name__.rpartition('.')[2]}.py", *map(str, flags)])
     return run_guarded(stage.main)
 
 
@@ -82,7 +83,8 @@ def test_stage_leaves_a_checkpoint_and_its_pictures(folder, tmp_path, monkeypatc
     assert run(monkeypatch, STAGES[name], folder, out, "--num_train_epochs", 4, *extra, model=model) == 0
     output = capsys.readouterr().out
     assert "What is learned: one example" in output and "eos" in output
-    for file in ("args.json", "metrics.jsonl", "summary.json", "loss.png", f"{name}.log", *filter(None, [PLOTS.get(name)])):
+    pictures = ["loss.png", *filter(None, [PLOTS.get(name)])]
+    for file in ("args.json", "metrics.jsonl", "summary.json", f"{name}.log", *pictures):
         assert (out / file).stat().st_size > 0, file
     summary = read(out / "summary.json")
     assert summary["finished"] and summary["last_loss"] < summary["first_loss"]
@@ -196,11 +198,8 @@ MISTAKES = {
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_one_line(folder, tmp_path, monkeypatch, capsys, case):
     flags, *words = MISTAKES[case]
-    monkeypatch.setattr(
-        "sys.argv",
-        ["train_sft.py", *map(str, ["--model_name_or_path", folder / "llama", "--data_dir", folder, "--output_dir", tmp_path / "run", *FLAGS, *flags])],
-    )
-    assert run_guarded(train_sft.main) == 2
+    # Given twice, the later flag wins
+    assert run(monkeypatch, train_sft, folder, tmp_path / "run", flags_at_the_end=flags) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(errors) == 1 and all(word in errors[0] for word in words), errors
     assert not (tmp_path / "run").exists()
@@ -254,7 +253,8 @@ def test_doctor_refuses_a_double_start_token(folder, tmp_path, monkeypatch, caps
     model = tmp_path / "model"
     shutil.copytree(folder / "llama", model)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = "<s><s>{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    turns = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    tokenizer.chat_template = "<s><s>" + turns
     tokenizer.save_pretrained(model)
     argv = ["doctor.py", "--model_name_or_path", model, "--data_dir", folder, "--stage", "sft", "--max_length", 64]
     monkeypatch.setattr(sys, "argv", list(map(str, argv)))

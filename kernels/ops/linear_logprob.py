@@ -36,8 +36,8 @@ def linear_logprob(
 ) -> LinearLogprob:
     """log softmax(logits / temperature)[target], logits = softcap(scale * (hidden @ weight.T + bias)).
 
-    hidden [N, H], weight [V, H], target int64 [N], bias [V]; softcap(x) = c * tanh(x / c) as Gemma 2 has it. Softmax and
-    results are float32 whatever the input. `chunk_size` positions at a time; by default as many as keep the logits
+    hidden [N, H], weight [V, H], target int64 [N], bias [V]; softcap(x) = c * tanh(x / c) as Gemma 2 has it. Softmax
+    and results are float32 whatever the input. `chunk_size` positions at a time; by default as many as keep the logits
     under 256 MiB.
     """
 

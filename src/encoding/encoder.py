@@ -4,8 +4,9 @@ A tokenizer with a chat template renders conversations through it. One without (
 
     [bos] system, blank line, prompt, newline | answer [eos]
 
-The prompt is tokenised once, by itself; an answer is what follows it when both are tokenised together, so that its first
-token is the one that a model would generate there ("A", " A" and "▁A" differ). Only answers and their end are trained.
+The prompt is tokenised once, by itself; an answer is what follows it when both are tokenised together, so that its
+first token is the one that a model would generate there ("A", " A" and "▁A" differ). Only answers and their end are
+trained.
 """
 
 from __future__ import annotations

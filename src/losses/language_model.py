@@ -6,5 +6,5 @@ import torch
 
 
 def language_model_loss(logprobs: torch.Tensor) -> torch.Tensor:
-    """Sum of the negative log-probabilities of the predicted tokens, [N] -> []; divide by the global number of tokens."""
+    """Sum of the negative log-probabilities of predicted tokens, [N] -> []; the caller divides by their number."""
     return -logprobs.sum()

@@ -1,7 +1,7 @@
 """Reference log-probabilities, computed once and kept on disk under a key of model and data.
 
-One file a model, named by a hash of its weights; in it one line an answer set, named by a hash of its tokens: editing one
-record computes that record again and nothing else.
+One file a model, named by a hash of its weights; in it one line an answer set, named by a hash of its tokens: editing
+one record computes that record again and nothing else.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -81,9 +82,7 @@ def _read(path: Path) -> dict[str, list[float]]:
     known = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
-            try:
+            with suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
                 known[row["tree"]] = [float(number) for number in row["logprobs"]]
-            except (ValueError, KeyError, TypeError):
-                continue
     return known

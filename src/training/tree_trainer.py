@@ -1,4 +1,4 @@
-"""transformers.Trainer over token trees: its loop, schedules, logging, checkpoints and DeepSpeed; our batches and loss."""
+"""transformers.Trainer over token trees: its loop, schedules, checkpoints and DeepSpeed; our batches and loss."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The attention pattern of packed trees as two integers a key (the column-wise mask of FlashMask, arXiv 2410.01359).
 
-Key k is visible to the queries q with `visible_from[k] <= q < visible_until[k]`. Causal: `visible_from[k] = k`. Branches
-that do not see each other: `visible_until[k]` is the end of the subtree that k's segment opens, in preorder. Bidirectional
-context: `visible_from[k]` is the start of its segment.
+Key k is visible to the queries q with `visible_from[k] <= q < visible_until[k]`. Causal: `visible_from[k] = k`.
+Branches that do not see each other: `visible_until[k]` is the end of the subtree that k's segment opens, in preorder.
+Bidirectional context: `visible_from[k]` is the start of its segment.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class PackedBatch:
 
     @classmethod
     def from_trees(cls, trees: Sequence[Segment]) -> PackedBatch:
-        """Lays out `trees` one after the other. Raises ValueError for a tree that predicts without anything before it."""
+        """Lays out `trees` one after the other. Raises ValueError for flags or values of another length than tokens."""
         layout = _Layout()
         for number, tree in enumerate(trees):
             layout.add(tree, tree=number, parent=-1, last_token=-1, position=0)

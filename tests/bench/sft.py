@@ -10,7 +10,16 @@ import random
 import sys
 
 from datasets import Dataset
-from side_by_side import arguments, common_settings, compare, ours, shared_folder, tiny_llama, with_attention, word_tokenizer
+from side_by_side import (
+    arguments,
+    common_settings,
+    compare,
+    ours,
+    shared_folder,
+    tiny_llama,
+    with_attention,
+    word_tokenizer,
+)
 from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 

@@ -36,7 +36,9 @@ def ranked(count: int = 8) -> list[Segment]:
         return Segment([rng.randrange(7, 97) for _ in range(rng.randrange(1, 7))], True, values={"score": score})
 
     # 1, 3 or 6 pairs a prompt
-    return [Segment([1, number + 7], branches=[answer(float(k)) for k in range(2 + number % 3)]) for number in range(count)]
+    return [
+        Segment([1, number + 7], branches=[answer(float(k)) for k in range(2 + number % 3)]) for number in range(count)
+    ]
 
 
 def settings(folder, **overrides) -> TrainingArguments:

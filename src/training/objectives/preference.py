@@ -13,7 +13,7 @@ from keju.trees.packed_batch import PackedBatch
 
 
 class PreferenceObjective:
-    """Expects each answer's `score` and, unless `reference_free`, its `ref_logprob` (summed over tokens) in the trees."""
+    """Expects each answer's `score` and, unless `reference_free`, its summed `ref_logprob` in the trees."""
 
     item_name = "pair"
 
