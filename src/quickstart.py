@@ -93,7 +93,7 @@ def main() -> None:
     evaluate("pretrain", runs["pretrain"])
     runs["sft"] = pipeline.run("train_sft", "sft", "--model_name_or_path", str(runs["pretrain"]), *files)
     evaluate("sft", runs["sft"])
-    runs["reward"] = pipeline.run("train_reward", "reward", "--model_name_or_path", str(runs["pretrain"]), *files)
+    runs["reward"] = pipeline.run("train_reward", "reward", "--model_name_or_path", str(runs["sft"]), *files)
     judged = pipeline.run("eval_reward", "eval_reward", "--model_name_or_path", str(runs["reward"]), *files)
     runs["dpo"] = pipeline.run("train_dpo", "dpo", "--model_name_or_path", str(runs["sft"]), *files)
     evaluate("dpo", runs["dpo"])
