@@ -26,7 +26,7 @@ WARM_UP_STEPS = 2
 
 def arguments(description: str, **defaults: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
-    options = {"steps": 6, "rounds": 3, "threads": 2, "hidden_size": 512, "layers": 8, "vocab_size": 8000, **defaults}
+    options = {"steps": 4, "rounds": 2, "threads": 2, "hidden_size": 512, "layers": 8, "vocab_size": 8000, **defaults}
     for name, value in options.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
