@@ -21,7 +21,7 @@ from keju.training.objectives.preference import PreferenceObjective
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
 from keju.training.reference_cache import add_reference_logprobs, default_cache_dir
-from keju.training.stage import add_adapters, inspect, num_pairs, num_shared, open_run, prepare, read_trees, train
+from keju.training.stage import add_adapters, inspect, num_pairs, num_shared, open_run, prepare, read_splits, train
 
 
 @dataclass
@@ -51,12 +51,7 @@ def main() -> None:
     folder = open_run("dpo", model_args, data, training)
     tokenizer, encoder = prepare(model_args, data, training)
     model = load_causal_lm(model_args.model_name_or_path, dtype=model_args.dtype, tokenizer=tokenizer)
-    records = read_trees(
-        data, data.train_filename, encoder, "ranked", flag="--train_filename", max_samples=data.max_train_samples
-    )
-    held_out = data.eval_filename and read_trees(
-        data, data.eval_filename, encoder, "ranked", flag="--eval_filename", max_samples=data.max_eval_samples
-    )
+    records, held_out = read_splits(data, encoder, "ranked")
     inspect(records, tokenizer, model, form="ranked")
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
     if not training.reference_free:
@@ -76,7 +71,7 @@ def main() -> None:
     objective = PreferenceObjective(
         training.beta, training.loss_type, training.label_smoothing, training.reference_free
     )
-    outcome = train(model, objective, tokenizer, records, held_out or None, data=data, training=training, folder=folder)
+    outcome = train(model, objective, tokenizer, records, held_out, data=data, training=training, folder=folder)
     if held_out and folder.is_main:
         outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
         outcome.summary["heldout_pairs"] = num_pairs(held_out.trees)

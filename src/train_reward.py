@@ -14,7 +14,7 @@ from keju.training.arguments import DataArguments, ModelArguments, StageTraining
 from keju.training.launch import run_stage
 from keju.training.objectives.reward import RewardObjective
 from keju.training.plots import plot_histograms
-from keju.training.stage import add_adapters, inspect, num_pairs, num_shared, open_run, prepare, read_trees, train
+from keju.training.stage import add_adapters, inspect, num_pairs, num_shared, open_run, prepare, read_splits, train
 
 
 @dataclass
@@ -40,12 +40,7 @@ def main() -> None:
     tokenizer, encoder = prepare(model_args, data, training)
     model = load_scalar_model(model_args.model_name_or_path, dtype=model_args.dtype)
     model.config.pad_token_id = tokenizer.pad_token_id
-    records = read_trees(
-        data, data.train_filename, encoder, "ranked", flag="--train_filename", max_samples=data.max_train_samples
-    )
-    held_out = data.eval_filename and read_trees(
-        data, data.eval_filename, encoder, "ranked", flag="--eval_filename", max_samples=data.max_eval_samples
-    )
+    records, held_out = read_splits(data, encoder, "ranked")
     inspect(records, tokenizer, model, form="ranked")
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
     model = add_adapters(model, model_args, task_type="SEQ_CLS")
@@ -54,7 +49,7 @@ def main() -> None:
         RewardObjective(training.loss_type),
         tokenizer,
         records,
-        held_out or None,
+        held_out,
         data=data,
         training=training,
         folder=folder,

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from keju.models.loading import load_causal_lm
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
 from keju.training.launch import run_stage
-from keju.training.objectives.language_model import LanguageModelObjective
-from keju.training.stage import add_adapters, inspect, open_run, prepare, read_trees, train
+from keju.training.stage import train_language_model
 
 
 @dataclass
@@ -29,34 +27,7 @@ class SFTArguments(StageTrainingArguments):
 
 def main() -> None:
     model_args, data, training = parse_arguments(ModelArguments, SFTDataArguments, SFTArguments, description=__doc__)
-    folder = open_run("sft", model_args, data, training)
-    tokenizer, encoder = prepare(model_args, data, training)
-    model = load_causal_lm(
-        model_args.model_name_or_path,
-        dtype=model_args.dtype,
-        tokenizer=tokenizer,
-        from_scratch=model_args.from_scratch,
-        config_overrides=model_args.parsed_overrides(),
-    )
-    records = read_trees(
-        data, data.train_filename, encoder, "sft", flag="--train_filename", max_samples=data.max_train_samples
-    )
-    held_out = data.eval_filename and read_trees(
-        data, data.eval_filename, encoder, "sft", flag="--eval_filename", max_samples=data.max_eval_samples
-    )
-    inspect(records, tokenizer, model, form="sft")
-    model = add_adapters(model, model_args, task_type="CAUSAL_LM")
-    outcome = train(
-        model,
-        LanguageModelObjective(),
-        tokenizer,
-        records,
-        held_out or None,
-        data=data,
-        training=training,
-        folder=folder,
-    )
-    folder.finish(**outcome.summary)
+    train_language_model("sft", "sft", model_args, data, training)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from keju.encoding.dataset import EncodedRecords, encode_records
 from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
-from keju.models.loading import load_tokenizer
+from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.reading import read_records
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
+from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
 from keju.training.plots import plot_loss
 from keju.training.progress import Progress, RunCallback
@@ -71,6 +72,18 @@ def read_trees(
         for reason in left_out[:3]:
             print(f"  {reason}")
     return encoded
+
+
+def read_splits(data: DataArguments, encoder: Encoder, form: str) -> tuple[EncodedRecords, EncodedRecords | None]:
+    """Training and, where --eval_filename names some, held-out records."""
+    records = read_trees(
+        data, data.train_filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples
+    )
+    if not data.eval_filename:
+        return records, None
+    return records, read_trees(
+        data, data.eval_filename, encoder, form, flag="--eval_filename", max_samples=data.max_eval_samples
+    )
 
 
 def prepare(model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments):
@@ -175,3 +188,24 @@ def num_pairs(trees: Sequence) -> int:
     """Ordered pairs of answers with different scores, over all trees."""
     scores = [[branch.values["score"] for branch in tree.branches] for tree in trees]
     return sum(a > b for answers in scores for a in answers for b in answers)
+
+
+def train_language_model(
+    stage: str, form: str, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments
+) -> None:
+    """Pretraining and SFT differ in their records and in which of their tokens are trained: in `form`."""
+    folder = open_run(stage, model_args, data, training)
+    tokenizer, encoder = prepare(model_args, data, training)
+    model = load_causal_lm(
+        model_args.model_name_or_path,
+        dtype=model_args.dtype,
+        tokenizer=tokenizer,
+        from_scratch=model_args.from_scratch,
+        config_overrides=model_args.parsed_overrides(),
+    )
+    records, held_out = read_splits(data, encoder, form)
+    inspect(records, tokenizer, model, form=form)
+    model = add_adapters(model, model_args, task_type="CAUSAL_LM")
+    objective = LanguageModelObjective()
+    outcome = train(model, objective, tokenizer, records, held_out, data=data, training=training, folder=folder)
+    folder.finish(**outcome.summary)

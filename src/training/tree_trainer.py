@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
+from keju.training.crash import NonFiniteLoss
 from keju.training.objectives.objective import Objective
 from keju.training.sampler import TreeBatchSampler
 from keju.training.stage_model import StageModel
@@ -109,8 +110,6 @@ class TreeTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def _report_non_finite(self, batch: PackedBatch) -> None:
-        from keju.training.crash import NonFiniteLoss
-
         records = ""
         if self.where is not None:
             first = {tuple(tree.tokens[:64]): place for tree, place in zip(self.train_dataset, self.where, strict=True)}
