@@ -8,6 +8,7 @@
 # Further flags go to the stage: bash examples/train_rlhf.sh --kl_coef 0.05
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
+case "${NUM_GPUS:-1}" in 0 | 1) ;; *) _fail "NUM_GPUS=$NUM_GPUS: PPO runs in one process for now" ;; esac
 embedded_data
 previous_model MODEL "$REPO/runs/sft" train_sft.sh
 previous_model REWARD_MODEL "$REPO/runs/reward" train_reward.sh
