@@ -51,7 +51,7 @@ def main() -> None:
     }
     report = reusable_report(args.output_dir, made_from, args.overwrite_output_dir)
     if report is not None:
-        console.print(f"{args.output_dir} already holds this data set; nothing to do.")
+        console.print(f"{args.output_dir} already holds this data set; nothing to do.", soft_wrap=True)
         show(console, Path(args.output_dir), report)
         return
 
