@@ -145,7 +145,7 @@ def measure(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "num_responses": len(responses),
         **describe(responses),
         "length_tokens": sum(tokens) / len(tokens),
-        "finished": sum(finished) / len(finished),
+        "fraction_finished": sum(finished) / len(finished),
         "empty": sum(not text for text in responses) / len(responses),
         **(compare(*map(list, zip(*pairs, strict=True))) if pairs else {}),
     }

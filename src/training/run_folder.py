@@ -99,6 +99,8 @@ class RunFolder:
         seconds, steps, tokens, tokens_per_second, first_loss and last_loss come from the run itself; `figures` are
         added and win.
         """
+        reserved = figures.keys() & {"stage", "finished"}
+        assert not reserved, f"{reserved} of summary.json belong to the run"
         rows = read_metrics(self.metrics_path) if self.metrics_path.is_file() else []
         summary = {
             "stage": self.stage,

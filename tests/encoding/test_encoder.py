@@ -143,3 +143,10 @@ def test_example_table_shows_each_token(plain):
     assert [row[3] for row in cells] == ["", "", "", "yes", "yes", "yes", "yes"]
     assert [row[4] for row in cells] == ["0", "1", "2", "3", "4", "3", "4"]
     assert cells[0][6] == "bos" and cells[4][6] == "eos" and cells[5][5] == "2 (score 0)"
+
+
+def test_a_template_that_does_not_end_answers_gets_an_end_token(plain):
+    plain.chat_template = "{% for m in messages %}{{ m.content }}_{% endfor %}"
+    tree = Encoder(plain, 64).ranked_tree(ranked())
+    assert text_of(plain, tree.tokens) == "问_"
+    assert [text_of(plain, branch.tokens) for branch in tree.branches] == ["答_</s>", "好_</s>"]
