@@ -55,11 +55,7 @@ def main() -> None:
         from_scratch=model_args.from_scratch,
         config_overrides=model_args.parsed_overrides(),
     )
-    if form == "prompt":
-        print("The first prompt, as the model reads it:")
-        print(tokenizer.decode(encoded[0].tokens))
-    else:
-        inspect(encoded, tokenizer, model, form=form)
+    inspect(encoded, tokenizer, model, form=form)
     verify_head(model, list(encoded[0].tokens))
     Console().print(figures(encoded, form, tokenizer, model))
     print("Nothing is wrong that can be seen from here.")

@@ -31,7 +31,8 @@ from keju.training.launch import run_stage
 from keju.training.plots import plot_loss, plot_metrics
 from keju.training.progress import Progress, describe
 from keju.training.run_folder import RunFolder, read_metrics
-from keju.training.stage import read_trees
+from keju.training.stage import inspect, read_trees
+from keju.training.stage_model import verify_head
 from keju.trees.segment import Segment
 
 
@@ -49,6 +50,9 @@ def main() -> None:
     check_same_vocabulary(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path"))
     prompts, held_out, ptx_trees = read_data(data, ppo, tokenizer)
     trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx_trees)
+    where = [str(data.path(data.train_filename))] * len(prompts)
+    inspect(EncodedRecords([Segment(ids) for ids in prompts], where), tokenizer, trainer.actor, form="prompt")
+    verify_head(trainer.actor, list(prompts[0]))
     before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
     if folder.checkpoint:
         load_checkpoint(trainer, folder.checkpoint)

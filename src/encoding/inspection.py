@@ -68,7 +68,8 @@ def check_trees(
 ) -> None:
     """Raises ValueError with the cause for what is surely wrong in the first trees of a data set.
 
-    form: "text", "sft" or "ranked". end_ids: further tokens that end an answer (a model's generation_config has them).
+    form: "text", "sft", "ranked" or "prompt" (nothing is trained). end_ids: further tokens that end an answer (a
+    model's generation_config has them).
     """
     ends = {tokenizer.eos_token_id, *end_ids}
     checked = list(islice(zip(trees, where, strict=False), CHECKED))
@@ -98,7 +99,7 @@ def check_trees(
             )
         if form == "ranked" and _any_trained(tree):
             raise ValueError(f"{place}: tokens of the prompt are trained")
-    if checked and not any_end:
+    if form != "prompt" and checked and not any_end:
         raise ValueError(
             f"no end token ({tokenizer.eos_token}) is trained in the first {len(checked)} records: answers would never "
             "stop; check the tokenizer's eos_token and chat template, and --max_length"
