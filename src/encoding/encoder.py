@@ -81,9 +81,11 @@ class Encoder:
             ids = self._conversation_ids(messages)
         return ids + self.tokenizer.encode(prefix, add_special_tokens=False) if prefix else ids
 
-    def answer_ids(self, messages: Sequence[Message], answer: str, prefix: str = "") -> list[int]:
-        """The answer's tokens and the token that ends it."""
-        prompt = self.prompt_ids(messages, prefix)
+    def answer_ids(
+        self, messages: Sequence[Message], answer: str, prefix: str = "", prompt: list[int] | None = None
+    ) -> list[int]:
+        """The answer's tokens and the token that ends it. `prompt`: its `prompt_ids`, where they are known already."""
+        prompt = self.prompt_ids(messages, prefix) if prompt is None else prompt
         if not self.uses_template and _has_answers(messages):
             return [*self.tokenizer.encode(answer, add_special_tokens=False), self.eos]
         if not self.uses_template:
@@ -98,7 +100,7 @@ class Encoder:
         """Prompt as root, answers as branches with their `score`. `best_only`: the best answer alone, for SFT."""
         prompt = self.prompt_ids(record.messages, record.prefix)
         answers = [record.best] if best_only else record.answers
-        encoded = [self.answer_ids(record.messages, answer.text, record.prefix) for answer in answers]
+        encoded = [self.answer_ids(record.messages, answer.text, record.prefix, prompt) for answer in answers]
         prompt, encoded = self._fit(prompt, encoded, record.where)
         branches = [
             Segment(ids, trained=True, values={"score": float(answer.score)})
@@ -131,7 +133,7 @@ class Encoder:
                     f"{record.where}: the chat template renders earlier turns differently once more turns follow; "
                     "split the conversation into one record a turn"
                 )
-            answer = self.answer_ids(before, message.content)
+            answer = self.answer_ids(before, message.content, prompt=prompt)
             ids = [*prompt, *answer]
             trained += [False] * (len(prompt) - len(trained)) + [True] * len(answer)
         if not any(trained):
@@ -150,16 +152,13 @@ class Encoder:
 
     def _conversation_ids(self, messages: Sequence[Message]) -> list[int]:
         """A conversation without a chat template, up to where the next answer begins."""
-        ids: list[int] = []
-        pending: list[Message] = []
-        for number, message in enumerate(messages):
-            if message.role == "assistant":
-                before = messages[:number]
-                ids = self.prompt_ids(before) + self.answer_ids(before, message.content)
-                pending = []
-            else:
-                pending.append(message)
-        return ids + self._opening_ids(pending, first=not ids)
+        last = max((number for number, message in enumerate(messages) if message.role == "assistant"), default=-1)
+        if last < 0:
+            return self._opening_ids(messages, first=True)
+        # One step back at a time: each earlier turn is rendered once.
+        prompt = self.prompt_ids(messages[:last])
+        answer = self.answer_ids(messages[:last], messages[last].content, prompt=prompt)
+        return prompt + answer + self._opening_ids(messages[last + 1 :], first=False)
 
     def _opening_ids(self, messages: Sequence[Message], *, first: bool) -> list[int]:
         text = _plain_prompt(messages)

@@ -150,3 +150,13 @@ def test_a_template_that_does_not_end_answers_gets_an_end_token(plain):
     tree = Encoder(plain, 64).ranked_tree(ranked())
     assert text_of(plain, tree.tokens) == "问_"
     assert [text_of(plain, branch.tokens) for branch in tree.branches] == ["答_</s>", "好_</s>"]
+
+
+def test_a_long_conversation_is_rendered_in_reasonable_time(plain):
+    """Each turn once for each turn after it, not twice as often with every turn more."""
+    calls = []
+    encode = plain.encode
+    plain.encode = lambda *args, **kwargs: calls.append(args) or encode(*args, **kwargs)
+    turns = [Message("user" if number % 2 == 0 else "assistant", "一二") for number in range(40)]
+    Encoder(plain, 1000).chat_tree(ChatRecord(tuple(turns), "f:1"))
+    assert len(calls) < 40 * 40
