@@ -17,6 +17,28 @@ from keju.kernels.column_mask_attention import ColumnMask, column_mask_attention
 NAME = "keju"
 
 
+def eager_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention: query [B, heads, T, D], key and value [B, kv_heads, S, D] -> [B, T, heads, D] and its weights."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = torch.nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
 def keju_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -26,9 +48,12 @@ def keju_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     column_mask: ColumnMask | None = None,
+    alibi: tuple[torch.Tensor, torch.Tensor] | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """query [B, heads, T, D], key and value [B, kv_heads, T, D] -> ([B, T, heads, D], None), as transformers wants it.
+
+    alibi: slopes [heads] and positions [T], for column_mask_attention; without a column mask ALiBi is in the mask.
 
     Raises ValueError where a model asks for something on top of the mask that trees do not carry.
     """
@@ -39,7 +64,7 @@ def keju_attention(
     for name in ("sliding_window", "softcap", "position_bias", "s_aux"):
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__} uses {name}, which attention over token trees does not support")
-    output = column_mask_attention(query, key, value, column_mask, scale=scaling, dropout=dropout)
+    output = column_mask_attention(query, key, value, column_mask, scale=scaling, dropout=dropout, alibi=alibi)
     return output.transpose(1, 2), None
 
 

@@ -7,11 +7,31 @@ from torch import nn
 
 from keju.kernels.column_mask_attention import ColumnMask
 from keju.kernels.linear_logprob import LinearLogprob, linear_logprob
+from keju.models.prefix_lm import PrefixLM
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT wrapper (its adapters stay active: they sit in its layers)."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The part of a transformers model that ends in its last hidden states."""
+    model = unwrapped(model)
+    return getattr(model, model.base_model_prefix)
+
+
+def tree_layout(backbone: nn.Module, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """position_ids [1, T] and visible_from [T] of a packed row as this model has them.
+
+    For prefix language models position_ids are [1, 2, T], and the tokens of a context see each other. Their start token
+    must stand in the trunk of a tree, where all its branches see it.
+    """
+    if not isinstance(backbone, PrefixLM):
+        return batch.position_ids, batch.visible_from
+    layout = backbone.layout(batch.input_ids[0], batch.position_ids[0], batch.token_tree, batch.num_trees)
+    visible_from = torch.where(layout.in_context, layout.start[batch.token_tree], batch.visible_from)
+    return layout.position_ids[None], visible_from
 
 
 def tree_hidden_states(model: nn.Module, batch) -> torch.Tensor:
@@ -20,14 +40,14 @@ def tree_hidden_states(model: nn.Module, batch) -> torch.Tensor:
     `model`: a transformers model with a head (causal LM or sequence classification), loaded with
     attn_implementation="keju".
     """
-    model = unwrapped(model)
-    backbone = getattr(model, model.base_model_prefix)
+    backbone = backbone_of(model)
+    position_ids, visible_from = tree_layout(backbone, batch)
     output = backbone(
         input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
+        position_ids=position_ids,
         # A mask that is already 4-D is handed on untouched: no [T, T] mask is built, and the column mask rules.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device),
-        column_mask=ColumnMask(batch.visible_from, batch.visible_until),
+        column_mask=ColumnMask(visible_from, batch.visible_until),
         use_cache=False,
     )
     return output.last_hidden_state[0]

@@ -29,6 +29,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.models.attention import eager_attention
+
 
 class PanguConfig(PreTrainedConfig):
     """Sizes and dropouts, under the names of the published config.json; the defaults are those of the 2.6B model.
@@ -69,16 +71,6 @@ class PanguConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
-
-
-def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Plain attention: query [B, heads, T, D], key and value [B, heads, S, D] -> [B, T, heads, D], weights."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class ResidualProjection(nn.Linear):

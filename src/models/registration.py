@@ -1,9 +1,14 @@
 """Tells transformers' Auto classes about our model and tokenizer families.
 
 The file name is the registry: every module in keju.models but the plumbing is a model family, every module in
-keju.tokenizers a tokenizer family. A model family `FooConfig` brings what it has of `FooModel`, `FooForCausalLM` and
-`FooForSequenceClassification`. Names that published folders use for a config's model_type or a tokenizer's class are
-listed by the class itself, in `also_published_as`.
+keju.tokenizers but the plumbing a tokenizer family. A model family `FooConfig` brings what it has of `FooModel`,
+`FooForCausalLM`, `FooForConditionalGeneration`, `FooForMultipleChoice` and `FooForSequenceClassification`, or says in
+`AUTO_CLASSES` which class serves which Auto class. Names that published folders use for a config's model_type or a
+tokenizer's class are listed by the class itself, in `also_published_as`.
+
+One model_type may stand for several architectures ("chatglm" for two of ours, "glm" for one of ours and for GLM-4 of
+transformers). Their config classes have a classmethod `describes(config: dict)`, which looks at the fields of a
+config.json; see SharedModelType. A config.json without any model_type goes to the class that describes it.
 
 Published folders carry an `auto_map` that asks transformers to download and run Python code. transformers prefers a
 registered class from outside its own package and does not even ask. For tokenizers that holds only while their config
@@ -13,12 +18,14 @@ tokenizer_config.json), not through AutoTokenizer.register.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
 from types import ModuleType
 
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+import transformers
+from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -26,24 +33,64 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 import keju.models
 import keju.tokenizers
 
-# Not families. Listed so that `import keju` does not import them; a test keeps the list complete.
-PLUMBING = frozenset({"attention", "backbone", "generation", "loading", "registration"})
+# Not families. Listed so that `import keju` does not import them; a test keeps the lists complete.
+PLUMBING = frozenset({"attention", "backbone", "generation", "loading", "prefix_lm", "registration"})
+TOKENIZER_PLUMBING = frozenset({"family", "jieba_segmenter", "sentencepiece_family"})
+# Auto class -> what its model is called after the prefix of the config's name, in the order of preference.
 AUTO_CLASSES = {
-    "Model": AutoModel,
-    "ForCausalLM": AutoModelForCausalLM,
-    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "AutoModel": ("Model",),
+    "AutoModelForCausalLM": ("ForCausalLM", "ForConditionalGeneration"),
+    "AutoModelForSeq2SeqLM": ("ForConditionalGeneration",),
+    "AutoModelForMultipleChoice": ("ForMultipleChoice",),
+    "AutoModelForSequenceClassification": ("ForSequenceClassification",),
 }
+
+
+class SharedModelType:
+    """Stands in transformers' CONFIG_MAPPING for config classes of one model_type: the fields decide.
+
+    `classes` have a classmethod `describes`, but for the last, which takes what no other describes.
+    """
+
+    def __init__(self, model_type: str, classes: list[type[PreTrainedConfig]]) -> None:
+        self.model_type = self.__name__ = model_type
+        self.classes = classes
+
+    def choose(self, config: dict) -> type[PreTrainedConfig]:
+        return next((choice for choice in self.classes[:-1] if choice.describes(config)), self.classes[-1])
+
+    def __call__(self, **fields) -> PreTrainedConfig:
+        return self.choose(fields)(**fields)
+
+    def from_dict(self, config: dict, **kwargs):
+        return self.choose(config).from_dict(config, **kwargs)
 
 
 def register() -> None:
     """Registers every family. Calling it again changes nothing."""
-    for family in _families(keju.models, skip=PLUMBING):
-        _register_models(family)
-    for family in _families(keju.tokenizers):
+    families = _families(keju.models, skip=PLUMBING)
+    shared: dict[str, list[type[PreTrainedConfig]]] = {}
+    for family in families:
+        for config in _own_classes(family, PreTrainedConfig):
+            for model_type in (config.model_type, *vars(config).get("also_published_as", ())):
+                shared.setdefault(model_type, []).append(config)
+            for auto_class, model in _auto_classes(family, config).items():
+                getattr(transformers, auto_class).register(config, model, exist_ok=True)
+    for model_type, classes in shared.items():
+        known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
+        if isinstance(known, SharedModelType):
+            continue  # of an earlier call
+        if known is not None and known not in classes:
+            classes.append(known)  # the class of transformers takes what ours do not describe
+        # AutoConfig.register refuses a model_type that is not the class's own.
+        config = classes[0] if len(classes) == 1 else SharedModelType(model_type, classes)
+        CONFIG_MAPPING.register(model_type, config, exist_ok=True)
+    _describe_configs_without_model_type([config for classes in shared.values() for config in classes])
+    for family in _families(keju.tokenizers, skip=TOKENIZER_PLUMBING):
         _register_tokenizers(family)
 
 
-def _families(package: ModuleType, skip: frozenset[str] = frozenset()) -> list[ModuleType]:
+def _families(package: ModuleType, skip: frozenset[str]) -> list[ModuleType]:
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     return [importlib.import_module(f"{package.__name__}.{name}") for name in names if name not in skip]
 
@@ -54,16 +101,36 @@ def _own_classes(module: ModuleType, base: type) -> list[type]:
     return [value for value in members if issubclass(value, base) and value.__module__ == module.__name__]
 
 
-def _register_models(family: ModuleType) -> None:
-    for config in _own_classes(family, PreTrainedConfig):
-        for model_type in (config.model_type, *vars(config).get("also_published_as", ())):
-            # AutoConfig.register refuses a model_type that is not the class's own.
-            CONFIG_MAPPING.register(model_type, config)
-        prefix = config.__name__.removesuffix("Config")
-        for head, auto_class in AUTO_CLASSES.items():
-            model = vars(family).get(prefix + head)
-            if model is not None:
-                auto_class.register(config, model, exist_ok=True)
+def _auto_classes(family: ModuleType, config: type[PreTrainedConfig]) -> dict[str, type]:
+    """Auto class -> model class, as the family says or by the names of its classes."""
+    if "AUTO_CLASSES" in vars(family):
+        return family.AUTO_CLASSES
+    prefix = config.__name__.removesuffix("Config")
+    found = {
+        auto_class: next((vars(family)[prefix + head] for head in heads if prefix + head in vars(family)), None)
+        for auto_class, heads in AUTO_CLASSES.items()
+    }
+    return {auto_class: model for auto_class, model in found.items() if model is not None}
+
+
+def _describe_configs_without_model_type(configs: list[type[PreTrainedConfig]]) -> None:
+    """Fills in the model_type that some published config.json lack, wherever transformers reads one."""
+    read = PreTrainedConfig.get_config_dict.__func__
+    if getattr(read, "fills_in_model_type", False):
+        return
+    describing = [config for config in configs if "describes" in vars(config)]
+
+    @functools.wraps(read)
+    def get_config_dict(cls, *args, **kwargs):
+        fields, unused = read(cls, *args, **kwargs)
+        if "model_type" not in fields:
+            found = next((config for config in describing if config.describes(fields)), None)
+            if found is not None:
+                fields = {**fields, "model_type": found.model_type}
+        return fields, unused
+
+    get_config_dict.fills_in_model_type = True
+    PreTrainedConfig.get_config_dict = classmethod(get_config_dict)
 
 
 def _register_tokenizers(family: ModuleType) -> None:

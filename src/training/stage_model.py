@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from keju.models.backbone import tree_logprobs, unwrapped
+from keju.models.backbone import backbone_of, tree_layout, tree_logprobs, unwrapped
 from keju.training.objectives.objective import Objective, ObjectiveOutput
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
@@ -57,7 +57,9 @@ def verify_head(model: PreTrainedModel, token_ids: list[int], *, tolerance: floa
     model.eval()
     batch = PackedBatch.from_trees([Segment(token_ids[:16], trained=True)]).to(next(model.parameters()).device)
     ours = tree_logprobs(model, batch).logprobs
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits[0, :-1]
+    position_ids, _ = tree_layout(backbone_of(model), batch)
+    row = {"input_ids": batch.input_ids, "attention_mask": torch.ones_like(batch.input_ids)}
+    logits = model(**row, position_ids=position_ids, use_cache=False).logits[0, :-1]
     theirs = logits.float().log_softmax(-1).gather(-1, batch.target[:, None]).squeeze(-1)
     model.train(was_training)
     allowed = tolerance * (1 + theirs.abs().max().item()) * (1 if logits.dtype == torch.float32 else 100)

@@ -54,6 +54,11 @@ class PackedBatch:
     def num_tokens(self) -> int:
         return self.input_ids.shape[1]
 
+    @property
+    def token_tree(self) -> torch.Tensor:
+        """int64 [T]: the number of the tree that each token belongs to."""
+        return self.segment_tree.repeat_interleave(self.segment_end - self.segment_start)
+
     def to(self, device: torch.device | str, **kwargs) -> PackedBatch:
         def move(value):
             if isinstance(value, dict):
