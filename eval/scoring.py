@@ -14,7 +14,8 @@ from itertools import groupby
 import torch
 from torch import nn
 
-from keju.models.backbone import head_logprobs, tree_hidden_states
+from keju.models.backbone import backbone_of, head_logprobs, tree_hidden_states
+from keju.models.prefix_lm import PrefixLM
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.packing import pack
 from keju.trees.segment import Segment
@@ -58,7 +59,9 @@ def score_questions(
     Raises ValueError when a single question does not fit the budget.
     """
     scores: list[list[float]] = [[] for _ in questions]
-    bundles = bundle(questions, token_budget)
+    # Where the tokens of a prompt see each other in both directions, no two prompts begin alike.
+    shares_prompts = not isinstance(backbone_of(model), PrefixLM)
+    bundles = bundle(questions, token_budget, shares_prompts=shares_prompts)
     was_training = model.training
     model.eval()
     for row in pack([_length(item, questions) for item in bundles], token_budget):
@@ -73,11 +76,13 @@ def score_questions(
     return scores
 
 
-def bundle(questions: Sequence[Question], token_budget: int) -> list[Bundle]:
-    """Groups questions by the beginning of their prompts, and cuts groups into trees of a good size."""
+def bundle(questions: Sequence[Question], token_budget: int, *, shares_prompts: bool = True) -> list[Bundle]:
+    """Groups questions by the beginning of their prompts, and cuts groups into trees of a good size; without
+    `shares_prompts` every question is a tree by itself, whose prompt only its own choices share."""
     bundles: list[Bundle] = []
     order = sorted(range(len(questions)), key=lambda index: tuple(questions[index].prompt))
-    for shared, members in _groups(questions, order)[1] if order else []:
+    alone = [(0, [index]) for index in order]
+    for shared, members in (_groups(questions, order)[1] if shares_prompts and order else alone):
         lengths = [questions[index].length_after(shared) for index in members]
         room = min(token_budget, max(GROWTH * shared, shared + max(lengths))) - shared
         if max(lengths) > room:

@@ -87,6 +87,14 @@ embedded_data() {
     fi
 }
 
+# TOKENIZER for a model that starts from a named size: the one that was made for it, where the data has such a one.
+own_tokenizer() {
+    if [ -z "${TOKENIZER:-}" ]; then
+        TOKENIZER="$DATA_DIR/tokenizer"
+        [ ! -d "$TOKENIZER-$MODEL" ] || TOKENIZER="$TOKENIZER-$MODEL"
+    fi
+}
+
 # previous_model VARIABLE FOLDER SCRIPT: the model of an earlier stage, made by its script when it is not there yet.
 previous_model() {
     local variable="$1" folder="$2" script="$3"

@@ -7,9 +7,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
 embedded_data
-if [ -z "${MODEL:-}" ]; then
-    MODEL=llama-tiny
-    TOKENIZER="${TOKENIZER:-$DATA_DIR/tokenizer}"
-fi
+MODEL="${MODEL:-llama-tiny}"
+case "$MODEL" in *-tiny) own_tokenizer ;; esac
 python -m keju.doctor --model_name_or_path "$MODEL" ${TOKENIZER:+--tokenizer_name "$TOKENIZER"} \
     --data_dir "$DATA_DIR" --stage "${STAGE:-sft}" "$@"

@@ -16,10 +16,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from transformers import AutoTokenizer
+from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
 from keju.data_prepare.data_set import DataSet, corpus_module
 from keju.data_prepare.folder import REPORT, describe, new_folder, reusable_report
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
+from keju.models.loading import named_sizes, size_fields
 from keju.records.writing import write_json, write_jsonl
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
@@ -48,6 +51,7 @@ def main() -> None:
         "seed": args.seed,
         "max_idioms": args.max_idioms,
         "vocab_size": args.vocab_size,
+        "tokenizers": family_tokenizers(),
     }
     report = reusable_report(args.output_dir, made_from, args.overwrite_output_dir)
     if report is not None:
@@ -65,9 +69,27 @@ def main() -> None:
         for name, rows in data_set.files.items():
             write_jsonl(folder / name, rows)
         save_tokenizer(vocabulary, folder / TOKENIZER)
+        for size, config in family_tokenizers().items():
+            save_family_tokenizer(vocabulary, config, folder / f"{TOKENIZER}-{size}")
         report = describe(folder, made_from) | summary(data_set)
         write_json(folder / REPORT, report)
     show(console, Path(args.output_dir), report)
+
+
+def family_tokenizers() -> dict[str, dict[str, Any]]:
+    """Named size -> the tokenizer_config.json by which a vocabulary becomes one for it. Models that read a mask or a
+    start token need more than pieces of text; the others take any vocabulary."""
+    fields = {name: size_fields(name).get("tokenizer") for name in named_sizes()}
+    return {name: config for name, config in fields.items() if config is not None}
+
+
+def save_family_tokenizer(sentencepiece_model: bytes, config: dict[str, Any], folder: Path) -> None:
+    """A tokenizer folder as such models are published with: SentencePiece's file and its configuration."""
+    folder.mkdir()
+    file_name = REGISTERED_TOKENIZER_CLASSES[config["tokenizer_class"]].vocab_files_names["vocab_file"]
+    (folder / file_name).write_bytes(sentencepiece_model)
+    write_json(folder / "tokenizer_config.json", config)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)  # writes out what the family adds
 
 
 def summary(data_set: DataSet) -> dict[str, Any]:

@@ -38,7 +38,7 @@ FAST = {
 class QuickstartArguments:
     output_dir: str = field(metadata={"help": "Folder of all runs; summary.json and report.html land there."})
     config_dir: str = field(metadata={"help": "Folder of the stages' YAML files."})
-    model: str = field(default="llama-tiny", metadata={"help": "A built-in size: llama-tiny or pangu-tiny."})
+    model: str = field(default="llama-tiny", metadata={"help": "A named size that ends in -tiny: llama-tiny, glm-tiny ..."})
     fast: bool = field(default=False, metadata={"help": "Minutes instead of a quarter of an hour; for tests."})
 
 
@@ -77,7 +77,8 @@ def main() -> None:
     start = time.time()
     pipeline = Pipeline(args)
     data = pipeline.run("prepare_data", "data", "--corpus", "idiom")
-    tokenizer, files = str(data / "tokenizer"), ["--data_dir", str(data)]
+    own = data / f"tokenizer-{args.model}"
+    tokenizer, files = str(own if own.is_dir() else data / "tokenizer"), ["--data_dir", str(data)]
 
     def evaluate(name: str, model: str | Path, *flags: str) -> None:
         evaluations[name] = pipeline.run(

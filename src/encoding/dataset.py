@@ -30,7 +30,7 @@ def _text(encoder: Encoder, record: Record) -> list[Segment]:
 
 
 def _sft(encoder: Encoder, record: Record) -> list[Segment]:
-    return [encoder.sft_tree(record)]
+    return encoder.sft_trees(record)
 
 
 def _ranked(encoder: Encoder, record: Record) -> list[Segment]:

@@ -7,15 +7,20 @@ A tokenizer with a chat template renders conversations through it. One without (
 The prompt is tokenised once, by itself; an answer is what follows it when both are tokenised together, so that its
 first token is the one that a model would generate there ("A", " A" and "▁A" differ). Only answers and their end are
 trained.
+
+For prefix language models (GLM, ChatGLM-6B) whatever stands before generated text is its context, with a mask token and
+a start token at the end (PrefixTokenizer.opening_ids); what is generated is tokenised by itself.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from keju.records.record import ChatRecord, Message, RankedRecord, Record, TextRecord
+from keju.tokenizers.family import PrefixTokenizer, answer_end_id
 from keju.trees.segment import Segment
 
 
@@ -39,7 +44,8 @@ class Encoder:
         self.max_length = max_length
         self.on_long = on_long
         self.uses_template = bool(getattr(tokenizer, "chat_template", None))
-        self.eos = tokenizer.eos_token_id
+        self.end = answer_end_id(tokenizer)
+        self.is_prefix = isinstance(tokenizer, PrefixTokenizer)
         self.special_ids = set(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -47,21 +53,46 @@ class Encoder:
     # -- text ------------------------------------------------------------------------------------------------------
 
     def text_trees(self, record: TextRecord) -> list[Segment]:
-        """A document, cut into pieces of at most max_length tokens; all of it is trained but the very first token."""
-        ids = _plain_ids(self.tokenizer, record.text)
-        if ids[-1:] != [self.eos]:
-            ids.append(self.eos)
+        """A document, cut into pieces of at most max_length tokens; all of it is trained but the very first token.
+
+        For a prefix language model the beginning of each piece, at most half of it, is the context of what follows, and
+        is not trained: the document-level objective of GLM (arXiv 2103.10360, section 2.1.1).
+        """
+        if self.is_prefix:
+            return self._prefix_pieces(record.text)
+        ids = list(self.tokenizer.encode(record.text))
+        if ids[-1:] != [self.end]:
+            ids.append(self.end)
         # Pieces overlap by one token, so that the first token of each is predicted too (by the last one before it).
         step = self.max_length - 1
         return [Segment(ids[start : start + self.max_length], trained=True) for start in range(0, len(ids) - 1, step)]
 
+    def _prefix_pieces(self, text: str) -> list[Segment]:
+        ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.end]
+        room = self.max_length - len(self.tokenizer.opening_ids([]))
+        if room < 1:
+            raise ValueError(f"--max_length {self.max_length}: no room for a token beside the special ones")
+        draw = random.Random(text)  # the same context in every epoch and every run
+        pieces = []
+        for start in range(0, len(ids), room):
+            piece = ids[start : start + room]
+            cut = draw.randint(0, len(piece) // 2)
+            opening = self.tokenizer.opening_ids(piece[:cut])
+            learned = piece[cut:]
+            pieces.append(Segment([*opening, *learned], trained=[False] * len(opening) + [True] * len(learned)))
+        return pieces
+
     def prefix_ids(self, text: str) -> list[int]:
         """A plain text as the beginning of a row (with the first-token that the tokenizer puts there), no end token."""
-        ids = _plain_ids(self.tokenizer, text)
-        return ids[:-1] if ids[-1:] == [self.eos] else ids
+        if self.is_prefix:
+            return self.tokenizer.opening_ids(self.tokenizer.encode(text, add_special_tokens=False))
+        ids = list(self.tokenizer.encode(text))
+        return ids[:-1] if ids[-1:] == [self.end] else ids
 
     def continuation_ids(self, text: str, continuation: str, prefix: Sequence[int] | None = None) -> list[int]:
         """The tokens of `continuation` as they follow `text` (whose own tokens are `prefix`)."""
+        if self.is_prefix:
+            return self.tokenizer.encode(continuation, add_special_tokens=False)
         prefix = self.prefix_ids(text) if prefix is None else list(prefix)
         together = self.prefix_ids(text + continuation)
         if together[: len(prefix)] == prefix:
@@ -87,14 +118,14 @@ class Encoder:
         """The answer's tokens and the token that ends it. `prompt`: its `prompt_ids`, where they are known already."""
         prompt = self.prompt_ids(messages, prefix) if prompt is None else prompt
         if not self.uses_template and _has_answers(messages):
-            return [*self.tokenizer.encode(answer, add_special_tokens=False), self.eos]
+            return [*self.tokenizer.encode(answer, add_special_tokens=False), self.end]
         if not self.uses_template:
-            return self.continuation_ids(_plain_prompt(messages) + prefix, answer, prompt) + [self.eos]
+            return self.continuation_ids(_plain_prompt(messages) + prefix, answer, prompt) + [self.end]
         whole = self._render([*messages, Message("assistant", prefix + answer)])
         if whole[: len(prompt)] == prompt:
             ids = _trim_after_end(whole[len(prompt) :], self.special_ids)
-            return ids if ids and ids[-1] in self.special_ids else [*ids, self.eos]
-        return [*self.tokenizer.encode(answer, add_special_tokens=False), self.eos]
+            return ids if ids and ids[-1] in self.special_ids else [*ids, self.end]
+        return [*self.tokenizer.encode(answer, add_special_tokens=False), self.end]
 
     def ranked_tree(self, record: RankedRecord, *, best_only: bool = False) -> Segment:
         """Prompt as root, answers as branches with their `score`. `best_only`: the best answer alone, for SFT."""
@@ -119,34 +150,40 @@ class Encoder:
         prompt, _ = self._fit(ids, [], record.where)
         return Segment(prompt)
 
-    def chat_tree(self, record: ChatRecord) -> Segment:
-        """A conversation as one segment in which each assistant turn and its end are trained."""
+    def chat_trees(self, record: ChatRecord) -> list[Segment]:
+        """A conversation as one segment in which each assistant turn and its end are trained; or, where the format
+        writes earlier turns differently once more turns follow, as one tree for each assistant turn."""
+        turns = [number for number, message in enumerate(record.messages) if message.role == "assistant"]
+        if not turns:
+            raise ValueError(f"{record.where}: a conversation without an assistant turn trains nothing")
         ids: list[int] = []
         trained: list[bool] = []
-        for number, message in enumerate(record.messages):
-            if message.role != "assistant":
-                continue
+        for number in turns:
             before = record.messages[:number]
             prompt = self.prompt_ids(before)
-            if prompt[: len(ids)] != ids:
-                raise ValueError(
-                    f"{record.where}: the chat template renders earlier turns differently once more turns follow; "
-                    "split the conversation into one record a turn"
-                )
-            answer = self.answer_ids(before, message.content, prompt=prompt)
+            if prompt[: len(ids)] != ids or (ids and self.is_prefix):
+                return [self._turn_tree(record, turn) for turn in turns]
+            answer = self.answer_ids(before, record.messages[number].content, prompt=prompt)
             ids = [*prompt, *answer]
             trained += [False] * (len(prompt) - len(trained)) + [True] * len(answer)
-        if not any(trained):
-            raise ValueError(f"{record.where}: a conversation without an assistant turn trains nothing")
         if len(ids) > self.max_length:
             self._too_long(len(ids), record.where)
             ids, trained = ids[: self.max_length], trained[: self.max_length]
             if not any(trained):
                 raise TooLong(f"{record.where}: no assistant turn begins within --max_length {self.max_length}")
-        return Segment(ids, trained=trained)
+        return [Segment(ids, trained=trained)]
 
-    def sft_tree(self, record: RankedRecord | ChatRecord) -> Segment:
-        return self.chat_tree(record) if isinstance(record, ChatRecord) else self.ranked_tree(record, best_only=True)
+    def _turn_tree(self, record: ChatRecord, turn: int) -> Segment:
+        before = record.messages[:turn]
+        prompt = self.prompt_ids(before)
+        answer = self.answer_ids(before, record.messages[turn].content, prompt=prompt)
+        prompt, (answer,) = self._fit(prompt, [answer], record.where)
+        return Segment(prompt, branches=[Segment(answer, trained=True)])
+
+    def sft_trees(self, record: RankedRecord | ChatRecord) -> list[Segment]:
+        if isinstance(record, ChatRecord):
+            return self.chat_trees(record)
+        return [self.ranked_tree(record, best_only=True)]
 
     # -- details -----------------------------------------------------------------------------------------------------
 
@@ -187,10 +224,6 @@ class Encoder:
     def _too_long(self, length: int, where: str) -> None:
         if self.on_long != "truncate":
             raise TooLong(f"{where}: {length} tokens, more than --max_length {self.max_length}")
-
-
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer.encode(text))
 
 
 def _has_answers(messages: Sequence[Message]) -> bool:

@@ -8,6 +8,7 @@ from itertools import islice
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
+from keju.tokenizers.family import answer_end_id
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
@@ -71,7 +72,7 @@ def check_trees(
     form: "text", "sft", "ranked" or "prompt" (nothing is trained). end_ids: further tokens that end an answer (a
     model's generation_config has them).
     """
-    ends = {tokenizer.eos_token_id, *end_ids}
+    ends = {answer_end_id(tokenizer), *end_ids}
     checked = list(islice(zip(trees, where, strict=False), CHECKED))
     any_end = False
     for tree, place in checked:

@@ -10,6 +10,17 @@ from keju.kernels.linear_logprob import LinearLogprob, linear_logprob
 from keju.models.prefix_lm import PrefixLM
 
 
+class DerivedHead(nn.Linear):
+    """An LM head whose matrix is computed from its weight (the NormHead of Baichuan2)."""
+
+    def effective_weight(self) -> torch.Tensor:
+        """[vocab, H]: the matrix that multiplies hidden states."""
+        raise NotImplementedError
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(hidden, self.effective_weight())
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT wrapper (its adapters stay active: they sit in its layers)."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
@@ -69,7 +80,7 @@ def head_logprobs(
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     return linear_logprob(
         hidden,
-        head.weight,
+        head.effective_weight() if isinstance(head, DerivedHead) else head.weight,
         target,
         getattr(head, "bias", None),
         temperature=temperature,

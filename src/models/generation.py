@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from keju.tokenizers.family import answer_end_id
+
 
 @dataclass(frozen=True)
 class Response:
@@ -76,7 +78,7 @@ def generate_responses(
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that end a response: the tokenizer's end token, then what the model's generation_config adds (for chat)."""
-    own = tokenizer.eos_token_id
+    own = answer_end_id(tokenizer)
     more = model.generation_config.eos_token_id if model.generation_config is not None else None
     more = [] if more is None else [more] if isinstance(more, int) else list(more)
     ids = tuple(dict.fromkeys([*([] if own is None else [own]), *more]))

@@ -17,8 +17,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
 from keju.models import attention
+from keju.tokenizers.family import answer_end_id
 
 SIZES = Path(__file__).parent / "sizes"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,6 +31,26 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def named_sizes() -> list[str]:
     """Names that start a model from scratch: one JSON file each in `models/sizes/`."""
     return sorted(path.stem for path in SIZES.glob("*.json"))
+
+
+def size_fields(name: str) -> dict:
+    """The JSON of a named size: fields of its config, and perhaps `tokenizer`, the tokenizer_config.json that a
+    vocabulary needs to be one for this model."""
+    return json.loads((SIZES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def size_config(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PretrainedConfig:
+    """Raises ValueError where the size asks for tokens that `tokenizer` does not have."""
+    fields = size_fields(name)
+    needed = fields.pop("tokenizer", None)
+    if needed is not None and tokenizer is not None:
+        own = REGISTERED_TOKENIZER_CLASSES[needed["tokenizer_class"]]
+        if not isinstance(tokenizer, own):
+            raise ValueError(
+                f"--tokenizer_name: {name} needs a {own.__name__}, this is a {type(tokenizer).__name__}; "
+                f"keju.prepare_data makes one, in the folder tokenizer-{name} beside the records"
+            )
+    return AutoConfig.for_model(**fields)
 
 
 def check_path(name: str, flag: str = "--model_name_or_path") -> None:
@@ -73,9 +95,7 @@ def load_causal_lm(
     to `tokenizer`). `from_scratch` takes only the configuration of a folder. Raises ValueError naming the flag.
     """
     if name in named_sizes() and not Path(name).exists():
-        config = json.loads((SIZES / f"{name}.json").read_text(encoding="utf-8"))
-        config = AutoConfig.for_model(**config)
-        return _from_scratch(AutoModelForCausalLM, config, tokenizer, dtype, config_overrides)
+        return _from_scratch(AutoModelForCausalLM, size_config(name, tokenizer), tokenizer, dtype, config_overrides)
     if from_scratch:
         config = _load_config(name)
         return _from_scratch(AutoModelForCausalLM, config, tokenizer, dtype, config_overrides)
@@ -134,8 +154,9 @@ def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overri
     if tokenizer is not None:
         # A multiple of 64 keeps matrix products fast; the spare rows are never predicted targets.
         config.vocab_size = (len(tokenizer) + 63) // 64 * 64
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(config, name, getattr(tokenizer, name))
+        for name in [name for name in vars(config) if name.endswith("_token_id")]:
+            setattr(config, name, getattr(tokenizer, name, getattr(config, name)))
+        config.eos_token_id = answer_end_id(tokenizer)
     for key, value in (overrides or {}).items():
         if not hasattr(config, key):
             raise ValueError(f"--config_overrides: {type(config).__name__} has no field {key!r}")

@@ -61,7 +61,7 @@ def test_prefix_is_given_and_not_trained(plain):
 
 
 def test_sft_takes_the_best_answer(plain):
-    tree = Encoder(plain, 64).sft_tree(ranked(answers=(("好", 0), ("答", 2), ("见", 1))))
+    (tree,) = Encoder(plain, 64).sft_trees(ranked(answers=(("好", 0), ("答", 2), ("见", 1))))
     assert [text_of(plain, branch.tokens) for branch in tree.branches] == ["答</s>"]
 
 
@@ -77,12 +77,20 @@ def test_each_assistant_turn_is_trained_with_its_end(request, name):
     tokenizer = request.getfixturevalue(name)
     turns = [("user", "一"), ("assistant", "二三"), ("user", "四"), ("assistant", "五")]
     record = ChatRecord(tuple(Message(*turn) for turn in turns), "f:1")
-    tree = Encoder(tokenizer, 64).sft_tree(record)
+    (tree,) = Encoder(tokenizer, 64).sft_trees(record)
     end = "</s>" if name == "plain" else "<|im_end|>"
     assert trained_text(tokenizer, tree) == f"二三{end}五{end}"
     # What is generated from is what was trained on: the prompt of the last turn is the beginning of the conversation.
     prompt = Encoder(tokenizer, 64).prompt_ids(record.messages[:3])
     assert list(tree.tokens[: len(prompt)]) == prompt
+
+
+def test_turns_become_trees_where_a_template_rewrites_earlier_ones(chatml):
+    chatml.chat_template = CHATML.replace("<|im_end|>", "{{ '<|im_end|>' if loop.last or m.role == 'user' }}")
+    turns = [("user", "一"), ("assistant", "二三"), ("user", "四"), ("assistant", "五")]
+    trees = Encoder(chatml, 80).sft_trees(ChatRecord(tuple(Message(*turn) for turn in turns), "f:1"))
+    assert [text_of(chatml, tree.branches[0].tokens) for tree in trees] == ["二三<|im_end|>", "五<|im_end|>"]
+    assert text_of(chatml, trees[1].tokens).endswith("二三<|im_end|>\n<|im_start|>user\n四<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_documents_are_cut_without_losing_a_prediction(plain):
@@ -158,5 +166,5 @@ def test_a_long_conversation_is_rendered_in_reasonable_time(plain):
     encode = plain.encode
     plain.encode = lambda *args, **kwargs: calls.append(args) or encode(*args, **kwargs)
     turns = [Message("user" if number % 2 == 0 else "assistant", "一二") for number in range(40)]
-    Encoder(plain, 1000).chat_tree(ChatRecord(tuple(turns), "f:1"))
+    Encoder(plain, 1000).chat_trees(ChatRecord(tuple(turns), "f:1"))
     assert len(calls) < 40 * 40

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import opening, row_inputs
 
 from keju.models.generation import Response
 from keju.rl.advantages import gae
@@ -22,25 +23,27 @@ def one_by_one(models, rollouts, temperature=1.0):
     """(logprobs, ref_logprobs, values, score) of each response, from a plain forward of prompt + response."""
     for rollout in rollouts:
         for response in rollout.responses:
-            ids = torch.tensor([[*rollout.prompt, *response.ids]])
+            inputs = row_inputs(models.actor, [[*rollout.prompt, *response.ids]])
+            ids = inputs["input_ids"]
             start = len(rollout.prompt) - 1
             parts = []
             for model in (models.actor, models.reference):
-                logits = model(ids).logits[0, :-1] / temperature
+                logits = model(**inputs).logits[0, :-1] / temperature
                 logprobs = torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])[:, 0]
                 parts.append(logprobs[start:])
             values, scores = (
-                model.score(getattr(model, model.base_model_prefix)(ids).last_hidden_state)[0, :, 0]
+                model.score(getattr(model, model.base_model_prefix)(**inputs).last_hidden_state)[0, :, 0]
                 for model in (models.critic, models.reward_model)
             )
             yield *parts, values[start:-1], scores[-1]
 
 
-@pytest.mark.parametrize("ppo_models", ["llama", "pangu"], indirect=True)
+@pytest.mark.parametrize("ppo_models", ["llama", "pangu", "glm", "chatglm", "baichuan-13B"], indirect=True)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("token_budget", [11, 64])  # one or two responses a tree; everything in one pack
 def test_trees_give_what_one_forward_a_response_gives(ppo_models, rollouts, temperature, token_budget):
-    scored = score(ppo_models, rollouts, temperature=temperature, token_budget=token_budget)
+    budget = token_budget + len(opening(ppo_models.actor))
+    scored = score(ppo_models, rollouts, temperature=temperature, token_budget=budget)
     assert (len(scored.trees) > 3) == (token_budget == 11)
     expected = list(one_by_one(ppo_models, rollouts, temperature))
     assert scored.mask.sum(dim=1).tolist() == [3, 6, 1, 5, 2, 6] == scored.lengths.tolist()

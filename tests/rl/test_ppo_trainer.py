@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tiny_models import opening, row_inputs
 
 from keju.rl.ppo_trainer import evaluate_policy
 from keju.rl.rewards import AdaptiveKLController, RunningMoments
@@ -13,26 +14,22 @@ from keju.trees.segment import Segment
 PAD = 3
 
 
-def padded(rollouts):
-    """One row a response, padded on the right: ids [B, L], attention_mask [B, L], (start, length) of each response."""
+def padded(model, rollouts):
+    """What a forward takes of one row a response, padded on the right; (start, length) of each response."""
     rows = [(rollout.prompt, response.ids) for rollout in rollouts for response in rollout.responses]
-    width = max(len(prompt) + len(ids) for prompt, ids in rows)
-    ids = torch.full((len(rows), width), PAD)
-    attention_mask = torch.zeros_like(ids)
-    for row, (prompt, response) in enumerate(rows):
-        ids[row, : len(prompt) + len(response)] = torch.tensor([*prompt, *response])
-        attention_mask[row, : len(prompt) + len(response)] = 1
-    return ids, attention_mask, [(len(prompt), len(response)) for prompt, response in rows]
+    inputs = row_inputs(model, [[*prompt, *ids] for prompt, ids in rows], pad=PAD)
+    return inputs, [(len(prompt), len(ids)) for prompt, ids in rows]
 
 
 def reference_losses(trainer, experience, temperature):
     """Policy and value loss by a double loop over rows and actions of padded forwards, with gradients."""
-    ids, attention_mask, spans = padded(experience.rollouts)
-    logits = trainer.actor(ids, attention_mask=attention_mask).logits / temperature
+    inputs, spans = padded(trainer.actor, experience.rollouts)
+    ids = inputs["input_ids"]
+    logits = trainer.actor(**inputs).logits / temperature
     logprobs = torch.log_softmax(logits, dim=-1)
     critic = trainer.critic
     backbone = getattr(critic, critic.base_model_prefix)
-    values = critic.score(backbone(ids, attention_mask=attention_mask).last_hidden_state)[..., 0]
+    values = critic.score(backbone(**inputs).last_hidden_state)[..., 0]
     policy, value, count = 0.0, 0.0, 0
     for row, (start, length) in enumerate(spans):
         for t in range(length):
@@ -58,11 +55,14 @@ def move(model, seed, scale=0.02):
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
-@pytest.mark.parametrize("ppo_models", ["llama", "pangu"], indirect=True)
+@pytest.mark.parametrize("ppo_models", ["llama", "pangu", "glm", "chatglm", "baichuan2-7B"], indirect=True)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("token_budget", [12, 64])  # many packs a minibatch; one
-def test_an_update_over_trees_is_an_update_over_padded_rows(trainer_of, rollouts, temperature, token_budget):
-    trainer = trainer_of(sampler={"temperature": temperature}, token_budget=token_budget)
+def test_an_update_over_trees_is_an_update_over_padded_rows(
+    ppo_models, trainer_of, rollouts, temperature, token_budget
+):
+    budget = token_budget + len(opening(ppo_models.actor))
+    trainer = trainer_of(sampler={"temperature": temperature}, token_budget=budget)
     experience = trainer.shaping.experience(trainer.score(rollouts))
     move(trainer.actor, 0)
     move(trainer.critic, 1)

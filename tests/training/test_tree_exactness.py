@@ -8,24 +8,21 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import build_scalar_model
+from tiny_models import build_scalar_model, opening, row_inputs
 
-from keju.models.backbone import tree_logprobs, tree_token_scores, unwrapped
+from keju.models.backbone import backbone_of, tree_logprobs, tree_token_scores, unwrapped
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.preference import PreferenceObjective, segment_logprobs
 from keju.training.objectives.reward import RewardObjective
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
-PAD = 3
-
-
-def ranked_trees(seed: int = 0) -> list[Segment]:
+def ranked_trees(model, seed: int = 0) -> list[Segment]:
     """Prompts of odd lengths with 1 to 4 answers, some sharing first tokens, some of one token."""
     rng = random.Random(seed)
     trees = []
     for prompt_length, lengths in [(7, (3, 5, 1, 4)), (1, (6, 2)), (13, (1,)), (4, (2, 2, 9))]:
-        prompt = [1] + [rng.randrange(7, 97) for _ in range(prompt_length - 1)]
+        prompt = [1] + [rng.randrange(7, 97) for _ in range(prompt_length - 1)] + opening(model)
         answers = [[rng.randrange(7, 97) for _ in range(length - 1)] + [2] for length in lengths]
         if len(answers) > 2:
             answers[1][0] = answers[2][0]
@@ -44,30 +41,27 @@ def rows_of(trees):
 
 def row_outputs(model, trees, side: str | None):
     """Last hidden states of prompt + answer for each answer: padded together on `side`, or one row at a time."""
-    model = unwrapped(model)
-    backbone = getattr(model, model.base_model_prefix)
+    backbone = backbone_of(model)
     rows = [prompt + answer for prompt, answer, _ in rows_of(trees)]
     if side is None:
-        return [backbone(input_ids=torch.tensor([row])).last_hidden_state[0] for row in rows]
-    width = max(map(len, rows)) + 2
-    ids = torch.full((len(rows), width), PAD)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for number, row in enumerate(rows):
-        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[number, where], mask[number, where] = torch.tensor(row), 1
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    hidden = backbone(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
-    return [hidden[number, mask[number].bool()] for number in range(len(rows))]
+        return [backbone(**row_inputs(model, [row])).last_hidden_state[0] for row in rows]
+    inputs = row_inputs(model, rows, side, extra=2)
+    hidden = backbone(**inputs).last_hidden_state
+    return [hidden[number, mask.bool()] for number, mask in enumerate(inputs["attention_mask"])]
 
 
 def row_logprobs(model, trees, side):
     """One tensor an answer: the log-probabilities of its tokens."""
-    head = unwrapped(model).get_output_embeddings()
     result = []
     for hidden, (prompt, answer, _) in zip(row_outputs(model, trees, side), rows_of(trees), strict=True):
-        logits = head(hidden[len(prompt) - 1 : -1]).log_softmax(-1)
-        result.append(logits.gather(-1, torch.tensor(answer)[:, None])[:, 0])
+        logprobs = logits_of(model, hidden[len(prompt) - 1 : -1]).log_softmax(-1)
+        result.append(logprobs.gather(-1, torch.tensor(answer)[:, None])[:, 0])
     return result
+
+
+def logits_of(model, hidden):
+    head = unwrapped(model).get_output_embeddings()
+    return torch.nn.functional.linear(hidden, head.weight) if isinstance(head, torch.nn.Embedding) else head(hidden)
 
 
 def answer_pairs(trees):
@@ -151,7 +145,7 @@ def test_tree_loss_and_gradients_equal_rows(causal_lm, case, side):
     objective, reference, scalar = CASES[case]
     model = build_scalar_model(causal_lm) if scalar else causal_lm
     other = copy.deepcopy(model)
-    trees = ranked_trees()
+    trees = ranked_trees(causal_lm)
 
     loss = objective(model, PackedBatch.from_trees(trees)).loss_sum
     expected = reference(other, trees, side)
@@ -174,19 +168,18 @@ def test_tree_loss_and_gradients_equal_rows(causal_lm, case, side):
 
 def test_ppo_scoring_equals_rows(causal_lm):
     """Log-probability of every response token, and the value before each: what PPO reads from a tree."""
-    trees = ranked_trees(1)
+    trees = ranked_trees(causal_lm, 1)
     batch = PackedBatch.from_trees(trees)
     scalar = build_scalar_model(causal_lm)
     with torch.no_grad():
         ours = tree_logprobs(causal_lm, batch, temperature=0.7, with_entropy=True)
         values = tree_token_scores(scalar, batch)[batch.source]
         for side in (None, "left", "right"):
-            head = causal_lm.get_output_embeddings()
             logprobs, entropy, expected_values = [], [], []
             for hidden, scored, (prompt, answer, _) in zip(
                 row_outputs(causal_lm, trees, side), row_outputs(scalar, trees, side), rows_of(trees), strict=True
             ):
-                distribution = (head(hidden[len(prompt) - 1 : -1]) / 0.7).log_softmax(-1)
+                distribution = (logits_of(causal_lm, hidden[len(prompt) - 1 : -1]) / 0.7).log_softmax(-1)
                 logprobs.append(distribution.gather(-1, torch.tensor(answer)[:, None])[:, 0])
                 entropy.append(-(distribution.exp() * distribution).sum(-1))
                 expected_values.append(scalar.score(scored)[len(prompt) - 1 : -1, 0])
@@ -196,11 +189,11 @@ def test_ppo_scoring_equals_rows(causal_lm):
 
 
 def test_nothing_of_one_tree_or_branch_reaches_another(causal_lm):
-    trees = ranked_trees()
+    trees = ranked_trees(causal_lm)
     with torch.no_grad():
         before = segment_logprobs(causal_lm, PackedBatch.from_trees(trees))
         # other tokens in the second tree, in one branch of the last tree, and another order of trees
-        trees[1].tokens = [1]
+        trees[1].tokens = [1, *opening(causal_lm)]
         trees[1].branches[0].tokens = [50, 51, 52, 53, 54, 2]
         trees[3].branches[0].tokens = [60, 2]
         after = segment_logprobs(causal_lm, PackedBatch.from_trees(trees))
@@ -214,8 +207,8 @@ def test_nothing_of_one_tree_or_branch_reaches_another(causal_lm):
 
 def test_gradient_of_one_tree_does_not_touch_the_embeddings_of_another(causal_lm):
     trees = [
-        Segment([10, 11], branches=[Segment([12, 13], True)]),
-        Segment([20, 21], branches=[Segment([22, 23], True)]),
+        Segment([10, 11, *opening(causal_lm)], branches=[Segment([12, 13], True)]),
+        Segment([20, 21, *opening(causal_lm)], branches=[Segment([22, 23], True)]),
     ]
     batch = PackedBatch.from_trees(trees)
     embeddings = causal_lm.get_input_embeddings()
@@ -224,5 +217,6 @@ def test_gradient_of_one_tree_does_not_touch_the_embeddings_of_another(causal_lm
     logprobs = tree_logprobs(causal_lm, batch).logprobs
     handle.remove()
     (gradient,) = torch.autograd.grad(logprobs[:2].sum(), captured["x"])
-    assert gradient[0, :4].abs().sum() > 0
-    assert gradient[0, 4:].abs().max() == 0
+    boundary = trees[0].num_tokens
+    assert gradient[0, :boundary].abs().sum() > 0
+    assert gradient[0, boundary:].abs().max() == 0
