@@ -27,12 +27,17 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention: query [B, heads, T, D], key and value [B, kv_heads, S, D] -> [B, T, heads, D] and its weights."""
+    """Plain attention: query [B, heads, T, D], key and value [B, kv_heads, S, D] -> [B, T, heads, D] and its weights.
+
+    attention_mask, 4-D: bool, True = counts, or numbers that are added to the scores.
+    """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = torch.nn.functional.dropout(weights, p=dropout, training=module.training)

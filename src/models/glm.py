@@ -25,19 +25,17 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    MultipleChoiceModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast, MultipleChoiceModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from keju.models.attention import eager_attention
+from keju.models.causal_lm import CausalLM
 from keju.models.prefix_lm import MaskTokens, PrefixGenerationMixin, PrefixLayout, PrefixLM, prefix_layout
 
-LORA_TARGETS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+# GLM-4 of transformers has the same model_type.
+LORA_TARGETS = ("query_key_value", "q_proj", "v_proj")
 
 
 class GLMConfig(PreTrainedConfig):
@@ -66,6 +64,7 @@ class GLMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     use_cache: bool = True
     pad_token_id: int | None = 50000
+    bos_token_id: int | None = None
     sop_token_id: int | None = None
     eop_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -246,8 +245,10 @@ class GLMModel(PrefixLM, GLMPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 
 
-class GLMForConditionalGeneration(PrefixGenerationMixin, GLMPreTrainedModel, GenerationMixin):
-    """The language model; its head is the token embedding."""
+class GLMForConditionalGeneration(PrefixGenerationMixin, CausalLM, GLMPreTrainedModel, GenerationMixin):
+    """The language model; its head is the token embedding. Labels stand where they are predicted."""
+
+    shifts_labels = False
 
     def __init__(self, config: GLMConfig):
         super().__init__(config)
@@ -259,6 +260,9 @@ class GLMForConditionalGeneration(PrefixGenerationMixin, GLMPreTrainedModel, Gen
 
     def set_output_embeddings(self, value):
         self.glm.word_embeddings = value
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(hidden, self.glm.word_embeddings.weight)
 
     def _prepare_attention_mask_for_generation(self, inputs_tensor, generation_config, model_kwargs):
         """Called by `generate` when it is given no mask. transformers would take every pad for padding, but the pad is
@@ -272,52 +276,6 @@ class GLMForConditionalGeneration(PrefixGenerationMixin, GLMPreTrainedModel, Gen
         """`generation_attention_mask` [B, 1, L, L] and the position_ids beside it, as build_inputs_for_generation makes
         them, are accepted; both follow from the ids and from which of them are padding."""
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
-    ) -> CausalLMOutputWithPast:
-        """See GLMModel.forward. labels [B, T] stand where they are predicted (they are not shifted here); -100 and pads
-        are not predicted.
-
-        logits_to_keep: the last n positions (0 = all), or an int64 tensor of positions; logits are [B, n, vocab].
-        """
-        outputs = self.glm(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = nn.functional.linear(outputs.last_hidden_state[:, kept], self.glm.word_embeddings.weight)
-        loss = None
-        if labels is not None:
-            pad = self.config.pad_token_id
-            # A generated text ends in <|endofpiece|>; where that were the pad too, its label would stay.
-            if pad is not None and pad != self.config.eop_token_id:
-                labels = labels.masked_fill(labels == pad, -100)
-            loss = self.loss_function(
-                logits=logits, labels=None, shift_labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
 
 
 class GLMForMultipleChoice(GLMPreTrainedModel):

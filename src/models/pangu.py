@@ -24,12 +24,15 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from keju.models.attention import eager_attention
+from keju.models.causal_lm import CausalLM
+
+LORA_TARGETS = ("q_proj", "v_proj")
 
 
 class PanguConfig(PreTrainedConfig):
@@ -236,7 +239,7 @@ class PanguModel(PanguPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 
 
-class PanguForCausalLM(PanguPreTrainedModel, GenerationMixin):
+class PanguForCausalLM(CausalLM, PanguPreTrainedModel, GenerationMixin):
     """The language model; its head shares the weight of the token embedding."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
@@ -246,56 +249,6 @@ class PanguForCausalLM(PanguPreTrainedModel, GenerationMixin):
         self.transformer = PanguModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def adjust_generation_fn(self, *args, **kwargs):
-        """Called by from_pretrained, which reads the folder's JSON alone and so misses the defaults of PanguConfig."""
-        super().adjust_generation_fn(*args, **kwargs)
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if getattr(self.generation_config, name) is None:
-                setattr(self.generation_config, name, getattr(self.config, name))
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
-    ) -> CausalLMOutputWithPast:
-        """See PanguModel.forward. labels [B, T] are shifted here; -100 and pads are not predicted.
-
-        logits_to_keep: the last n positions (0 = all), or an int64 tensor of positions; logits are [B, n, vocab].
-        """
-        outputs = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            pad = self.config.pad_token_id
-            # Where pad and eos are one token its label stays: an end that is never trained is never learned.
-            if pad is not None and pad != self.config.eos_token_id:
-                labels = labels.masked_fill(labels == pad, -100)
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
 
 
 class PanguForSequenceClassification(GenericForSequenceClassification, PanguPreTrainedModel):

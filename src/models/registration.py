@@ -3,7 +3,7 @@
 The file name is the registry: every module in keju.models but the plumbing is a model family, every module in
 keju.tokenizers but the plumbing a tokenizer family. A model family `FooConfig` brings what it has of `FooModel`,
 `FooForCausalLM`, `FooForConditionalGeneration`, `FooForMultipleChoice` and `FooForSequenceClassification`, or says in
-`AUTO_CLASSES` which class serves which Auto class. Names that published folders use for a config's model_type or a
+`AUTO_CLASSES` which class serves which Auto class. `LORA_TARGETS` names what PEFT adapts by default. Names that published folders use for a config's model_type or a
 tokenizer's class are listed by the class itself, in `also_published_as`.
 
 One model_type may stand for several architectures ("chatglm" for two of ours, "glm" for one of ours and for GLM-4 of
@@ -32,9 +32,12 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import keju.models
 import keju.tokenizers
+from keju.models.lora_targets import add_lora_targets
 
 # Not families. Listed so that `import keju` does not import them; a test keeps the lists complete.
-PLUMBING = frozenset({"attention", "backbone", "generation", "loading", "prefix_lm", "registration"})
+PLUMBING = frozenset(
+    {"attention", "backbone", "causal_lm", "generation", "loading", "lora_targets", "prefix_lm", "registration"}
+)
 TOKENIZER_PLUMBING = frozenset({"family", "jieba_segmenter", "sentencepiece_family"})
 # Auto class -> what its model is called after the prefix of the config's name, in the order of preference.
 AUTO_CLASSES = {
@@ -85,6 +88,9 @@ def register() -> None:
         # AutoConfig.register refuses a model_type that is not the class's own.
         config = classes[0] if len(classes) == 1 else SharedModelType(model_type, classes)
         CONFIG_MAPPING.register(model_type, config, exist_ok=True)
+    add_lora_targets(
+        {config.model_type: family.LORA_TARGETS for family in families for config in _own_classes(family, PreTrainedConfig)}
+    )
     _describe_configs_without_model_type([config for classes in shared.values() for config in classes])
     for family in _families(keju.tokenizers, skip=TOKENIZER_PLUMBING):
         _register_tokenizers(family)

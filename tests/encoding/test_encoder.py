@@ -90,7 +90,7 @@ def test_turns_become_trees_where_a_template_rewrites_earlier_ones(chatml):
     turns = [("user", "一"), ("assistant", "二三"), ("user", "四"), ("assistant", "五")]
     trees = Encoder(chatml, 80).sft_trees(ChatRecord(tuple(Message(*turn) for turn in turns), "f:1"))
     assert [text_of(chatml, tree.branches[0].tokens) for tree in trees] == ["二三<|im_end|>", "五<|im_end|>"]
-    assert text_of(chatml, trees[1].tokens).endswith("二三<|im_end|>\n<|im_start|>user\n四<|im_end|>\n<|im_start|>assistant\n")
+    assert "assistant\n二三\n<|im_start|>user\n四<|im_end|>" in text_of(chatml, trees[1].tokens)
 
 
 def test_documents_are_cut_without_losing_a_prediction(plain):
