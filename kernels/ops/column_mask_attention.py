@@ -56,20 +56,39 @@ def column_mask_attention(
     *,
     scale: float | None = None,
     dropout: float = 0.0,
+    alibi: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Scaled dot-product attention of one packed row.
 
     query [1, heads, T, D], key [1, kv_heads, T, D], value [1, kv_heads, T, Dv] (kv_heads divides heads: GQA and MQA);
     returns [1, heads, T, Dv]. `scale` defaults to 1 / sqrt(D). Differentiable. Every query must see some key (in a tree
     each token sees itself).
+
+    alibi: (slopes float [heads], positions int64 [T]) adds slope * (position of key - position of query) to the scores:
+    by position and not by index, so that siblings in a tree are as far from their prompt as each is alone.
     """
     if groups := query.shape[1] // key.shape[1]:
         key = key.repeat_interleave(groups, dim=1) if groups > 1 else key
         value = value.repeat_interleave(groups, dim=1) if groups > 1 else value
     outputs = [
         F.scaled_dot_product_attention(
-            query[:, :, queries], key[:, :, keys], value[:, :, keys], attn_mask=visible, dropout_p=dropout, scale=scale
+            query[:, :, queries],
+            key[:, :, keys],
+            value[:, :, keys],
+            attn_mask=visible if alibi is None else _biased(visible, alibi, queries, keys, query.dtype),
+            dropout_p=dropout,
+            scale=scale,
         )
         for queries, keys, visible in mask.chunks
     ]
     return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
+
+
+def _biased(
+    visible: torch.Tensor, alibi: tuple[torch.Tensor, torch.Tensor], queries: slice, keys: slice, dtype: torch.dtype
+) -> torch.Tensor:
+    """bool [queries, keys] -> [heads, queries, keys] in `dtype`: the bias where visible, elsewhere -inf."""
+    slopes, positions = alibi
+    # Differences are taken as integers and scaled in the slopes' dtype: half precision rounds the result only.
+    distance = (positions[None, keys] - positions[queries, None]).to(slopes.dtype)
+    return (slopes[:, None, None] * distance).masked_fill(~visible, -torch.inf).to(dtype)

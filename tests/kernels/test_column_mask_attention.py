@@ -18,7 +18,7 @@ def random_mask(length: int, generator: torch.Generator) -> ColumnMask:
     return ColumnMask(begin.clamp(min=0), end.clamp(max=length))
 
 
-def obvious(query, key, value, mask: ColumnMask, scale=None):
+def obvious(query, key, value, mask: ColumnMask, scale=None, alibi=None):
     """Softmax over exactly the visible keys, query by query, in float64."""
     heads, length, size = query.shape[1:]
     groups = heads // key.shape[1]
@@ -28,6 +28,9 @@ def obvious(query, key, value, mask: ColumnMask, scale=None):
         for q in range(length):
             seen = [k for k in range(length) if mask.visible_from[k] <= q < mask.visible_until[k]]
             scores = key[0, head // groups, seen] @ query[0, head, q] * scale
+            if alibi is not None:
+                slopes, positions = alibi
+                scores = scores + slopes[head] * (positions[seen] - positions[q])
             rows.append(torch.softmax(scores, dim=0) @ value[0, head // groups, seen])
     return torch.stack(rows).view(1, heads, length, -1)
 
@@ -61,6 +64,40 @@ def test_chunks_meet_without_a_seam(length):
     torch.testing.assert_close(
         column_mask_attention(query, key, value, mask, scale=0.3), obvious(query, key, value, mask, scale=0.3)
     )
+
+
+@pytest.mark.parametrize(("length", "heads"), [(9, (3, 1)), (CHUNK + 3, (2, 2))])
+def test_alibi_is_by_position(length, heads):
+    """Positions in any order, as siblings of a tree have them; output and gradients."""
+    generator = torch.Generator().manual_seed(length)
+    mask = random_mask(length, generator)
+    slopes = torch.rand(heads[0], generator=generator, dtype=torch.float64)
+    alibi = (slopes, torch.randint(0, 50, (length,), generator=generator))
+    ours = draw(length, *heads, 4, generator)
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    result, expected = column_mask_attention(*ours, mask, alibi=alibi), obvious(*theirs, mask, alibi=alibi)
+    torch.testing.assert_close(result, expected)
+    assert not torch.allclose(result, column_mask_attention(*ours, mask))
+    for a, b in zip(
+        torch.autograd.grad(result.square().sum(), ours),
+        torch.autograd.grad(expected.square().sum(), theirs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    shifted = (slopes, alibi[1] + 7)
+    torch.testing.assert_close(column_mask_attention(*ours, mask, alibi=shifted), result)
+
+
+def test_alibi_in_half_precision_keeps_the_queries_dtype():
+    """Far positions: the distance is rounded, not the positions that it comes from."""
+    index = torch.arange(8)
+    mask = ColumnMask(index, torch.full((8,), 8))
+    query, key, value = (tensor.detach() for tensor in draw(8, 2, 2, 4, torch.Generator().manual_seed(0)))
+    slopes = torch.tensor([0.5, 2.0**-8])
+    result = column_mask_attention(*(x.bfloat16() for x in (query, key, value)), mask, alibi=(slopes, index + 4001))
+    assert result.dtype is torch.bfloat16
+    expected = obvious(query, key, value, mask, alibi=(slopes.double(), index))
+    torch.testing.assert_close(result.double(), expected, atol=0.03, rtol=0.03)
 
 
 def test_chunks_leave_out_keys_that_nobody_sees():
