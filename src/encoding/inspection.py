@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+import torch
 from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from keju.tokenizers.family import answer_end_id
@@ -15,9 +17,15 @@ from keju.trees.segment import Segment
 CHECKED = 256  # trees looked at before a run
 
 
-def example_table(tree: Segment, tokenizer: PreTrainedTokenizerBase, *, max_rows: int = 80) -> Table:
-    """One rendered example: a row a token, with what is trained, its position, branch and special role."""
+def example_table(
+    tree: Segment, tokenizer: PreTrainedTokenizerBase, *, position_ids: torch.Tensor | None = None, max_rows: int = 80
+) -> Table:
+    """One rendered example: a row a token, with what is trained, its position, branch and special role.
+
+    position_ids: [1, T], or [1, 2, T] of a model with pairs of positions; by default the places on the path.
+    """
     batch = PackedBatch.from_trees([tree])
+    positions = (batch.position_ids if position_ids is None else position_ids)[0].reshape(-1, batch.num_tokens).T
     trained = set(batch.token_index.tolist())
     segments = list(tree.preorder())
     table = Table(title="What is learned: one example", title_justify="left", show_lines=False)
@@ -36,14 +44,15 @@ def example_table(tree: Segment, tokenizer: PreTrainedTokenizerBase, *, max_rows
                     _shown(tokenizer, token),
                     str(token),
                     "yes" if index in trained else "",
-                    str(int(batch.position_ids[0, index])),
+                    " ".join(map(str, positions[index].tolist())),
                     branch,
                     special_role(tokenizer, token),
                 )
             )
     hidden = len(rows) - max_rows
     for row in rows if hidden <= 0 else rows[: max_rows // 2] + rows[-(max_rows // 2) :]:
-        table.add_row(*row, style="green" if row[3] else "dim")
+        # "[MASK]" is a token and no markup
+        table.add_row(*map(Text, row), style="green" if row[3] else "dim")
     if hidden > 0:
         table.caption = f"{hidden} rows in the middle not shown"
     return table
@@ -52,7 +61,7 @@ def example_table(tree: Segment, tokenizer: PreTrainedTokenizerBase, *, max_rows
 def special_role(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     roles = [
         name
-        for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+        for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask", "smask", "gmask", "sop", "eop")
         if getattr(tokenizer, f"{name}_token_id", None) == token
     ]
     return " ".join(roles) or ("special" if token in tokenizer.all_special_ids else "")

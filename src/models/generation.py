@@ -87,6 +87,23 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return ids
 
 
+def name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes what the tokenizer says about end, beginning and padding into the model's config and generation_config, so
+    that the checkpoint generates as it was trained. Further ends that these already name stay."""
+    ids = {
+        "eos_token_id": answer_end_id(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    for config in filter(None, [model.config.get_text_config(), getattr(model, "generation_config", None)]):
+        for name, index in ids.items():
+            known = getattr(config, name, None)
+            if index is not None and isinstance(known, list):
+                setattr(config, name, [index, *(other for other in known if other != index)])
+            elif index is not None:
+                setattr(config, name, index)
+
+
 def trim(generated: Sequence[int], stop_ids: Sequence[int]) -> Response:
     """Cuts after the first end token, which stays: it was generated. What follows it in a batch is padding."""
     for index, token in enumerate(generated):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,10 +23,13 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
 from keju.models import attention
+from keju.models.checkpoint_files import check_config, check_folder, read_object
 from keju.tokenizers.family import answer_end_id
 
 SIZES = Path(__file__).parent / "sizes"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Files of a tokenizer that are JSON objects.
+TOKENIZER_JSON = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 # Repository names on a hub: "name" or "owner/name".
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -69,16 +75,37 @@ def load_tokenizer(name: str, *, flag: str = "--tokenizer_name") -> PreTrainedTo
     A tokenizer without a pad token pads with its unknown token if it has one, else with its end token; padding is never
     trained on (losses list the positions that they train), so that this cannot teach a model to ignore its end token.
     """
-    check_path(name, flag)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{flag}: no tokenizer loads from {name}: {_first_line(error)}") from error
+    tokenizer = read_tokenizer(name, flag=flag)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{flag}: the tokenizer of {name} has no eos_token: answers could never end; set one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def read_tokenizer(name: str, *, flag: str = "--tokenizer_name") -> PreTrainedTokenizerBase:
+    """A tokenizer as its folder describes it. Raises ValueError when there is none, or naming the file that is damaged."""
+    check_path(name, flag)
+    try:
+        for file in TOKENIZER_JSON:
+            if (Path(name) / file).is_file():
+                read_object(Path(name) / file)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise ValueError(f"{flag}: no tokenizer loads from {name}: {_first_line(error)}") from error
+
+
+def check_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, flag: str = "--tokenizer_name"
+) -> None:
+    """Raises ValueError where a token of the tokenizer has no row in the model's embedding."""
+    token, index = max(tokenizer.get_vocab().items(), key=itemgetter(1))
+    num_rows = model.get_input_embeddings().num_embeddings
+    if index >= num_rows:
+        raise ValueError(
+            f"{flag}: the token {token!r} has id {index}, but the embedding of this {type(model).__name__} has "
+            f"{num_rows} rows; the tokenizer is of another model, or its tokens were added without resizing"
+        )
 
 
 def load_causal_lm(
@@ -92,14 +119,18 @@ def load_causal_lm(
     """A causal language model with attention over token trees.
 
     name: a checkpoint folder, a hub name, or one of `named_sizes()` (random weights, seeded by torch's generator, sized
-    to `tokenizer`). `from_scratch` takes only the configuration of a folder. Raises ValueError naming the flag.
+    to `tokenizer`). `from_scratch` takes only the configuration of a folder. Raises ValueError naming the flag, for a
+    `tokenizer` that is too large for the model too.
     """
     if name in named_sizes() and not Path(name).exists():
         return _from_scratch(AutoModelForCausalLM, size_config(name, tokenizer), tokenizer, dtype, config_overrides)
     if from_scratch:
-        config = _load_config(name)
+        config = load_config(name)
         return _from_scratch(AutoModelForCausalLM, config, tokenizer, dtype, config_overrides)
-    return _from_pretrained(AutoModelForCausalLM, name, dtype, config_overrides)
+    model = _from_pretrained(AutoModelForCausalLM, name, dtype, config_overrides)
+    if tokenizer is not None:
+        check_vocabulary(model, tokenizer)
+    return model
 
 
 def load_scalar_model(
@@ -123,31 +154,52 @@ def load_scalar_model(
 
 def _from_pretrained(auto_class, name, dtype, overrides, *, flag="--model_name_or_path", with_missing=False):
     check_path(name, flag)
+    if Path(name).is_dir():
+        try:
+            check_folder(Path(name))
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from error
+    model, missing = load_checked(
+        auto_class.from_pretrained,
+        name,
+        where=f"{flag}: {name}",
+        dtype=_dtype(dtype),
+        use_safetensors=True,  # never a pickle
+        **(overrides or {}),
+    )
+    return (model, missing) if with_missing else model
+
+
+def load_checked(from_pretrained: Callable, name: str | None, *, where: str, **kwargs) -> tuple[PreTrainedModel, set]:
+    """Calls a from_pretrained of transformers -> (model, names of heads without weights in the checkpoint).
+
+    where: how errors call the checkpoint. Raises ValueError, in one line, for weights that are missing, damaged or of
+    another shape.
+    """
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its report of missing weights: what matters is checked below
     try:
-        model, info = auto_class.from_pretrained(
+        model, info = from_pretrained(
             name,
-            dtype=_dtype(dtype),
             attn_implementation=attention.NAME,
             trust_remote_code=False,
-            use_safetensors=True,  # never a pickle
             output_loading_info=True,
-            **(overrides or {}),
+            ignore_mismatched_sizes=True,  # reported below, with key and shapes
+            **kwargs,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{flag}: no model loads from {name}: {_first_line(error)}") from error
-    except Exception as error:  # safetensors raises a class of its own for truncated files
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ValueError(f"{flag}: the weights in {name} are damaged: {_first_line(error)}") from error
+        raise ValueError(f"{where}: no model loads from it: {_first_line(error)}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{where}: its weights are damaged: {_first_line(error)}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
-    missing = [key for key in info["missing_keys"] if not key.endswith("score.weight")]
+    for key, found, expected in sorted(info["mismatched_keys"]):
+        raise ValueError(f"{where}: {key} has shape {list(found)}, {type(model).__name__} expects {list(expected)}")
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith("score.weight"))
     if missing:
-        raise ValueError(f"{flag}: {name} lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}")
+        raise ValueError(f"{where}: lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}")
     model.config.pad_token_id = getattr(model.config, "pad_token_id", None)
-    return (model, info["missing_keys"]) if with_missing else model
+    return model, info["missing_keys"]
 
 
 def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overrides) -> PreTrainedModel:
@@ -164,9 +216,11 @@ def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overri
     return auto_class.from_config(config, dtype=_dtype(dtype), attn_implementation=attention.NAME)
 
 
-def _load_config(name: str) -> PretrainedConfig:
+def load_config(name: str) -> PretrainedConfig:
     check_path(name)
     try:
+        if Path(name).is_dir():
+            check_config(Path(name))
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"--model_name_or_path: no configuration loads from {name}: {_first_line(error)}") from error

@@ -27,7 +27,7 @@ from types import ModuleType
 import transformers
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
+from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES, TOKENIZER_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import keju.models
@@ -38,7 +38,7 @@ from keju.models.lora_targets import add_lora_targets
 PLUMBING = frozenset(
     {"attention", "backbone", "causal_lm", "generation", "loading", "lora_targets", "prefix_lm", "registration"}
 )
-TOKENIZER_PLUMBING = frozenset({"family", "jieba_segmenter", "sentencepiece_family"})
+TOKENIZER_PLUMBING = frozenset({"blank_filling", "family", "jieba_segmenter", "sentencepiece_family"})
 # Auto class -> what its model is called after the prefix of the config's name, in the order of preference.
 AUTO_CLASSES = {
     "AutoModel": ("Model",),
@@ -85,6 +85,8 @@ def register() -> None:
             continue  # of an earlier call
         if known is not None and known not in classes:
             classes.append(known)  # the class of transformers takes what ours do not describe
+            # AutoTokenizer would take the class that it has for GLM-4 and not look at the folder's own word.
+            TOKENIZER_MAPPING_NAMES.pop(model_type, None)
         # AutoConfig.register refuses a model_type that is not the class's own.
         config = classes[0] if len(classes) == 1 else SharedModelType(model_type, classes)
         CONFIG_MAPPING.register(model_type, config, exist_ok=True)

@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from keju.encoding.dataset import EncodedRecords, encode_records
 from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
+from keju.models.backbone import backbone_of, tree_layout
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.reading import read_records
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
@@ -26,6 +27,7 @@ from keju.training.progress import Progress, RunCallback
 from keju.training.run_folder import RunFolder
 from keju.training.stage_model import verify_head
 from keju.training.tree_trainer import TreeTrainer
+from keju.trees.packed_batch import PackedBatch
 
 
 @dataclass
@@ -135,7 +137,8 @@ def inspect(
     if limit and longest > limit:
         raise ValueError(f"--max_length: a record of {longest} tokens, but the model has {limit} positions")
     if show:
-        Console().print(example_table(encoded[0], tokenizer))
+        position_ids, _ = tree_layout(backbone_of(model), PackedBatch.from_trees([encoded[0]]))
+        Console().print(example_table(encoded[0], tokenizer, position_ids=position_ids))
 
 
 def tree_depth(tree) -> int:

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
+from keju.models.backbone import unwrapped
+from keju.models.generation import name_special_tokens
 from keju.training.crash import NonFiniteLoss
 from keju.training.objectives.objective import Objective
 from keju.training.sampler import TreeBatchSampler
@@ -46,13 +48,17 @@ class TreeTrainer(Trainer):
         self.token_budget = token_budget
         self.where = where
         self.metric_sums: dict[str, torch.Tensor] = {}
+        # Not as the Trainer's processing_class, whose eos it would make the end of generation: some families end answers
+        # in another way.
+        self.tokenizer = tokenizer
+        if tokenizer is not None:
+            name_special_tokens(unwrapped(model), tokenizer)
         super().__init__(
             model=StageModel(model, objective),
             args=args,
             train_dataset=train_trees,
             eval_dataset=eval_trees,
             data_collator=self.collate,
-            processing_class=tokenizer,
             callbacks=callbacks,
         )
         if callbacks:
@@ -180,8 +186,8 @@ class TreeTrainer(Trainer):
         inner = self.accelerator.unwrap_model(self.model).model
         state = None if state_dict is None else self.model.inner_state_dict(state_dict)
         inner.save_pretrained(folder, state_dict=state)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         inner = self.accelerator.unwrap_model(self.model).model
