@@ -18,6 +18,7 @@ MOUNTS = {
 PACKAGE_DATA = {
     "keju.models": ["sizes/*.json"],
     "keju.report": ["*.j2"],
+    "keju.tokenizers": ["templates/*.jinja"],
 }
 
 setup(

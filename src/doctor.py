@@ -42,7 +42,8 @@ def main() -> None:
     model_args, data, stage = parse_arguments(ModelArguments, DoctorArguments, StageArguments, description=__doc__)
     form = FORMS[stage.stage]
     name = model_args.tokenizer_name or model_args.model_name_or_path
-    tokenizer = load_tokenizer(name, flag="--tokenizer_name" if model_args.tokenizer_name else "--model_name_or_path")
+    flag = "--tokenizer_name" if model_args.tokenizer_name else "--model_name_or_path"
+    tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
     encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long)
     filename = data.train_filename or FILES.get(form, "prompts_train.jsonl")
     encoded = read_trees(

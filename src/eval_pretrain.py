@@ -36,6 +36,9 @@ class EvalArguments:
     data_dir: str = field(metadata={"help": "Folder of the benchmark files."})
     output_dir: str = field(metadata={"help": "Folder for results.json, predictions and the plot."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's own."})
+    chat_template: str | None = field(
+        default=None, metadata={"help": "Chat template by name (llama2, vicuna, ziya ...), or a Jinja file."}
+    )
     tasks: list[str] = field(default_factory=lambda: ["idiom"], metadata={"help": "Files of eval/tasks/, by name."})
     num_shots: list[int] = field(default_factory=lambda: [0], metadata={"help": "Examples before each question."})
     protocol: list[str] | None = field(
@@ -63,7 +66,9 @@ def main() -> None:
         load_task(name)  # a wrong name shows before the model loads
     folder = RunFolder(args.output_dir, "eval_pretrain", arguments=[args], overwrite=args.overwrite_output_dir)
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
+    tokenizer = load_tokenizer(
+        args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
+    )
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     max_length = longest(model, args)

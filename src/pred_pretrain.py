@@ -35,6 +35,9 @@ class PredArguments:
     output_dir: str = field(metadata={"help": "Folder for predictions.jsonl and results.json."})
     test_filename: str = field(default="ranked_test.jsonl", metadata={"help": "Records of any kind, in --data_dir."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's own."})
+    chat_template: str | None = field(
+        default=None, metadata={"help": "Chat template by name (llama2, vicuna, ziya ...), or a Jinja file."}
+    )
     max_new_tokens: int = field(default=128, metadata={"help": "An answer is cut off there."})
     temperature: float = field(
         default=0.0, metadata={"help": "0 takes the likeliest token; above, answers are sampled."}
@@ -57,7 +60,9 @@ def main() -> None:
     (args,) = parse_arguments(PredArguments, description=__doc__.splitlines()[0])
     folder = RunFolder(args.output_dir, "pred_pretrain", arguments=[args], overwrite=args.overwrite_output_dir)
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
+    tokenizer = load_tokenizer(
+        args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
+    )
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     records = read_records(Path(args.data_dir).expanduser() / args.test_filename, on_bad_line=args.on_bad_line)

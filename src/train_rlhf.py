@@ -46,7 +46,9 @@ def main() -> None:
         resume=ppo.resume_from_checkpoint,
     )
     set_seed(ppo.seed)
-    tokenizer = load_tokenizer(models.model_name_or_path, flag="--model_name_or_path")
+    tokenizer = load_tokenizer(
+        models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
+    )
     check_same_vocabulary(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path"))
     prompts, held_out, ptx_trees = read_data(data, ppo, tokenizer)
     trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx_trees)

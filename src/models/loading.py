@@ -24,6 +24,7 @@ from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLAS
 
 from keju.models import attention
 from keju.models.checkpoint_files import check_config, check_folder, read_object
+from keju.tokenizers import named_templates
 from keju.tokenizers.family import answer_end_id
 
 SIZES = Path(__file__).parent / "sizes"
@@ -69,17 +70,22 @@ def check_path(name: str, flag: str = "--model_name_or_path") -> None:
         raise ValueError(f"{flag}: {name} does not exist (neither a folder nor one of the sizes {known})")
 
 
-def load_tokenizer(name: str, *, flag: str = "--tokenizer_name") -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, *, flag: str = "--tokenizer_name", chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or hub name. Raises ValueError when there is none, or one without an end token.
 
     A tokenizer without a pad token pads with its unknown token if it has one, else with its end token; padding is never
     trained on (losses list the positions that they train), so that this cannot teach a model to ignore its end token.
+    chat_template: a named template or a Jinja file in the place of the tokenizer's own.
     """
     tokenizer = read_tokenizer(name, flag=flag)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{flag}: the tokenizer of {name} has no eos_token: answers could never end; set one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if chat_template is not None:
+        tokenizer.chat_template = named_templates.chat_template(chat_template)
     return tokenizer
 
 

@@ -38,7 +38,9 @@ from keju.models.lora_targets import add_lora_targets
 PLUMBING = frozenset(
     {"attention", "backbone", "causal_lm", "generation", "loading", "lora_targets", "prefix_lm", "registration"}
 )
-TOKENIZER_PLUMBING = frozenset({"blank_filling", "family", "jieba_segmenter", "sentencepiece_family"})
+TOKENIZER_PLUMBING = frozenset(
+    {"blank_filling", "family", "jieba_segmenter", "named_templates", "sentencepiece_family"}
+)
 # Auto class -> what its model is called after the prefix of the config's name, in the order of preference.
 AUTO_CLASSES = {
     "AutoModel": ("Model",),

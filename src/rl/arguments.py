@@ -21,6 +21,7 @@ class PPOModelArguments:
 
     model_name_or_path: str = field(metadata={"help": "The actor: an SFT checkpoint. Its start is the reference, too."})
     reward_model_path: str = field(metadata={"help": "A reward checkpoint; its tokenizer must be the actor's."})
+    chat_template: str | None = setting(None, "Chat template by name (llama2, vicuna ...), or a Jinja file.")
     critic_model_path: str | None = setting(None, "Where the critic starts; the reward model by default.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Precision of all weights in memory.")
     bf16: bool = setting(False, "Compute in bfloat16 (autocast) over the weights.")

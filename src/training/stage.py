@@ -94,7 +94,7 @@ def prepare(model_args: ModelArguments, data: DataArguments, training: StageTrai
     name, flag = model_args.model_name_or_path, "--model_name_or_path"
     if model_args.tokenizer_name:
         name, flag = model_args.tokenizer_name, "--tokenizer_name"
-    tokenizer = load_tokenizer(name, flag=flag)
+    tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
     return tokenizer, Encoder(tokenizer, data.max_length, on_long=data.on_long)
 
 

@@ -26,6 +26,9 @@ class ModelArguments:
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Tokenizer folder or hub name, where it is not the model's own."}
     )
+    chat_template: str | None = field(
+        default=None, metadata={"help": "Chat template by name (llama2, vicuna, ziya ...), or a Jinja file."}
+    )
     from_scratch: bool = field(
         default=False, metadata={"help": "Take only the configuration of the model; start from random weights."}
     )

@@ -120,13 +120,6 @@ def test_words_equal_those_of_a_patched_jieba(tokenizer, vocabulary, monkeypatch
         assert tokenizer.words(text) == [word.translate(stand_ins) for word in reference.cut(text)], text
 
 
-def test_no_word_of_the_dictionary_has_an_angle_bracket():
-    """What makes splitting at special tokens first the same as cutting with them in the dictionary."""
-    from keju.tokenizers.pangu import _jieba
-
-    assert not [word for word in _jieba().FREQ if "<" in word or ">" in word]
-
-
 def test_jieba_stays_untouched(vocabulary):
     code = f"""
 import jieba, jieba.finalseg

@@ -1,0 +1,92 @@
+"""More tokens: a tokenizer that has them, and rows for them in the embedding and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Extension:
+    """New tokens, with ids from `num_old` on, the plain ones first. pieces: the old tokens that each was made of."""
+
+    plain: tuple[str, ...]
+    special: tuple[str, ...]
+    num_old: int
+    pieces: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return self.plain + self.special
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_old + len(self.tokens)
+
+
+def read_tokens(path: str | Path) -> list[str]:
+    """One token a line; blank lines do not count. Raises ValueError naming the line of one that is there twice."""
+    first: dict[str, int] = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        token = line.strip()
+        if token in first:
+            raise ValueError(f"{path}:{number}: {token!r} is in line {first[token]} already")
+        if token:
+            first[token] = number
+    return list(first)
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, plain: Sequence[str], special: Sequence[str]) -> Extension:
+    """Adds tokens to `tokenizer`, `plain` ones before `special` ones. Raises ValueError for tokens that it has."""
+    tokens = (*plain, *special)
+    known = tokenizer.get_vocab()  # keys of Qwen's are bytes
+    for number, token in enumerate(tokens):
+        if not token.strip() or token in tokens[:number]:
+            raise ValueError(f"--add_tokens: {token!r} is blank or there twice")
+        if token in known or token.encode() in known:
+            raise ValueError(f"--add_tokens: {token!r} is a token of this {type(tokenizer).__name__} already")
+    num_old = max(known.values()) + 1
+    pieces = tuple(tuple(tokenizer.encode(token, add_special_tokens=False)) for token in tokens)
+    tokenizer.add_tokens(list(plain))
+    tokenizer.add_tokens(list(special), special_tokens=True)
+    return Extension(tuple(plain), tuple(special), num_old, pieces)
+
+
+def check_saved(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> None:
+    """Raises ValueError unless a tokenizer that was saved and loaded has the new tokens, each in one piece."""
+    for index, token in enumerate(extension.tokens, start=extension.num_old):
+        kept = tokenizer.convert_tokens_to_ids(token) == index
+        if kept and token in extension.plain:
+            kept = tokenizer.encode(token, add_special_tokens=False) == [index]
+        if not kept:
+            raise ValueError(f"--add_tokens: a {type(tokenizer).__name__} does not keep {token!r} as one token")
+
+
+def vocabulary_weights(model: PreTrainedModel) -> set[str]:
+    """The parameters of `model` with a row for each token: embedding, head, and the head's bias."""
+    modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    rows = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    return {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in rows}
+
+
+def extend(
+    items: Iterable[tuple[str, torch.Tensor]], names: set[str], extension: Extension, how: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) as they come, those in `names` with rows for the new tokens.
+
+    how: "mean" of the rows of all old tokens, or of the "pieces" of each. Spare rows behind the old tokens are used
+    first, and the matrix grows only when they are used up.
+    """
+    for name, tensor in items:
+        yield name, (_extended(tensor, extension, how) if name in names else tensor)
+
+
+def _extended(weight: torch.Tensor, extension: Extension, how: str) -> torch.Tensor:
+    old = weight[: extension.num_old].float()
+    mean = old.mean(0)
+    new = [old[list(pieces)].mean(0) if how == "pieces" and pieces else mean for pieces in extension.pieces]
+    return torch.cat([weight[: extension.num_old], torch.stack(new).to(weight.dtype), weight[extension.num_tokens :]])
