@@ -32,6 +32,7 @@ ALLOWED = {
     "trees": set(),
     "losses": {"kernels"},
     "models": {"kernels", "tokenizers"},
+    "conversion": {"models", "tokenizers", "records"},
     "encoding": {"records", "trees", "tokenizers"},
     "training": {"trees", "losses", "models", "encoding", "records"},
     "rl": {"trees", "losses", "models", "encoding", "records", "training"},
@@ -277,8 +278,14 @@ def test_shells_parse(script):
 
 def test_every_data_file_is_packaged():
     arguments = setup_arguments()
+    mounts = arguments["package_dir"]
+
+    def folder_of(package: str) -> Path:
+        mount = max((name for name in mounts if f"{package}.".startswith(f"{name}.")), key=len)
+        return REPO / mounts[mount] / Path(*package.removeprefix(mount).strip(".").split("."))
+
     patterns = [
-        str(REPO / arguments["package_dir"]["keju"] / Path(*package.split(".")[1:]) / pattern)
+        str(folder_of(package) / pattern)
         for package, patterns in arguments["package_data"].items()
         for pattern in patterns
     ]

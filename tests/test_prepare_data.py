@@ -10,8 +10,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from keju import prepare_data
+from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.reading import read_records
 from keju.records.record import RankedRecord, TextRecord
+from keju.tokenizers.family import answer_end_id
 from keju.training.launch import run_guarded
 
 FLAGS = ["--corpus", "idiom", "--seed", "5", "--max_idioms", "150", "--vocab_size", "2000"]
@@ -39,6 +41,7 @@ def test_all_files_are_there_and_readable(folder):
         "idiom_mc_dev.jsonl", "idiom_mc_test.jsonl", "pretrain_dev.jsonl", "pretrain_train.jsonl",
         "prompts_train.jsonl", "ranked_dev.jsonl", "ranked_test.jsonl", "ranked_train.jsonl",
         "report.json", "tokenizer",
+        "tokenizer-chatglm-tiny", "tokenizer-chatglm2-tiny", "tokenizer-chatglm3-tiny", "tokenizer-glm-tiny",
     ]  # fmt: skip
     for path in folder.glob("*_*.jsonl"):
         if not path.name.startswith("idiom_mc"):
@@ -57,6 +60,20 @@ def test_report_tells_rows_and_what_was_dropped(folder):
     assert clean["rows_in"] - clean["rows_out"] == sum(entry["rows"] for entry in clean["dropped"].values()) > 0
     assert all(1 <= len(entry["examples"]) <= 3 for entry in clean["dropped"].values())
     assert split["rows_out"] == 150
+
+
+@pytest.mark.parametrize("size", ["glm", "chatglm", "chatglm2", "chatglm3"])
+def test_models_that_need_tokens_of_their_own_get_a_tokenizer(folder, size):
+    """Of the same pieces: a model from scratch starts with it, and with no other."""
+    tokenizer = load_tokenizer(str(folder / f"tokenizer-{size}-tiny"))
+    plain = load_tokenizer(str(folder / "tokenizer"))
+    text = read_records(folder / "pretrain_dev.jsonl", kinds=(TextRecord,))[0].text
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=True) == text
+    model = load_causal_lm(f"{size}-tiny", tokenizer=tokenizer)
+    assert model.config.eos_token_id == answer_end_id(tokenizer)
+    assert model.get_input_embeddings().num_embeddings >= len(tokenizer)
+    with pytest.raises(ValueError, match=f"^--tokenizer_name: {size}-tiny needs a .*in the folder tokenizer-{size}-tiny"):
+        load_causal_lm(f"{size}-tiny", tokenizer=plain)
 
 
 def test_tokenizer_gives_back_every_text(folder):

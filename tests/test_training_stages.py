@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
+from safetensors.torch import load_file
 from tiny_models import build_llama, build_pangu, build_scalar_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -103,6 +104,17 @@ def test_adapters(folder, tmp_path, monkeypatch, stage, out_type):
     config = read(tmp_path / "run" / "adapter_config.json")
     assert config["task_type"] == out_type and any(name.endswith("q_proj") for name in config["target_modules"])
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_adapters_with_whole_layers(folder, tmp_path, monkeypatch):
+    """Embeddings that have to learn new tokens are trained, and saved beside the adapters."""
+    flags = ["--use_peft", "--lora_modules_to_save", "embed_tokens", "lm_head", "--max_steps", 2]
+    assert run(monkeypatch, train_sft, folder, tmp_path / "run", *flags) == 0
+    saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    base = load_file(folder / "llama" / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        (key,) = [key for key in saved if key.endswith(name)]
+        assert saved[key].shape == base[name].shape and not torch.equal(saved[key], base[name])
 
 
 def test_reference_is_computed_once_and_only_for_what_changed(folder, tmp_path, monkeypatch, capsys):

@@ -55,9 +55,15 @@ class Encoder:
     def text_trees(self, record: TextRecord) -> list[Segment]:
         """A document, cut into pieces of at most max_length tokens; all of it is trained but the very first token.
 
-        For a prefix language model the beginning of each piece, at most half of it, is the context of what follows, and
-        is not trained: the document-level objective of GLM (arXiv 2103.10360, section 2.1.1).
+        For a prefix language model a label is what is generated for the rest of its record. Without one the beginning of
+        each piece, at most half of it, is the context of what follows, and is not trained: the document-level objective
+        of GLM (arXiv 2103.10360, section 2.1.1).
         """
+        if self.is_prefix and record.label:
+            context = self.prefix_ids(record.text.removesuffix(record.label))
+            answer = [*self.tokenizer.encode(record.label, add_special_tokens=False), self.end]
+            context, (answer,) = self._fit(context, [answer], record.where)
+            return [Segment(context, branches=[Segment(answer, trained=True)])]
         if self.is_prefix:
             return self._prefix_pieces(record.text)
         ids = list(self.tokenizer.encode(record.text))

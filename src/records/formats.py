@@ -85,7 +85,7 @@ def prompt(row: Row) -> TextRecord | ChatRecord:
     if isinstance(row["prompt"], list):
         return ChatRecord(_context(row))
     label = _text(row, "label") if "label" in row else ""
-    return TextRecord(_filled(_text(row, "prompt") + label, '"prompt"'))
+    return TextRecord(_filled(_text(row, "prompt") + label, '"prompt"'), label=label)
 
 
 # The first line whose fields are all there wins, so that fields that tell more come first.

@@ -28,10 +28,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TextRecord:
-    """A document to pretrain on, or a bare prompt to answer."""
+    """A document to pretrain on, or a bare prompt to answer.
+
+    label: the end of `text` that the rest was given for, where the record says so. Prefix language models (GLM) read the
+    rest as a context, and a mask token in it as what the label stands for.
+    """
 
     text: str
     where: str = field(default="", compare=False)
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

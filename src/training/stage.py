@@ -110,7 +110,7 @@ def add_adapters(model: PreTrainedModel, args: ModelArguments, *, task_type: str
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=args.lora_target_modules or "all-linear",
-        modules_to_save=["score"] if task_type == "SEQ_CLS" else None,
+        modules_to_save=[*(["score"] if task_type == "SEQ_CLS" else []), *(args.lora_modules_to_save or [])] or None,
     )
     try:
         return get_peft_model(model, config)

@@ -45,6 +45,10 @@ class ModelArguments:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Names of the layers that get adapters; all linear layers by default."}
     )
+    lora_modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={"help": "Layers trained whole and saved with the adapters: the embeddings, where tokens were added."},
+    )
 
     def __post_init__(self):
         self.parsed_overrides()
@@ -163,6 +167,7 @@ WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
     "lora_alpha": _LORA,
     "lora_dropout": _LORA,
     "lora_target_modules": _LORA,
+    "lora_modules_to_save": _LORA,
     "num_train_epochs": (lambda values: values.max_steps <= 0, "--max_steps decides how long the run is"),
     "eval_steps": (_unless_no("eval_strategy"), "--eval_strategy is no"),
     "save_steps": (_unless_no("save_strategy"), "--save_strategy is no"),

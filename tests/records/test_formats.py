@@ -14,7 +14,7 @@ CHAT = ChatRecord((USER("问"), ASSISTANT("答")))
 GOOD = {
     "text": ({"text": "春眠不觉晓"}, TextRecord("春眠不觉晓")),
     "prompt alone": ({"prompt": "春眠", "domain_zh": "诗"}, TextRecord("春眠")),
-    "prompt and label": ({"prompt": "春眠", "label": "不觉晓"}, TextRecord("春眠不觉晓")),
+    "prompt and label": ({"prompt": "春眠", "label": "不觉晓"}, TextRecord("春眠不觉晓", label="不觉晓")),
     "null label": ({"prompt": "春眠", "label": None}, TextRecord("春眠")),
     "prompt of messages": ({"prompt": MESSAGES[:1]}, ChatRecord((USER("问"),))),
     "ranked": (
