@@ -9,7 +9,7 @@ of random tokens, padded on either side). Neither model is in memory together wi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,10 +26,12 @@ from keju.conversion.shards import parse_size, write_shards
 from keju.conversion.targets import find_pair
 from keju.conversion.verification import largest_difference, sample_logits
 from keju.conversion.vocabulary import add_tokens, check_saved, extend, read_tokens, vocabulary_weights
+from keju.models.checkpoint_files import read_object
 from keju.models.loading import DTYPES, check_vocabulary, load_causal_lm, load_checked, load_config, read_tokenizer
+from keju.records.writing import write_json
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
-from keju.training.progress import Progress
+from keju.training.progress import Progress, compact
 
 # What goes with a tokenizer, by name; Python files never do.
 TOKENIZER_FILES = (
@@ -123,7 +125,7 @@ def main() -> None:
         items = extend(items, vocabulary_weights(new_skeleton), extension, args.new_embeddings)
         target.vocab_size = max(target.vocab_size, extension.num_tokens)
     target.architectures = [type(new_skeleton).__name__]
-    target.dtype = DTYPES.get(args.dtype, config.dtype)
+    target.dtype = next(tensor.dtype for tensor in checkpoint.values() if tensor.is_floating_point())
     vars(target).pop("auto_map", None)  # names code to download
     with whole_folder(output) as folder:
         with Progress(len(tensors), "convert", unit="tensors") as bar:
@@ -139,8 +141,8 @@ def main() -> None:
         model = load_causal_lm(str(folder))
         difference = largest_difference(before, sample_logits(model, num_tokens))
         rows = {
-            "read": f"{len(checkpoint.files)} files, {len(checkpoint)} tensors, {checkpoint.num_bytes / 1e9:.3f} GB",
-            "written": f"{len(files)} files, {sum(path.stat().st_size for path in files) / 1e9:.3f} GB",
+            "read": f"{len(checkpoint)} tensors, {in_files(checkpoint.files)}",
+            "written": in_files(files),
             "model": f"{type(skeleton).__name__} -> {type(model).__name__}, "
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters",
             "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer)} tokens" if has_tokenizer else "none",
@@ -178,9 +180,18 @@ def counted(items: Iterator[tuple[str, torch.Tensor]], bar: Progress) -> Iterato
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies the files of a tokenizer as they are, but for the code that they name."""
     for path in {path for pattern in TOKENIZER_FILES for path in source.glob(pattern)}:
-        if path.is_file() and path.suffix != ".py":
+        if path.name == "tokenizer_config.json":
+            fields = read_object(path)
+            fields.pop("auto_map", None)
+            write_json(folder / path.name, fields)
+        elif path.is_file() and path.suffix != ".py":
             shutil.copy(path, folder / path.name)
+
+
+def in_files(paths: Collection[Path]) -> str:
+    return f"{compact(sum(path.stat().st_size for path in paths))}B in {len(paths)} file{'s' * (len(paths) > 1)}"
 
 
 def figures(rows: dict[str, str]) -> Table:

@@ -17,8 +17,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     """name -> tensor, from safetensors or, without those, from pytorch_model*.bin.
 
     dtype: what floating point tensors are rounded to as they are read; None leaves them. Nothing but tensors is
-    unpickled. Raises ValueError, naming file and key, for missing shards and for files that are cut off or hold anything
-    else than tensors.
+    unpickled. Raises ValueError, naming file and key, for missing shards, for files that are cut off and for those that
+    hold anything else than tensors.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -37,10 +37,6 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             if twice:
                 raise ValueError(f"{path}: {twice[0]} is in another shard as well")
             self._read |= tensors
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.files)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._read[name]()

@@ -21,9 +21,9 @@ class Pair:
     """`ours`, the config class of one of our families, and `theirs`, of transformers.
 
     modules: names of modules of ours, "*" for the number of a layer, to the one or, for a packed projection, the query,
-    key and value of theirs; a module that is not listed has the same name in both. to_theirs, to_ours: the config of one
-    from that of the other, or ValueError with the reason why their arithmetic differs. adjust(name, tensor, config of
-    ours): a tensor of theirs, where it is more than a part of ours.
+    key and value of theirs; a module that is not listed has the same name in both. to_theirs, to_ours: the config of
+    one from that of the other, or ValueError with the reason why their arithmetic differs. adjust(name, tensor, config
+    of ours): a tensor of theirs, where it is more than a part of ours.
     """
 
     ours: type[PreTrainedConfig]

@@ -53,7 +53,5 @@ def write_shards(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path, max_
     width = f"{len(parts):05}"
     files = [part.rename(folder / f"model-{i:05}-of-{width}.safetensors") for i, part in enumerate(parts, start=1)]
     weight_map = {name: file.name for file, group in zip(files, names, strict=True) for name in group}
-    write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     return files

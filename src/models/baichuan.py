@@ -13,7 +13,7 @@ What differs from the published code, on purpose:
 - The softmax is in float32 (or in the fused kernel), as it was in the 7B; rotary angles are applied in float32.
 - Gradient checkpointing is on when it is asked for; the original 13B always had it on in training.
 - NormHead normalises at each forward instead of overwriting its weight in evaluation.
-- Labels of a pad are ignored, and its embedding is frozen as ever, unless the pad is also an end token.
+- The embedding of the pad is frozen as ever, unless the pad is also an end token.
 """
 
 from __future__ import annotations

@@ -12,9 +12,11 @@ class CausalLM:
     """Mixed into a PreTrainedModel with GenerationMixin (which transformers wants to see named) that has a backbone (`base_model_prefix`) and an LM head (get_output_embeddings).
 
     shifts_labels: whether a label is the token at its place, predicted one place before, or what is predicted there.
+    ignores_pads: whether labels equal to pad_token_id are not predicted, as those of -100, which never are.
     """
 
     shifts_labels = True
+    ignores_pads = False
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., H] -> [..., vocab]"""
@@ -33,7 +35,7 @@ class CausalLM:
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """See the forward of the backbone. labels [B, T]: -100 and pads are not predicted.
+        """See the forward of the backbone. labels [B, T]: -100 is not predicted, nor pads where the class ignores them.
 
         logits_to_keep: the last n positions (0 = all), or an int64 tensor of positions; logits are [B, n, vocab].
         """
@@ -64,7 +66,7 @@ class CausalLM:
     def _without_pads(self, labels: torch.Tensor) -> torch.Tensor:
         pad, ends = self.config.pad_token_id, self.config.eos_token_id
         # Where pad and eos are one token its label stays: an end that is never trained is never learned.
-        if pad is None or pad in (ends if isinstance(ends, list) else [ends]):
+        if not self.ignores_pads or pad is None or pad in (ends if isinstance(ends, list) else [ends]):
             return labels
         return labels.masked_fill(labels == pad, -100)
 

@@ -259,6 +259,7 @@ class ChatGLMModel(PrefixLM, ChatGLMPreTrainedModel):
 class ChatGLMForConditionalGeneration(PrefixGenerationMixin, CausalLM, ChatGLMPreTrainedModel, GenerationMixin):
     """The language model; its head shares the weight of the token embedding unless the config says otherwise."""
 
+    ignores_pads = True
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
 
     def __init__(self, config: ChatGLMConfig):

@@ -292,6 +292,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
 class ChatGLM2ForConditionalGeneration(CausalLM, ChatGLM2PreTrainedModel, GenerationMixin):
     """The language model, published as ChatGLMForConditionalGeneration."""
 
+    ignores_pads = True
     # In effect only where the config says tie_word_embeddings; the published ones do not.
     _tied_weights_keys = {"transformer.output_layer.weight": "transformer.embedding.word_embeddings.weight"}
 

@@ -25,13 +25,12 @@ def check_folder(folder: Path) -> None:
         return
     check_config(folder)
     files = weight_files(folder, SAFETENSORS)
-    if not files and weight_files(folder, PICKLES):
-        first = next(iter(weight_files(folder, PICKLES))).name
-        raise ValueError(
-            f"{folder / first}: pickled weights are not loaded; make safetensors of them: "
-            f"MODEL={folder} OUTPUT_DIR=... bash examples/convert.sh"
-        )
     if not files:
+        for path in weight_files(folder, PICKLES):
+            raise ValueError(
+                f"{path}: pickled weights are not loaded; make safetensors of them: "
+                f"MODEL={folder} OUTPUT_DIR=... bash examples/convert.sh"
+            )
         raise ValueError(f"{folder}: has no weights (neither model.safetensors nor model.safetensors.index.json)")
     if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         raise ValueError(

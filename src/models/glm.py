@@ -249,6 +249,7 @@ class GLMForConditionalGeneration(PrefixGenerationMixin, CausalLM, GLMPreTrained
     """The language model; its head is the token embedding. Labels stand where they are predicted."""
 
     shifts_labels = False
+    ignores_pads = True
 
     def __init__(self, config: GLMConfig):
         super().__init__(config)

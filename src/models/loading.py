@@ -90,7 +90,7 @@ def load_tokenizer(
 
 
 def read_tokenizer(name: str, *, flag: str = "--tokenizer_name") -> PreTrainedTokenizerBase:
-    """A tokenizer as its folder describes it. Raises ValueError when there is none, or naming the file that is damaged."""
+    """A tokenizer as its folder describes it. Raises ValueError without one, naming the file if it is damaged."""
     check_path(name, flag)
     try:
         for file in TOKENIZER_JSON:

@@ -242,6 +242,7 @@ class PanguModel(PanguPreTrainedModel):
 class PanguForCausalLM(CausalLM, PanguPreTrainedModel, GenerationMixin):
     """The language model; its head shares the weight of the token embedding."""
 
+    ignores_pads = True
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
 
     def __init__(self, config: PanguConfig):

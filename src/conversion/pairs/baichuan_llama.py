@@ -1,8 +1,8 @@
 """Baichuan-7B and Baichuan2-7B as Llama: `W_pack` is query, key and value one below the other.
 
 The NormHead of Baichuan2 divides each row of its weight by its length at every forward: the head of Llama holds the
-quotient. In float32, whatever the rest is: rounded when it is loaded in half precision it is what the NormHead computes
-there, and in float32 it is exact as well. On the way back it is a plain head.
+quotient, in float32 whatever the rest is, so that it is exact in float32 and rounded once, when it is loaded, in half
+precision. On the way back it is a plain head.
 """
 
 from __future__ import annotations
