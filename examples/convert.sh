@@ -8,6 +8,7 @@
 #   bash examples/convert.sh --to llama                 (qwen2, glm; baichuan, qwen, chatglm for the way back)
 #   bash examples/convert.sh --max_shard_size 100GB     (one file)
 #   bash examples/convert.sh --add_tokens_file words.txt --new_embeddings pieces
+#   bash examples/convert.sh --add_pieces chinese_sp.model --new_embeddings pieces    (as Chinese-LLaMA was made)
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
 [ -n "${MODEL:-}" ] || _fail "MODEL is not set: the checkpoint folder to convert"

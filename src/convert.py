@@ -9,6 +9,7 @@ of random tokens, padded on either side). Neither model is in memory together wi
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,15 @@ from keju.conversion.pair import Converted
 from keju.conversion.shards import parse_size, write_shards
 from keju.conversion.targets import find_pair
 from keju.conversion.verification import largest_difference, sample_logits
-from keju.conversion.vocabulary import add_tokens, check_saved, extend, read_tokens, vocabulary_weights
+from keju.conversion.vocabulary import (
+    add_pieces,
+    add_tokens,
+    check_pieces,
+    check_saved,
+    extend,
+    read_tokens,
+    vocabulary_weights,
+)
 from keju.models.checkpoint_files import read_object
 from keju.models.loading import DTYPES, check_vocabulary, load_causal_lm, load_checked, load_config, read_tokenizer
 from keju.records.writing import write_json
@@ -59,6 +68,9 @@ class ConvertArguments:
     add_tokens: list[str] | None = field(default=None, metadata={"help": "New tokens."})
     add_special_tokens: list[str] | None = field(default=None, metadata={"help": "New special tokens."})
     add_tokens_file: str | None = field(default=None, metadata={"help": "File of new tokens, one a line."})
+    add_pieces: str | None = field(
+        default=None, metadata={"help": "SentencePiece model whose pieces are appended to the tokenizer's own."}
+    )
     new_embeddings: Literal["mean", "pieces"] = field(
         default="mean",
         metadata={"help": "Rows of new tokens: the mean of all, or of the tokens that their text was made of."},
@@ -82,11 +94,15 @@ def main() -> None:
         check_vocabulary(skeleton, tokenizer, flag="--model_name_or_path")
     num_tokens = skeleton.get_input_embeddings().num_embeddings
 
-    extension = None
+    extension, scratch = None, tempfile.TemporaryDirectory()
     plain = [*(args.add_tokens or []), *(read_tokens(args.add_tokens_file) if args.add_tokens_file else [])]
-    if plain or args.add_special_tokens:
-        if tokenizer is None:
-            raise ValueError(f"--add_tokens: {source} holds no tokenizer")
+    if tokenizer is None and (plain or args.add_special_tokens or args.add_pieces):
+        raise ValueError(f"--add_tokens: {source} holds no tokenizer")
+    if args.add_pieces and (plain or args.add_special_tokens):
+        raise ValueError("--add_pieces and --add_tokens: give them one after the other")
+    if args.add_pieces:
+        tokenizer, extension = add_pieces(tokenizer, args.add_pieces, Path(scratch.name))
+    elif plain or args.add_special_tokens:
         extension = add_tokens(tokenizer, plain, args.add_special_tokens or [])
 
     target = config
@@ -135,7 +151,8 @@ def main() -> None:
             shutil.copy(path, folder / path.name)
         if extension is not None:
             tokenizer.save_pretrained(folder)
-            check_saved(read_tokenizer(str(folder)), extension)
+            check = check_pieces if args.add_pieces else check_saved
+            check(read_tokenizer(str(folder)), extension)
         elif tokenizer is not None:
             copy_tokenizer(source, folder)
         model = load_causal_lm(str(folder))

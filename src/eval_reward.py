@@ -51,7 +51,7 @@ def main() -> None:
     folder = RunFolder(args.output_dir, "eval_reward", arguments=[args], overwrite=args.overwrite_output_dir)
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
-    model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, require_head=True)
+    model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     encoded = read_ranked(args, Encoder(tokenizer, args.max_length))
 

@@ -63,7 +63,7 @@ def main() -> None:
     tokenizer = load_tokenizer(
         args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
     )
-    model = load_causal_lm(args.model_name_or_path, dtype=args.dtype)
+    model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     records = read_records(Path(args.data_dir).expanduser() / args.test_filename, on_bad_line=args.on_bad_line)
     records = list(records)[: args.max_samples]

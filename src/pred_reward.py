@@ -56,7 +56,7 @@ def main() -> None:
     folder = RunFolder(args.output_dir, "pred_reward", arguments=[args], overwrite=args.overwrite_output_dir)
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
-    model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, require_head=True)
+    model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     located = list(read_rows(Path(args.data_dir).expanduser() / args.test_filename))
     records = [ranked_record(row, where) for where, row in located]

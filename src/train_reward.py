@@ -38,7 +38,7 @@ def main() -> None:
     )
     folder = open_run("reward", model_args, data, training)
     tokenizer, encoder = prepare(model_args, data, training)
-    model = load_scalar_model(model_args.model_name_or_path, dtype=model_args.dtype)
+    model = load_scalar_model(model_args.model_name_or_path, dtype=model_args.dtype, tokenizer=tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     records, held_out = read_splits(data, encoder, "ranked")
     inspect(records, tokenizer, model, form="ranked")

@@ -133,13 +133,19 @@ def build_trainer(
     ptx_trees: list[Segment],
 ) -> PPOTrainer:
     device = "cuda" if torch.cuda.is_available() and not models.use_cpu else "cpu"
-    actor = load_causal_lm(models.model_name_or_path, dtype=models.dtype).to(device)
+    actor = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer).to(device)
     reward_model = load_scalar_model(
-        models.reward_model_path, dtype=models.dtype, flag="--reward_model_path", require_head=True
+        models.reward_model_path,
+        dtype=models.dtype,
+        tokenizer=tokenizer,
+        flag="--reward_model_path",
+        require_head=True,
     ).to(device)
     # The critic starts as the reward model: it already knows which text is good.
     critic = (
-        load_scalar_model(models.critic_model_path, dtype=models.dtype, flag="--critic_model_path").to(device)
+        load_scalar_model(
+            models.critic_model_path, dtype=models.dtype, tokenizer=tokenizer, flag="--critic_model_path"
+        ).to(device)
         if models.critic_model_path
         else copy.deepcopy(reward_model)
     )

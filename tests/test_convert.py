@@ -9,11 +9,13 @@ import pytest
 import torch
 from char_tokenizer import build_char_tokenizer
 from safetensors.torch import load_file
+from sentencepiece import SentencePieceProcessor
 from tiny_models import BUILDERS, build, build_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keju import convert
 from keju.conversion.shards import write_shards
+from keju.data_prepare.vocabulary import train_sentencepiece
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.training.launch import run_guarded
 
@@ -146,6 +148,28 @@ def test_new_tokens(tmp_path, monkeypatch, family, how):
         expected = before[ids[:2]].mean(0) if how == "pieces" else before.mean(0)
         torch.testing.assert_close(after[size], expected)
     assert model.config.vocab_size == size + 3
+
+
+def test_a_second_vocabulary(tmp_path, monkeypatch, capsys):
+    """Llama with the pieces of another SentencePiece model behind its own, as Chinese-LLaMA was made."""
+    own, other = (
+        train_sentencepiece([text] * 20, 400) for text in ("守株待兔比喻不主动努力心存侥幸", "人工智能是计算机科学的一个分支")
+    )
+    source = tmp_path / "in"
+    save_pickled(build_llama(vocab_size=SentencePieceProcessor(model_proto=own).get_piece_size()), source)
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer.model").write_bytes(own)
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    (tmp_path / "other.model").write_bytes(other)
+    flags = ["--add_pieces", tmp_path / "other.model", "--new_embeddings", "pieces"]
+    assert run(monkeypatch, source, tmp_path / "out", *flags) == 0
+    model, tokenizer = load_causal_lm(str(tmp_path / "out")), AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer) == model.config.vocab_size
+    ids = tokenizer.encode("人工智能", add_special_tokens=False)
+    assert max(ids) >= SentencePieceProcessor(model_proto=own).get_piece_size()
+    assert tokenizer.decode(ids) == "人工智能"
+    assert run(monkeypatch, source, tmp_path / "more", *flags, "--add_tokens", "新") == 2
+    assert "--add_pieces and --add_tokens" in last_line(capsys)
 
 
 def _as_safetensors(monkeypatch, tmp_path):

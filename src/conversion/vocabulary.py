@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from keju.tokenizers.sentencepiece_family import SentencePieceFamily
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,46 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, plain: Sequence[str], special
     tokenizer.add_tokens(list(plain))
     tokenizer.add_tokens(list(special), special_tokens=True)
     return Extension(tuple(plain), tuple(special), num_old, pieces)
+
+
+def add_pieces(
+    tokenizer: PreTrainedTokenizerBase, path: str | Path, folder: Path
+) -> tuple[PreTrainedTokenizerBase, Extension]:
+    """Appends the pieces of another SentencePiece model, `path`, to that of `tokenizer`, as Chinese-LLaMA was made: with
+    score 0, so that they are merged before all older ones. The new tokenizer is saved in `folder`.
+
+    Raises ValueError for a tokenizer that is not made of one SentencePiece file, or has tokens beside it.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    vocab_file = getattr(tokenizer, "vocab_file", None)
+    if not isinstance(tokenizer, SentencePieceFamily) or len(tokenizer) != tokenizer.sp_model.get_piece_size():
+        raise ValueError(
+            f"--add_pieces: the tokens of this {type(tokenizer).__name__} are not those of one SentencePiece file"
+        )
+    old, other = sentencepiece_model_pb2.ModelProto(), sentencepiece_model_pb2.ModelProto()
+    old.ParseFromString(Path(vocab_file).read_bytes())
+    try:
+        other.ParseFromString(Path(path).read_bytes())
+    except Exception as error:  # protobuf's DecodeError
+        raise ValueError(f"--add_pieces: {path} is not a SentencePiece model") from error
+    known = {piece.piece for piece in old.pieces}
+    normal = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
+    new = [piece.piece for piece in other.pieces if piece.type == normal and piece.piece not in known]
+    if not new:
+        raise ValueError(f"--add_pieces: {path} has no piece that is new")
+    pieces = tuple(tuple(tokenizer.sp_model.encode(piece.replace("\u2581", " "))) for piece in new)
+    for piece in new:
+        old.pieces.add(piece=piece, score=0.0)
+    tokenizer.save_pretrained(folder)
+    (folder / Path(vocab_file).name).write_bytes(old.SerializeToString())
+    return AutoTokenizer.from_pretrained(folder), Extension(tuple(new), (), len(known), pieces)
+
+
+def check_pieces(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> None:
+    """Raises ValueError unless the pieces have the ids that their rows have."""
+    if tokenizer.convert_tokens_to_ids(list(extension.plain)) != list(range(extension.num_old, extension.num_tokens)):
+        raise ValueError("--add_pieces: the saved tokenizer does not have the new pieces where their rows are")
 
 
 def check_saved(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> None:

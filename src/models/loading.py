@@ -140,7 +140,12 @@ def load_causal_lm(
 
 
 def load_scalar_model(
-    name: str, *, dtype: str = "float32", flag: str = "--model_name_or_path", require_head: bool = False
+    name: str,
+    *,
+    dtype: str = "float32",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    flag: str = "--model_name_or_path",
+    require_head: bool = False,
 ) -> PreTrainedModel:
     """A reward model or critic: a backbone and `score`, a linear head to one number a token.
 
@@ -155,6 +160,8 @@ def load_scalar_model(
         raise ValueError(f"{flag}: {name} is not a reward model (its checkpoint has no score.weight)")
     if fresh:
         torch.nn.init.zeros_(model.score.weight)
+    if tokenizer is not None:
+        check_vocabulary(model, tokenizer, flag=flag)
     return model
 
 

@@ -36,7 +36,10 @@ from keju.models.lora_targets import add_lora_targets
 
 # Not families. Listed so that `import keju` does not import them; a test keeps the lists complete.
 PLUMBING = frozenset(
-    {"attention", "backbone", "causal_lm", "generation", "loading", "lora_targets", "prefix_lm", "registration"}
+    {
+        *("attention", "backbone", "causal_lm", "checkpoint_files", "generation", "loading", "lora_targets"),
+        *("prefix_lm", "registration"),
+    }
 )
 TOKENIZER_PLUMBING = frozenset(
     {"blank_filling", "family", "jieba_segmenter", "named_templates", "sentencepiece_family"}

@@ -9,7 +9,16 @@ import torch
 from char_tokenizer import build_char_tokenizer
 from tiny_models import BUILDERS
 
-from keju.conversion.vocabulary import Extension, add_tokens, check_saved, extend, read_tokens, vocabulary_weights
+from keju.conversion.vocabulary import (
+    Extension,
+    add_pieces,
+    add_tokens,
+    check_pieces,
+    check_saved,
+    extend,
+    read_tokens,
+    vocabulary_weights,
+)
 from keju.models.loading import read_tokenizer
 
 
@@ -98,3 +107,29 @@ def test_every_family_names_its_matrices(family):
     names = vocabulary_weights(model)
     weights = dict(model.named_parameters(remove_duplicate=False))
     assert names == {name for name, weight in weights.items() if weight.shape[0] == 89}
+
+
+def test_a_vocabulary_is_merged_as_chinese_llama_was(shared, tmp_path):
+    vocabularies = shared / "data" / "tokenizers"
+    (tmp_path / "tokenizer.model").write_bytes((vocabularies / "llama" / "tokenizer.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    llama = read_tokenizer(str(tmp_path))
+    chinese = vocabularies / "chinese-llama" / "chinese_sp.model"
+    merged, extension = add_pieces(llama, chinese, tmp_path / "merged")
+    assert len(merged) == 49953, "the published size of Chinese-LLaMA's vocabulary"
+    assert extension.num_old == 32000 and extension.num_tokens == 49953
+    check_pieces(merged, extension)
+    text = "人工智能是计算机科学的一个分支。"
+    ids = merged.encode(text, add_special_tokens=False)
+    assert len(ids) < len(llama.encode(text, add_special_tokens=False)) / 2 and merged.decode(ids) == text
+    assert merged.encode("Hello world") == llama.encode("Hello world")
+    place = extension.plain.index("人工智能")
+    assert list(extension.pieces[place]) == llama.sp_model.encode("人工智能")
+    merged.save_pretrained(tmp_path / "saved")
+    check_pieces(read_tokenizer(str(tmp_path / "saved")), extension)
+    with pytest.raises(ValueError, match="chinese_sp.model has no piece that is new"):
+        add_pieces(merged, chinese, tmp_path / "again")
+    with pytest.raises(ValueError, match="tokenizer_config.json is not a SentencePiece model"):
+        add_pieces(llama, tmp_path / "tokenizer_config.json", tmp_path / "broken")
+    with pytest.raises(ValueError, match="are not those of one SentencePiece file"):
+        add_pieces(build_char_tokenizer(), chinese, tmp_path / "other")
