@@ -46,9 +46,7 @@ def main() -> None:
     tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
     encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long)
     filename = data.train_filename or FILES.get(form, "prompts_train.jsonl")
-    encoded = read_trees(
-        data, filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples
-    )
+    encoded = read_trees(data, filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples)
     model = load_causal_lm(
         model_args.model_name_or_path,
         dtype=model_args.dtype,

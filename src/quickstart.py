@@ -38,7 +38,9 @@ FAST = {
 class QuickstartArguments:
     output_dir: str = field(metadata={"help": "Folder of all runs; summary.json and report.html land there."})
     config_dir: str = field(metadata={"help": "Folder of the stages' YAML files."})
-    model: str = field(default="llama-tiny", metadata={"help": "A named size that ends in -tiny: llama-tiny, glm-tiny ..."})
+    model: str = field(
+        default="llama-tiny", metadata={"help": "A named size that ends in -tiny: llama-tiny, glm-tiny ..."}
+    )
     fast: bool = field(default=False, metadata={"help": "Minutes instead of a quarter of an hour; for tests."})
 
 

@@ -153,7 +153,8 @@ def test_new_tokens(tmp_path, monkeypatch, family, how):
 def test_a_second_vocabulary(tmp_path, monkeypatch, capsys):
     """Llama with the pieces of another SentencePiece model behind its own, as Chinese-LLaMA was made."""
     own, other = (
-        train_sentencepiece([text] * 20, 400) for text in ("守株待兔比喻不主动努力心存侥幸", "人工智能是计算机科学的一个分支")
+        train_sentencepiece([text] * 20, 400)
+        for text in ("守株待兔比喻不主动努力心存侥幸", "人工智能是计算机科学的一个分支")
     )
     source = tmp_path / "in"
     save_pickled(build_llama(vocab_size=SentencePieceProcessor(model_proto=own).get_piece_size()), source)

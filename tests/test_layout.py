@@ -218,9 +218,7 @@ def dangers(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def test_nothing_is_unpickled_or_executed():
-    found = [
-        f"{path.relative_to(REPO)}:{line}: {what}" for path in sources(*FOLDERS) for line, what in dangers(path)
-    ]
+    found = [f"{path.relative_to(REPO)}:{line}: {what}" for path in sources(*FOLDERS) for line, what in dangers(path)]
     assert not found, "\n".join(found)
 
 

@@ -72,7 +72,9 @@ def test_models_that_need_tokens_of_their_own_get_a_tokenizer(folder, size):
     model = load_causal_lm(f"{size}-tiny", tokenizer=tokenizer)
     assert model.config.eos_token_id == answer_end_id(tokenizer)
     assert model.get_input_embeddings().num_embeddings >= len(tokenizer)
-    with pytest.raises(ValueError, match=f"^--tokenizer_name: {size}-tiny needs a .*in the folder tokenizer-{size}-tiny"):
+    with pytest.raises(
+        ValueError, match=f"^--tokenizer_name: {size}-tiny needs a .*in the folder tokenizer-{size}-tiny"
+    ):
         load_causal_lm(f"{size}-tiny", tokenizer=plain)
 
 

@@ -74,7 +74,8 @@ FAMILIES: dict[str, dict] = {
     "baichuan-7B": BAICHUAN,
     # ALiBi slopes of a number of heads that is no power of two are made in another way
     "baichuan-13B": {
-        **BAICHUAN, "max_position_embeddings": None, "model_max_length": 256, "hidden_size": 24, "num_attention_heads": 6
+        **BAICHUAN, "max_position_embeddings": None, "model_max_length": 256,
+        "hidden_size": 24, "num_attention_heads": 6,
     },
     "baichuan2-7B": {**BAICHUAN, "z_loss_weight": 0},
     "qwen": {

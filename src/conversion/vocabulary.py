@@ -61,8 +61,8 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, plain: Sequence[str], special
 def add_pieces(
     tokenizer: PreTrainedTokenizerBase, path: str | Path, folder: Path
 ) -> tuple[PreTrainedTokenizerBase, Extension]:
-    """Appends the pieces of another SentencePiece model, `path`, to that of `tokenizer`, as Chinese-LLaMA was made: with
-    score 0, so that they are merged before all older ones. The new tokenizer is saved in `folder`.
+    """Appends the pieces of another SentencePiece model, `path`, to that of `tokenizer`, as Chinese-LLaMA was made:
+    with score 0, so that they are merged before all older ones. The new tokenizer is saved in `folder`.
 
     Raises ValueError for a tokenizer that is not made of one SentencePiece file, or has tokens beside it.
     """

@@ -55,9 +55,9 @@ class Encoder:
     def text_trees(self, record: TextRecord) -> list[Segment]:
         """A document, cut into pieces of at most max_length tokens; all of it is trained but the very first token.
 
-        For a prefix language model a label is what is generated for the rest of its record. Without one the beginning of
-        each piece, at most half of it, is the context of what follows, and is not trained: the document-level objective
-        of GLM (arXiv 2103.10360, section 2.1.1).
+        For a prefix language model a label is what is generated for the rest of its record. Without one the beginning
+        of each piece, at most half of it, is the context of what follows, and is not trained: the document-level
+        objective of GLM (arXiv 2103.10360, section 2.1.1).
         """
         if self.is_prefix and record.label:
             context = self.prefix_ids(record.text.removesuffix(record.label))

@@ -9,7 +9,8 @@ from transformers.utils.generic import can_return_tuple
 
 
 class CausalLM:
-    """Mixed into a PreTrainedModel with GenerationMixin (which transformers wants to see named) that has a backbone (`base_model_prefix`) and an LM head (get_output_embeddings).
+    """Mixed into a PreTrainedModel that has a backbone (`base_model_prefix`) and an LM head (get_output_embeddings).
+    GenerationMixin stands beside it: transformers wants to see its name among the bases.
 
     shifts_labels: whether a label is the token at its place, predicted one place before, or what is predicted there.
     ignores_pads: whether labels equal to pad_token_id are not predicted, as those of -100, which never are.

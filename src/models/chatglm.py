@@ -1,8 +1,8 @@
 """ChatGLM-6B (v1 and v1.1), under its published parameter names.
 
 A prefix language model (keju.models.prefix_lm) with [MASK] or [gMASK] in its context, `<sop>` (bos) as start token and
-`<eop>` (eos) at the end. Each half of a head is rotated by one of the two positions. Residuals carry the *normed* input,
-scaled by sqrt(2 * 28) whatever the number of layers.
+`<eop>` (eos) at the end. Each half of a head is rotated by one of the two positions. Residuals carry the *normed*
+input, scaled by sqrt(2 * 28) whatever the number of layers.
 
 ChatGLM2 and 3 share the model_type "chatglm" but not the architecture: see ChatGLMConfig.describes.
 
@@ -85,7 +85,9 @@ class ChatGLMConfig(PreTrainedConfig):
         kwargs.pop("model_type", None)
         super().__post_init__(**kwargs)
         if self.hidden_size % (4 * self.num_attention_heads):
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 x {self.num_attention_heads} heads")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of 4 x {self.num_attention_heads} heads"
+            )
         for name, refused in (
             ("position_encoding_2d", not self.position_encoding_2d),
             ("pre_seq_len", self.pre_seq_len),
@@ -146,7 +148,7 @@ class ChatGLMAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        # The original divides queries by layer + 1 and multiplies scores by it again: float16 needs that, no result does.
+        # The original divides queries by layer + 1 and multiplies scores by it again: a help for float16, no change.
         output, weights = attention(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.head_dim**-0.5, **kwargs
         )

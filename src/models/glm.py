@@ -108,9 +108,7 @@ class GLMAttention(nn.Module):
     def forward(self, hidden, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
         """hidden [B, T, H]; attention_mask is added to scores [B, heads, T, S]."""
         shape = (*hidden.shape[:-1], -1, self.head_dim)
-        query, key, value = (
-            part.view(shape).transpose(1, 2) for part in self.query_key_value(hidden).chunk(3, dim=-1)
-        )
+        query, key, value = (part.view(shape).transpose(1, 2) for part in self.query_key_value(hidden).chunk(3, dim=-1))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)

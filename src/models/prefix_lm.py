@@ -76,7 +76,11 @@ def row_positions(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def prefix_mask(
-    in_context: torch.Tensor | None, attention_mask: torch.Tensor | None, num_queries: int, past: int, dtype: torch.dtype
+    in_context: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    num_queries: int,
+    past: int,
+    dtype: torch.dtype,
 ) -> torch.Tensor | None:
     """[B or 1, 1, T, past + T] to add to scores: 0 where the key is visible, the lowest number elsewhere.
 
@@ -95,7 +99,7 @@ def prefix_mask(
 
 
 def to_additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask of any dtype, 1 = counts, as a number to add to scores. A query that sees no key sees all of them alike."""
+    """A mask of any dtype, 1 = counts, as numbers to add to scores. A query that sees no key sees all of them alike."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
         ~visible.bool(), torch.finfo(dtype).min
     )

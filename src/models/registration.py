@@ -3,8 +3,9 @@
 The file name is the registry: every module in keju.models but the plumbing is a model family, every module in
 keju.tokenizers but the plumbing a tokenizer family. A model family `FooConfig` brings what it has of `FooModel`,
 `FooForCausalLM`, `FooForConditionalGeneration`, `FooForMultipleChoice` and `FooForSequenceClassification`, or says in
-`AUTO_CLASSES` which class serves which Auto class. `LORA_TARGETS` names what PEFT adapts by default. Names that published folders use for a config's model_type or a
-tokenizer's class are listed by the class itself, in `also_published_as`.
+`AUTO_CLASSES` which class serves which Auto class. `LORA_TARGETS` names what PEFT adapts by default. Names that
+published folders use for a config's model_type or a tokenizer's class are listed by the class itself, in
+`also_published_as`.
 
 One model_type may stand for several architectures ("chatglm" for two of ours, "glm" for one of ours and for GLM-4 of
 transformers). Their config classes have a classmethod `describes(config: dict)`, which looks at the fields of a
@@ -85,7 +86,8 @@ def register() -> None:
             for auto_class, model in _auto_classes(family, config).items():
                 getattr(transformers, auto_class).register(config, model, exist_ok=True)
     for model_type, classes in shared.items():
-        known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
+        # Not its `get`: that of OrderedDict knows nothing of the lazily loaded classes.
+        known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401
         if isinstance(known, SharedModelType):
             continue  # of an earlier call
         if known is not None and known not in classes:
@@ -96,7 +98,11 @@ def register() -> None:
         config = classes[0] if len(classes) == 1 else SharedModelType(model_type, classes)
         CONFIG_MAPPING.register(model_type, config, exist_ok=True)
     add_lora_targets(
-        {config.model_type: family.LORA_TARGETS for family in families for config in _own_classes(family, PreTrainedConfig)}
+        {
+            config.model_type: family.LORA_TARGETS
+            for family in families
+            for config in _own_classes(family, PreTrainedConfig)
+        }
     )
     _describe_configs_without_model_type([config for classes in shared.values() for config in classes])
     for family in _families(keju.tokenizers, skip=TOKENIZER_PLUMBING):

@@ -30,8 +30,8 @@ class Answer:
 class TextRecord:
     """A document to pretrain on, or a bare prompt to answer.
 
-    label: the end of `text` that the rest was given for, where the record says so. Prefix language models (GLM) read the
-    rest as a context, and a mask token in it as what the label stands for.
+    label: the end of `text` that the rest was given for, where the record says so. Prefix language models (GLM) read
+    the rest as a context, and a mask token in it as what the label stands for.
     """
 
     text: str

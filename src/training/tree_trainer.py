@@ -48,8 +48,8 @@ class TreeTrainer(Trainer):
         self.token_budget = token_budget
         self.where = where
         self.metric_sums: dict[str, torch.Tensor] = {}
-        # Not as the Trainer's processing_class, whose eos it would make the end of generation: some families end answers
-        # in another way.
+        # Not as the Trainer's processing_class, whose eos it would make the end of generation: some families end
+        # answers in another way.
         self.tokenizer = tokenizer
         if tokenizer is not None:
             name_special_tokens(unwrapped(model), tokenizer)

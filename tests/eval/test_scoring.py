@@ -15,7 +15,8 @@ VOCABULARY = 40
 
 
 def few_shot_questions(seed: int = 0, end: Sequence[int] = ()) -> list[Question]:
-    """Prompts that end in `end`. Two subjects with long shots, questions of all lengths, 2 to 5 choices of 1 to 7 tokens; some alone."""
+    """Prompts that end in `end`: two subjects with long shots, questions of all lengths, 2 to 5 choices of 1 to 7
+    tokens; some alone."""
     rng = random.Random(seed)
 
     def ids(low: int, high: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 
 import pytest
@@ -175,38 +174,6 @@ def test_beams_of_a_left_padded_batch(models, golden):
         alone = ids[row, mask[row].bool()][None]
         expected = models["sdpa"].generate(alone, attention_mask=torch.ones_like(alone), **search)
         assert together[row, 9:].tolist() == expected[0, alone.shape[1] :].tolist()
-
-
-@pytest.mark.parametrize("file", ["config.json", "config.upstream_style.json"])
-def test_published_folders_load_in_silence_and_save_under_the_original_names(folder, golden, tmp_path, file, caplog):
-    source, saved_to = tmp_path / "published", tmp_path / "saved"
-    source.mkdir()
-    shutil.copy(folder / file, source / "config.json")
-    shutil.copy(folder / "model.safetensors", source)
-    for name in ("configuration_baichuan", "modeling_baichuan"):
-        (source / f"{name}.py").write_text("raise RuntimeError('code from a checkpoint ran')\n")
-    logger = logging.getLogger("transformers")
-    logger.addHandler(caplog.handler)
-    try:
-        model, info = BaichuanForCausalLM.from_pretrained(source, output_loading_info=True)
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
-
-    model.save_pretrained(saved_to)
-    original = load_file(folder / "model.safetensors")
-    saved = load_file(saved_to / "model.safetensors")
-    assert set(saved) == {name for name in original if not name.endswith("inv_freq")}
-    assert all(torch.equal(saved[name], original[name]) for name in saved)
-    config = json.loads((saved_to / "config.json").read_text())
-    published = json.loads((folder / file).read_text())
-    assert "auto_map" not in config
-    for name in ("max_position_embeddings", "z_loss_weight"):
-        assert config.get(name) == published.get(name)
-    again = BaichuanForCausalLM.from_pretrained(saved_to)
-    assert_logits(again(golden["basic.input_ids"]).logits, golden["basic.logits"])
-    assert (again.generation_config.eos_token_id, again.generation_config.pad_token_id) == (2, 0)
 
 
 def test_ids_that_a_folder_leaves_out_are_those_of_the_published_vocabulary(folder, tmp_path):

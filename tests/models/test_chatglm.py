@@ -95,7 +95,9 @@ def test_gradients_equal_the_original(model, golden, folder):
     expected = json.loads((folder / "grads.json").read_text())["grads"]
     model(golden["loss.input_ids"], labels=golden["loss.labels"], use_cache=False).loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert set(gradients) == {name for name, value in expected.items() if value is not None and name != "lm_head.weight"}
+    assert set(gradients) == {
+        name for name, value in expected.items() if value is not None and name != "lm_head.weight"
+    }
     for name, gradient in gradients.items():
         # keys are shifted alike by their bias: zero up to rounding, so that norms of small ones are compared absolutely
         assert gradient.norm().item() == pytest.approx(expected[name]["norm"], rel=1e-4, abs=1e-5), name
@@ -117,16 +119,14 @@ def test_greedy_generation_equals_the_original(models, golden, case, implementat
 def test_left_padded_generation_equals_one_by_one(models, golden):
     prompt = golden["gen_left.prompt_ids"]
     mask = (prompt != PAD).long()
-    output = models["sdpa"].generate(
-        prompt, attention_mask=mask, max_new_tokens=16, do_sample=False, eos_token_id=None
-    )
+    output = models["sdpa"].generate(prompt, attention_mask=mask, max_new_tokens=16, do_sample=False, eos_token_id=None)
     for row, case in enumerate(("gen0", "gen1")):
         assert output[row, prompt.shape[1] :].tolist() == golden[f"{case}.output_ids"][0, -16:].tolist()
 
 
 @torch.no_grad()
 def test_trees_stand_where_generation_puts_tokens(models, golden):
-    """The original's forward pass over a whole [gMASK] row has other positions than its generation; we train the latter."""
+    """The original's forward pass over a whole [gMASK] row has other positions than its generation: we train these."""
     ids = golden["gen0.output_ids"]
     backbone = models["sdpa"].transformer
     row = torch.zeros_like(ids[0])

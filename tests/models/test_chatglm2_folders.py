@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from keju.models.chatglm2 import (
     ChatGLM2Config,
@@ -61,29 +59,6 @@ def assert_logits(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("file", ["config.json", "config.upstream_style.json"])
-@pytest.mark.parametrize("trust_remote_code", [None, False, True])
-def test_published_folders_load_without_their_code(folder, golden, tmp_path, file, trust_remote_code, monkeypatch):
-    shutil.copy(folder / file, tmp_path / "config.json")
-    shutil.copy(folder / "model.safetensors", tmp_path)
-    for name in ("configuration_chatglm", "modeling_chatglm"):
-        (tmp_path / f"{name}.py").write_text("raise RuntimeError('code from a checkpoint ran')\n")
-    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked whether to run code"))
-    assert ChatGLM2Config.describes(json.loads((tmp_path / "config.json").read_text()))
-    model = ChatGLM2ForConditionalGeneration.from_pretrained(tmp_path, trust_remote_code=trust_remote_code)
-    config = model.config
-    assert (config.num_hidden_layers, config.vocab_size, config.max_position_embeddings) == (3, 512, 128)
-    assert (config.num_key_value_heads, config.head_dim, config.intermediate_size) == (2, 16, 168)
-    assert_logits(model(golden["basic.input_ids"]).logits, golden["basic.logits"])
-    assert type(AutoConfig.from_pretrained(tmp_path, trust_remote_code=trust_remote_code)) is ChatGLM2Config
-    for auto_class, ours in [
-        (AutoModel, ChatGLM2ForConditionalGeneration),
-        (AutoModelForCausalLM, ChatGLM2ForConditionalGeneration),
-        (AutoModelForSequenceClassification, ChatGLM2ForSequenceClassification),
-    ]:
-        assert type(auto_class.from_pretrained(tmp_path, trust_remote_code=trust_remote_code)) is ours
-
-
 def test_a_negative_pad_counts_as_none(model, family):
     pad = {"chatglm2": 2, "chatglm3": None}[family]
     assert model.config.pad_token_id == pad
@@ -97,31 +72,6 @@ def test_the_folders_own_generation_settings_come_first(folder, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5], "pad_token_id": 7}))
     generation = ChatGLM2ForConditionalGeneration.from_pretrained(tmp_path).generation_config
     assert (generation.eos_token_id, generation.pad_token_id) == ([2, 5], 7)
-
-
-def test_checkpoints_load_without_a_word_and_save_under_the_original_names(folder, golden, family, tmp_path, caplog):
-    logger = logging.getLogger("transformers")
-    logger.addHandler(caplog.handler)
-    try:
-        model, info = ChatGLM2ForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    # transformers reads the generation settings before the model can say that -100 is no pad.
-    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert all("['pad_token_id']" in message and family == "chatglm3" for message in warnings), warnings
-
-    model.save_pretrained(tmp_path)
-    original = load_file(folder / "model.safetensors")
-    saved = load_file(tmp_path / "model.safetensors")
-    assert set(saved) == set(original) - {"transformer.rotary_pos_emb.inv_freq"}
-    assert all(torch.equal(saved[name], original[name]) for name in saved)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert "auto_map" not in config
-    assert (config["model_type"], config["num_layers"], config["padded_vocab_size"]) == ("chatglm", 3, 512)
-    assert ChatGLM2Config.describes(config)
-    again = ChatGLM2ForConditionalGeneration.from_pretrained(tmp_path)
-    assert torch.equal(again(golden["basic.input_ids"]).logits, model(golden["basic.input_ids"]).logits)
 
 
 @pytest.mark.parametrize("lost", ["transformer.encoder.layers.0.mlp.dense_4h_to_h.weight", HEAD])

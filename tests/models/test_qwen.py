@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 
 import pytest
@@ -250,36 +249,6 @@ def test_beams_of_a_left_padded_batch(models, golden):
         alone = torch.tensor([prompt])
         expected = model.generate(alone, attention_mask=torch.ones_like(alone), **search)
         assert row[50:].tolist() == expected[0, len(prompt) :].tolist()
-
-
-@pytest.mark.parametrize("file", ["config.json", "config.upstream_style.json"])
-def test_published_folders_load_in_silence_and_save_under_the_original_names(folder, golden, tmp_path, file, caplog):
-    source, saved_to = tmp_path / "published", tmp_path / "saved"
-    source.mkdir()
-    shutil.copy(folder / file, source / "config.json")
-    shutil.copy(folder / "model.safetensors", source)
-    for name in ("configuration_qwen", "modeling_qwen"):
-        (source / f"{name}.py").write_text("raise RuntimeError('code from a checkpoint ran')\n")
-    logger = logging.getLogger("transformers")
-    logger.addHandler(caplog.handler)
-    try:
-        model, info = QWenForCausalLM.from_pretrained(source, output_loading_info=True)
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
-
-    model.save_pretrained(saved_to)
-    original = load_file(folder / "model.safetensors")
-    saved = load_file(saved_to / "model.safetensors")
-    assert set(saved) == set(original)
-    assert all(torch.equal(saved[name], original[name]) for name in saved)
-    config = json.loads((saved_to / "config.json").read_text())
-    assert "auto_map" not in config
-    assert (config["model_type"], config["n_layer"], config["n_head"], config["seq_length"]) == ("qwen", 3, 4, 32)
-    again = QWenForCausalLM.from_pretrained(saved_to)
-    assert_logits(again(golden["len40.input_ids"]).logits, golden["len40.logits"])
-    assert again.generation_config.eos_token_id == 500
 
 
 def test_the_later_published_names_mean_the_same(folder, golden, tmp_path):

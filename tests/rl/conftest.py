@@ -32,7 +32,9 @@ def rollouts(ppo_models) -> list[Rollout]:
     """Six responses of at most 6 tokens: ended early, cut off, nothing but the EOS; prompts of 1 to 5 tokens."""
     end = tuple(opening(ppo_models.actor))
     return [
-        Rollout((1, 8, 9, *end), (Response((7, 8, EOS), True), Response((9, 9, 9, 9, 9, 9), False), Response((EOS,), True))),
+        Rollout(
+            (1, 8, 9, *end), (Response((7, 8, EOS), True), Response((9, 9, 9, 9, 9, 9), False), Response((EOS,), True))
+        ),
         Rollout((14, *end), (Response((10, 11, 12, 13, EOS), True),)),
         Rollout((1, 20, 21, 22, 23, *end), (Response((7, EOS), True), Response((7, 8, 9, 10, 11, EOS), True))),
     ]

@@ -73,7 +73,7 @@ def test_transformers_own_class_gives_other_ids(tokenizer, tmp_path, folder):
 
 @pytest.mark.parametrize("name", ["LlamaTokenizer", "LLaMATokenizer"])
 def test_folders_choose_their_class(tokenizer, tmp_path, name):
-    """A SentencePiece file alone is read as transformers 4 read it; tokenizer.json and `legacy` false are transformers'."""
+    """A SentencePiece file alone is read as transformers 4 read it; tokenizer.json and `legacy` false as 5 does."""
     config = {"tokenizer_class": name, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))

@@ -10,9 +10,7 @@ from keju.models.loading import load_tokenizer
 from keju.records.record import ChatRecord, Message
 from keju.tokenizers.named_templates import chat_template, template_names
 
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-)
+ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions. "

@@ -17,6 +17,7 @@ from keju.training.objectives.reward import RewardObjective
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
+
 def ranked_trees(model, seed: int = 0) -> list[Segment]:
     """Prompts of odd lengths with 1 to 4 answers, some sharing first tokens, some of one token."""
     rng = random.Random(seed)

@@ -165,9 +165,7 @@ def test_sampler_gives_every_tree_once_an_epoch_to_all_processes_together():
         for epoch in (0, 1):
             shares = []
             for index in range(processes):
-                sampler = TreeBatchSampler(
-                    lengths, 128, seed=5, num_processes=processes, process_index=index
-                )
+                sampler = TreeBatchSampler(lengths, 128, seed=5, num_processes=processes, process_index=index)
                 sampler.set_epoch(epoch)
                 shares.append(list(sampler))
                 assert len(shares[-1]) == len(sampler)

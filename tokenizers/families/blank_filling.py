@@ -31,9 +31,10 @@ class BlankFilling(PrefixTokenizer):
 
         - without targets: input_ids [B, C + 1], which end in the start token; position_ids [B, 2, C + G] and
           generation_attention_mask [B, 1, C + G, C + G] for the whole length with G = max_gen_length;
-        - with targets: input_ids and labels [B, C + G], position_ids [B, 2, C + G], attention_mask [B, 1, C + G, C + G].
-          Targets are cut to max_gen_length - 1 tokens and ended; G is the length of the longest of them, or
-          max_gen_length with `padding`. Labels stand where they are predicted, pads where nothing is.
+        - with targets: input_ids and labels [B, C + G], position_ids [B, 2, C + G] and
+          attention_mask [B, 1, C + G, C + G]. Targets are cut to max_gen_length - 1 tokens and ended; G is the length of
+          the longest of them, or max_gen_length with `padding`. Labels stand where they are predicted, pads where
+          nothing is.
 
         Raises ValueError for a row without a mask token.
         """
@@ -114,7 +115,9 @@ class BlankFilling(PrefixTokenizer):
             raise ValueError("no mask token in the context: put [MASK], [sMASK] or [gMASK] where something is missing")
         return int(found[0])
 
-    def _generated_layout(self, ids: torch.Tensor, mask: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _generated_layout(
+        self, ids: torch.Tensor, mask: torch.Tensor, length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """position_ids [B, 2, C + length] and what sees what, 1 = visible, [B, 1, C + length, C + length]."""
         batch, context_length = ids.shape
         places = _places(mask)
