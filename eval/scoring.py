@@ -82,7 +82,7 @@ def bundle(questions: Sequence[Question], token_budget: int, *, shares_prompts: 
     bundles: list[Bundle] = []
     order = sorted(range(len(questions)), key=lambda index: tuple(questions[index].prompt))
     alone = [(0, [index]) for index in order]
-    for shared, members in (_groups(questions, order)[1] if shares_prompts and order else alone):
+    for shared, members in _groups(questions, order)[1] if shares_prompts and order else alone:
         lengths = [questions[index].length_after(shared) for index in members]
         room = min(token_budget, max(GROWTH * shared, shared + max(lengths))) - shared
         if max(lengths) > room:

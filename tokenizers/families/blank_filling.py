@@ -32,8 +32,8 @@ class BlankFilling(PrefixTokenizer):
         - without targets: input_ids [B, C + 1], which end in the start token; position_ids [B, 2, C + G] and
           generation_attention_mask [B, 1, C + G, C + G] for the whole length with G = max_gen_length;
         - with targets: input_ids and labels [B, C + G], position_ids [B, 2, C + G] and
-          attention_mask [B, 1, C + G, C + G]. Targets are cut to max_gen_length - 1 tokens and ended; G is the length of
-          the longest of them, or max_gen_length with `padding`. Labels stand where they are predicted, pads where
+          attention_mask [B, 1, C + G, C + G]. Targets are cut to max_gen_length - 1 tokens and ended; G is the length
+          of the longest of them, or max_gen_length with `padding`. Labels stand where they are predicted, pads where
           nothing is.
 
         Raises ValueError for a row without a mask token.
