@@ -14,6 +14,7 @@ from rich.table import Table
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.tokenizers.family import answer_end_id
 from keju.training.arguments import DataArguments, ModelArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.stage import inspect, num_pairs, num_shared, read_trees, tree_depth
@@ -67,7 +68,8 @@ def figures(encoded: EncodedRecords, form: str, tokenizer, model) -> Table:
     rows = {
         "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters",
         "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer)} tokens; bos {tokenizer.bos_token!r}, "
-        f"eos {tokenizer.eos_token!r}, pad {tokenizer.pad_token!r}, "
+        f"eos {tokenizer.eos_token!r}, pad {tokenizer.pad_token!r}, answers end in "
+        f"{tokenizer.convert_ids_to_tokens(answer_end_id(tokenizer))!r}, "
         f"{'chat template' if tokenizer.chat_template else 'no chat template'}",
         "records": f"{len(trees)} used, {len(encoded.skipped)} left out",
         "longest": f"{max(map(tree_depth, trees))} tokens from the root to the end of an answer",
