@@ -43,7 +43,15 @@ PLUMBING = frozenset(
     }
 )
 TOKENIZER_PLUMBING = frozenset(
-    {"blank_filling", "family", "jieba_segmenter", "named_templates", "sentencepiece_family"}
+    {
+        "blank_filling",
+        "byte_pieces",
+        "family",
+        "jieba_segmenter",
+        "named_templates",
+        "sentencepiece_family",
+        "texts_to_ids",
+    }
 )
 # Auto class -> what its model is called after the prefix of the config's name, in the order of preference.
 AUTO_CLASSES = {

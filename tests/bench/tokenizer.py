@@ -29,12 +29,13 @@ from side_by_side import shared_folder
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase
 
 from keju.tokenizers.baichuan import BaichuanTokenizer
+from keju.tokenizers.byte_pieces import PIECE
 from keju.tokenizers.chatglm import LINE, MOST_BLANKS, TAB, ChatGLMTokenizer
 from keju.tokenizers.chatglm2 import ChatGLM2Tokenizer
 from keju.tokenizers.glm import GLMChineseTokenizer
 from keju.tokenizers.llama import SentencePieceLlamaTokenizer
 from keju.tokenizers.pangu import PanguTokenizer
-from keju.tokenizers.qwen import PIECE, QWenTokenizer, read_ranks
+from keju.tokenizers.qwen import QWenTokenizer, read_ranks
 
 TEXTS = "data/pretrain/CLUECorpusSmall_sampled.txt"
 VOCABULARIES = shared_folder() / "data" / "tokenizers"

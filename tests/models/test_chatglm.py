@@ -84,6 +84,19 @@ def test_padded_rows_equal_unpadded_rows(models, golden, side):
         assert_close(output[row][mask[row].bool()], golden[f"row{row}.logits"][0])
 
 
+@torch.no_grad()
+def test_hidden_states_equal_the_original_batch_first(models, golden):
+    hidden = models["sdpa"].transformer(golden["basic.input_ids"]).last_hidden_state
+    assert_close(hidden, golden["basic.hidden"])
+
+
+@torch.no_grad()
+def test_a_row_without_a_start_token_is_context(models):
+    """All of it is seen from everywhere: the first token's output depends on the last one."""
+    first, second = (models["sdpa"](torch.tensor([[7, 8, 9, last]])).logits[0, 0] for last in (10, 11))
+    assert not torch.allclose(first, second)
+
+
 def test_losses_equal_the_original(model, golden):
     inputs = {"input_ids": golden["loss.input_ids"], "labels": golden["loss.labels"]}
     torch.testing.assert_close(model(**inputs).loss, golden["loss.loss"], atol=1e-5, rtol=0)

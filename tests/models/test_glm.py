@@ -98,6 +98,14 @@ def test_ids_and_padding_mask_are_enough(models, golden, mode):
         assert_close(output[row, context.shape[1] :], own[number:])
 
 
+@torch.no_grad()
+def test_a_mask_of_one_column_is_a_padding_mask(models):
+    """The original would read it as the prefix lengths of its rows."""
+    ids = torch.tensor([[7], [8]])
+    expected = models["sdpa"](ids).logits
+    assert_close(models["sdpa"](ids, attention_mask=torch.ones(2, 1, dtype=torch.long)).logits, expected)
+
+
 def test_a_label_of_minus_100_is_a_pad(model, golden):
     inputs = inputs_of(golden, "train_gmask_right")
     labels = inputs["labels"].masked_fill(inputs["labels"] == PAD, -100)

@@ -18,39 +18,24 @@ import base64
 import binascii
 import os
 import unicodedata
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import tiktoken
-from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
-from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
-from transformers.utils import logging
+from transformers import AddedToken, PreTrainedTokenizer
 
+from keju.tokenizers.byte_pieces import PIECE, BytePieces
 from keju.tokenizers.family import FamilyTokenizer
-
-logger = logging.get_logger(__name__)
+from keju.tokenizers.texts_to_ids import TextsToIds
 
 END_OF_TEXT, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # In the order of their ids, which follow those of the file.
 SPECIAL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN, "<R>", "<S>", "<X>", "<mask>", "<sep>") + tuple(
     f"<extra_{number}>" for number in range(200)
 )
-# Words, single digits, punctuation and blanks are merged among themselves only.
-PIECE = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # A noncharacter of Unicode. Put behind every < of a message, it keeps special tokens apart while a chat is rendered.
 BREAK = "\ufdd0"
-FURTHER_OUTPUTS = (
-    "return_tensors",
-    "return_token_type_ids",
-    "return_overflowing_tokens",
-    "return_special_tokens_mask",
-    "return_length",
-)
-# Below this many characters, threads cost more than they save.
-WORTH_THREADS = 50_000
-TEXTS_A_THREAD = 64
+# Below this many characters, tiktoken by itself is as fast, and the tables for the other way need not be made.
+WORTH_PIECES = 50_000
 
 CHAT_TEMPLATE = r"""
 {%- set ns = namespace(system='You are a helpful assistant.', turns=messages, expected='user') -%}
@@ -102,7 +87,7 @@ def read_ranks(path: str | os.PathLike) -> dict[bytes, int]:
     return ranks
 
 
-class QWenTokenizer(FamilyTokenizer, PreTrainedTokenizer):
+class QWenTokenizer(FamilyTokenizer, TextsToIds, PreTrainedTokenizer):
     """Loads published folders (qwen.tiktoken) and our own.
 
     Nothing is put around a text, as in the folders that Qwen published. With bos_token `<|im_start|>` and eos_token
@@ -132,6 +117,7 @@ class QWenTokenizer(FamilyTokenizer, PreTrainedTokenizer):
         self._ranks = read_ranks(vocab_file)
         self._tokens = list(self._ranks)
         self._bpe = tiktoken.Encoding("qwen", pat_str=PIECE, mergeable_ranks=self._ranks, special_tokens={})
+        self._pieces: BytePieces | None = None
         self._added_tokens_decoder = {
             index: AddedToken(token, special=True, normalized=False)
             for index, token in enumerate(SPECIAL_TOKENS, start=len(self._ranks))
@@ -162,36 +148,11 @@ class QWenTokenizer(FamilyTokenizer, PreTrainedTokenizer):
 
     # -- text to ids -------------------------------------------------------------------------------------------------
 
-    def _encode_plus(self, text, text_pair=None, *, split_special_tokens=None, rendered_chat=False, **kwargs):
-        """Texts become ids here, a whole batch at once; what is asked for beyond that is transformers' own.
-
-        rendered_chat: the texts are what apply_chat_template has rendered.
-        """
-        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
-        texts = [text] if isinstance(text, str) else text
-        if text_pair is not None or kwargs.get("is_split_into_words") or not all(isinstance(row, str) for row in texts):
-            return super()._encode_plus(text, text_pair, split_special_tokens=split, **kwargs)
-        rows = self._chat_ids(texts) if rendered_chat else self._text_ids(texts, split)
-        simple = (
-            kwargs.get("padding_strategy", PaddingStrategy.DO_NOT_PAD) == PaddingStrategy.DO_NOT_PAD
-            and kwargs.get("truncation_strategy", TruncationStrategy.DO_NOT_TRUNCATE)
-            == TruncationStrategy.DO_NOT_TRUNCATE
-            and kwargs.get("return_attention_mask") is not False
-            and not any(kwargs.get(output) for output in FURTHER_OUTPUTS)
-        )
-        if not simple:
-            rows = [row or "" for row in rows]  # transformers takes an empty text, but no empty list of ids
-            return super()._encode_plus(
-                rows[0] if isinstance(text, str) else rows, split_special_tokens=split, **kwargs
-            )
-        if kwargs.get("add_special_tokens", True):
-            rows = [self._turn(row) for row in rows]
-        longest = max(rows, key=len, default=[])
-        self._eventual_warn_about_too_long_sequence(longest, kwargs.get("max_length"), kwargs.get("verbose", True))
-        masks = [[1] * len(row) for row in rows]
-        if isinstance(text, str):
-            return BatchEncoding({"input_ids": rows[0], "attention_mask": masks[0]})
-        return BatchEncoding({"input_ids": rows, "attention_mask": masks})
+    def _encode_plus(self, text, *args, rendered_chat: bool = False, **kwargs):
+        """rendered_chat: the texts are what apply_chat_template has rendered."""
+        if rendered_chat:
+            text = self._chat_ids([text])[0] if isinstance(text, str) else self._chat_ids(text)
+        return super()._encode_plus(text, *args, **kwargs)
 
     def _update_trie(self, unique_no_split_tokens: list[str] | None = None) -> None:
         super()._update_trie(unique_no_split_tokens)
@@ -202,21 +163,22 @@ class QWenTokenizer(FamilyTokenizer, PreTrainedTokenizer):
             False: [token.content for token in tokens],
         }
 
-    def _text_ids(self, texts: list[str], split_special_tokens: bool) -> list[list[int]]:
+    def _text_ids(self, texts: Sequence[str], split_special_tokens: bool = False) -> list[list[int]]:
         looked_for = self._recognised[split_special_tokens]
         if any(token in text for token in looked_for for text in texts):
             return [self.convert_tokens_to_ids(self.tokenize(text, split_special_tokens)) for text in texts]
         return self._ordinary_ids(texts)
 
-    def _ordinary_ids(self, texts: list[str]) -> list[list[int]]:
+    def _ordinary_ids(self, texts: Sequence[str]) -> list[list[int]]:
         texts = [unicodedata.normalize("NFC", text) for text in texts]
-        if sum(map(len, texts)) < WORTH_THREADS:
+        if sum(map(len, texts)) < WORTH_PIECES:
             return [self._bpe.encode_ordinary(text) for text in texts]
-        # tiktoken's own batches hand over one text at a time, which takes long where texts are short.
-        portions = [texts[start : start + TEXTS_A_THREAD] for start in range(0, len(texts), TEXTS_A_THREAD)]
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            done = threads.map(lambda portion: [self._bpe.encode_ordinary(text) for text in portion], portions)
-            return [ids for portion in done for ids in portion]
+        if self._pieces is None:
+            self._pieces = BytePieces(self._bpe, self._ranks)
+        return self._pieces.ids(texts)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_pieces": None}  # quicker made than copied
 
     def tokenize(self, text: str, split_special_tokens: bool | None = None, **kwargs) -> list[bytes | str]:
         """Bytes, and strings for the added tokens that are recognised."""
@@ -238,16 +200,6 @@ class QWenTokenizer(FamilyTokenizer, PreTrainedTokenizer):
     ) -> list[int]:
         return [index for ids in (token_ids_0, token_ids_1) if ids is not None for index in self._turn(ids)]
 
-    def get_special_tokens_mask(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        """1 for the tokens that build_inputs_with_special_tokens adds, the newline among them."""
-        if already_has_special_tokens:
-            return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
-        around = 1 if self._turn([]) else 0
-        parts = [ids for ids in (token_ids_0, token_ids_1) if ids is not None]
-        return [flag for ids in parts for flag in ([1] * around + [0] * len(ids) + [1, 1] * around)]
-
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
@@ -260,20 +212,6 @@ class QWenTokenizer(FamilyTokenizer, PreTrainedTokenizer):
         if (str(named["bos_token"]), str(named["eos_token"])) != (START_OF_TURN, END_OF_TURN):
             return ids
         return [self.im_start_id, *ids, self.im_end_id, self._ranks[b"\n"]]
-
-    def truncate_sequences(
-        self, ids, pair_ids=None, num_tokens_to_remove=0, truncation_strategy="longest_first", stride=0
-    ):
-        """Leaves a pair as it is when the one text to shorten is too short to lose `num_tokens_to_remove`.
-
-        transformers 4 did so for the original; 5 empties that text, and the pair is too long all the same.
-        """
-        strategy = TruncationStrategy(truncation_strategy)
-        shortened = {TruncationStrategy.ONLY_FIRST: ids, TruncationStrategy.ONLY_SECOND: pair_ids}.get(strategy)
-        if pair_ids is not None and shortened is not None and len(shortened) <= num_tokens_to_remove:
-            logger.warning(f"{strategy.value}: {num_tokens_to_remove} tokens too many, but it has {len(shortened)}")
-            return ids, pair_ids, []
-        return super().truncate_sequences(ids, pair_ids, num_tokens_to_remove, strategy, stride)
 
     # -- conversations -----------------------------------------------------------------------------------------------
 
