@@ -240,7 +240,7 @@ class ChatGLMModel(PrefixLM, ChatGLMPreTrainedModel):
             inputs_embeds = self.word_embeddings(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
         if past and position_ids is None:
             raise ValueError("with a cache position_ids are needed: they depend on the context")
         if attention_mask is None and not past:
@@ -248,7 +248,7 @@ class ChatGLMModel(PrefixLM, ChatGLMPreTrainedModel):
         if position_ids is None and attention_mask.dim() == 4 and input_ids is not None:
             position_ids, _ = self.padded_layout(input_ids, torch.ones_like(input_ids), generated=False)
         position_ids, attention_mask = self.positions_and_mask(
-            input_ids, inputs_embeds, attention_mask, position_ids, past
+            input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
         rotary = self.rotary_emb(inputs_embeds, position_ids)
         hidden = inputs_embeds

@@ -233,9 +233,8 @@ class GLMModel(PrefixLM, GLMPreTrainedModel):
             inputs_embeds = self.word_embeddings(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
         position_ids, attention_mask = self.positions_and_mask(
-            input_ids, inputs_embeds, attention_mask, position_ids, past
+            input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
         hidden = self.transformer(
             inputs_embeds, position_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import nn
+from transformers.cache_utils import Cache
 
 
 class MaskTokens(NamedTuple):
@@ -77,24 +79,23 @@ def row_positions(attention_mask: torch.Tensor) -> torch.Tensor:
 
 def prefix_mask(
     in_context: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor,
     num_queries: int,
     past: int,
+    num_keys: int,
     dtype: torch.dtype,
 ) -> torch.Tensor | None:
-    """[B or 1, 1, T, past + T] to add to scores: 0 where the key is visible, the lowest number elsewhere.
+    """[B or 1, 1, T, num_keys] to add to scores: 0 where the key is visible, the lowest number elsewhere.
 
-    in_context bool [B, T]: keys that all of the T queries see; None: none of them. attention_mask [B, past + T]: keys
-    that count; None: all. Returns None where every query sees every key.
+    in_context bool [B, T]: keys that all of the T queries see; None: none of them. attention_mask [B or 1, past + T]:
+    keys that count. Keys beyond these are empty places of the cache. Returns None where every query sees every key.
     """
-    device = next(mask.device for mask in (in_context, attention_mask) if mask is not None)
+    device, room = attention_mask.device, num_keys - past - num_queries
     query = torch.arange(num_queries, device=device)[:, None] + past
-    key = torch.arange(past + num_queries, device=device)[None, :]
-    visible = (key <= query)[None, None]
+    visible = (torch.arange(num_keys, device=device) <= query)[None, None]
     if in_context is not None:
-        visible = visible | torch.nn.functional.pad(in_context, (past, 0))[:, None, None, :]
-    if attention_mask is not None:
-        visible = visible & attention_mask.bool()[:, None, None, :]
+        visible = visible | nn.functional.pad(in_context, (past, room))[:, None, None, :]
+    visible = visible & nn.functional.pad(attention_mask.bool(), (0, room))[:, None, None, :]
     return None if bool(visible.all()) else to_additive(visible, dtype)
 
 
@@ -130,11 +131,15 @@ class PrefixLM(ABC):
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
-        past: int,
+        past_key_values: Cache | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """position_ids [B, 2, T] and the mask to add to scores, from what a forward pass was given; `past`: length of
-        the cache, whose tokens are visible to all. See GLMModel.forward for what each kind of mask means."""
+        """position_ids [B, 2, T] and the mask to add to scores, from what a forward pass was given. What is in the cache
+        is visible to all. See GLMModel.forward for what each kind of mask means."""
         batch, length = inputs_embeds.shape[:2]
+        past, num_keys = 0, length
+        if past_key_values is not None:
+            past = int(past_key_values.get_seq_length())
+            num_keys, _ = past_key_values.get_mask_sizes(length, 0)  # more than past + T where room is kept ahead
         device, dtype = inputs_embeds.device, inputs_embeds.dtype
         index = torch.arange(length, device=device)
         in_context = None
@@ -152,8 +157,8 @@ class PrefixLM(ABC):
             places = (index + past).expand(batch, -1)
             position_ids = torch.stack([places, torch.zeros_like(places)], dim=1)
         if attention_mask.dim() == 4:
-            return position_ids, to_additive(attention_mask[..., -(past + length) :], dtype)
-        return position_ids, prefix_mask(in_context, attention_mask, length, past, dtype)
+            return position_ids, to_additive(attention_mask[..., -num_keys:], dtype)
+        return position_ids, prefix_mask(in_context, attention_mask, length, past, num_keys, dtype)
 
 
 class PrefixGenerationMixin:
@@ -167,7 +172,7 @@ class PrefixGenerationMixin:
         )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-            inputs["attention_mask"] = attention_mask
+        inputs["attention_mask"] = attention_mask  # for a cache of fixed size transformers has put a causal mask there
         positions, _ = self.base_model.padded_layout(input_ids, attention_mask)
         inputs["position_ids"] = positions[..., -inputs["input_ids"].shape[1] :]
         return inputs

@@ -145,11 +145,13 @@ def glm():
 
 
 def chatglm():
-    ours = ChatGLMTokenizer.from_pretrained(GOLDEN / "chatglm" / "tokenizer_tinyvocab")
+    folder = GOLDEN / "chatglm" / "tokenizer_tinyvocab"
+    ours = ChatGLMTokenizer.from_pretrained(folder)
+    pieces = ChatGLMTokenizer.from_pretrained(folder, num_image_tokens=0).sp_model  # the original adds to their ids
     named = ours.special_tokens_map.values()
     added = {index: token for index, token in ours.added_tokens_decoder.items() if str(token) in named}
     after = ours.build_inputs_with_special_tokens([])
-    return ours, OriginalChatGLM(ours.sp_model, added, (), after, ours.num_image_tokens)
+    return ours, OriginalChatGLM(pieces, added, (), after, ours.num_image_tokens)
 
 
 def chatglm2():

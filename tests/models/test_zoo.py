@@ -166,6 +166,12 @@ def test_left_padded_generation_equals_one_by_one(causal_lm):
             ids.append(token)
 
 
+def test_a_cache_of_fixed_size_changes_nothing(causal_lm):
+    inputs = padded_prompts(causal_lm)
+    expected = generate(causal_lm, inputs, do_sample=False)
+    assert generate(causal_lm, inputs, do_sample=False, cache_implementation="static", disable_compile=True) == expected
+
+
 def test_beams_samples_and_several_sequences(causal_lm):
     inputs = padded_prompts(causal_lm)
     beams = generate(causal_lm, inputs, num_beams=3, num_return_sequences=2, do_sample=False)

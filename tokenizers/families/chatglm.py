@@ -114,7 +114,7 @@ class ChatGLMTokenizer(PrefixTokenizer, SentencePieceFamily):
 
     @property
     def vocab_size(self) -> int:
-        return self.num_image_tokens + self.sp_model.get_piece_size()
+        return self.sp_model.get_piece_size()
 
     def opening_ids(self, ids: list[int]) -> list[int]:
         return self.build_inputs_with_special_tokens(ids)
@@ -149,19 +149,21 @@ class ChatGLMTokenizer(PrefixTokenizer, SentencePieceFamily):
 
     # -- the vocabulary ----------------------------------------------------------------------------------------------
 
-    def _appendix(self, proto: bytes) -> bytes:
+    def _completed(self, proto: bytes) -> bytes:
+        images = [(f"<image_{number}>", CONTROL) for number in range(self.num_image_tokens)]
         pieces = [(LINE, USER_DEFINED)] + [(name, CONTROL) for name in SPECIAL]
         pieces += [(name, USER_DEFINED) for name in (TAB, *(f"<|blank_{n}|>" for n in range(2, MOST_BLANKS + 1)))]
         pieces += [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
-        # The published file has the line end alone; one trained with bytes has these, too.
+        # The published file has the line end alone; one trained with bytes has these, too, and one that we saved, all.
         there = SentencePieceProcessor(model_proto=proto)
         known = {there.id_to_piece(index) for index in range(there.get_piece_size())}
+        front, back = (b"".join(_piece(*piece) for piece in some if piece[0] not in known) for some in (images, pieces))
         # trainer_spec (field 2) with byte_fallback (field 35) set; fields of an earlier trainer_spec stay.
-        return b"".join(_piece(*piece) for piece in pieces if piece[0] not in known) + b"\x12\x03\x98\x02\x01"
+        return front + proto + back + b"\x12\x03\x98\x02\x01"
 
     def _own_tokens(self) -> dict[int, AddedToken]:
         return {
-            self.num_image_tokens + self.sp_model.piece_to_id(name): AddedToken(name, normalized=False, special=True)
+            self.sp_model.piece_to_id(name): AddedToken(name, normalized=False, special=True)
             for name in SPECIAL
             if name not in ("[MASK]", "<sop>")  # attributes, unless a folder says otherwise
         }
@@ -169,23 +171,10 @@ class ChatGLMTokenizer(PrefixTokenizer, SentencePieceFamily):
     def _in_text(self, index: int, token: AddedToken) -> bool:
         return index >= self.vocab_size or token.content in self.special_tokens_map.values()
 
-    def _base_id(self, token: str) -> int | None:
-        index = super()._base_id(token)
-        return None if index is None else self.num_image_tokens + index
-
-    def _convert_token_to_id(self, token: str) -> int:
-        return self.num_image_tokens + self.sp_model.piece_to_id(token)
-
-    def _convert_id_to_token(self, index: int) -> str:
-        if index < self.num_image_tokens:
-            return f"<image_{index}>"
-        return super()._convert_id_to_token(index - self.num_image_tokens)
-
     # -- texts -------------------------------------------------------------------------------------------------------
 
     def _plain_ids(self, texts: list[str]) -> list[list[int]]:
-        rows, first = super()._plain_ids([_shaped(text) for text in texts]), self.num_image_tokens
-        return [[first + index for index in row] for row in rows] if first else rows
+        return super()._plain_ids([_shaped(text) for text in texts])
 
     def _tokenize(self, text: str, **kwargs) -> list[str]:
         return super()._tokenize(_shaped(text))
@@ -203,8 +192,7 @@ class ChatGLMTokenizer(PrefixTokenizer, SentencePieceFamily):
             if added:
                 parts += [self._added_tokens_decoder[index].content for index in group if index < len(self)]
             else:
-                first = self.num_image_tokens
-                parts.append(self.sp_model.decode([index - first for index in group if index >= first]))
+                parts.append(self.sp_model.decode(list(group)))
         text = _unshaped("".join(parts))
         return self.clean_up_tokenization(text) if self.clean_up_tokenization_spaces else text
 

@@ -57,17 +57,16 @@ class SentencePieceFamily(FamilyTokenizer, TextsToIds, SentencePieceBackend):
         model = SentencePieceProcessor()
         broken = f"{path} is not a SentencePiece model, or not all of one"
         try:
-            proto = Path(path).read_bytes()
-            model.LoadFromSerializedProto(proto + self._appendix(proto))
+            model.LoadFromSerializedProto(self._completed(Path(path).read_bytes()))
         except RuntimeError as error:
             raise ValueError(broken) from error
         if model.unk_id() < 0:
             raise ValueError(broken)
         return model
 
-    def _appendix(self, proto: bytes) -> bytes:
-        """Serialized fields to put after those in the file, `proto` (which is how protobuf adds to a message)."""
-        return b""
+    def _completed(self, proto: bytes) -> bytes:
+        """The serialized model of a file. (Fields are added to one by putting them in front of it or behind it.)"""
+        return proto
 
     def _own_tokens(self) -> dict[int, AddedToken]:
         """Special tokens that every tokenizer of the family has, in the folder or not."""
