@@ -37,11 +37,11 @@ from transformers.utils.output_capturing import capture_outputs
 from keju.models.attention import eager_attention
 from keju.models.backbone import DerivedHead
 from keju.models.causal_lm import CausalLM
+from keju.models.rotary import rotary_angles, rotate
 
 logger = logging.get_logger(__name__)
 
 LORA_TARGETS = ("W_pack",)
-ROTARY_BASE = 10000.0
 
 
 class BaichuanConfig(PreTrainedConfig):
@@ -88,21 +88,6 @@ def alibi_slopes(num_heads: int) -> torch.Tensor:
     power = 2 ** int(math.log2(num_heads))
     exponents = [(i + 1) / power for i in range(power)] + [(2 * i + 1) / (2 * power) for i in range(num_heads - power)]
     return torch.tensor([2.0 ** (-8 * exponent) for exponent in exponents])
-
-
-def rotary_angles(position_ids: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, float32 [B, 1, T, size], for position_ids int64 [B, T]; the second half repeats the first."""
-    exponent = torch.arange(0, size, 2, device=position_ids.device).float() / size
-    angles = position_ids[:, None, :, None].float() / ROTARY_BASE**exponent
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(states: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """states [B, heads, T, D] turned by `rotary_angles`: element i forms a pair with element i + D / 2."""
-    cos, sin = angles
-    first, second = states.float().chunk(2, dim=-1)
-    return (states * cos + torch.cat([-second, first], dim=-1) * sin).to(states.dtype)
 
 
 class BaichuanAttention(nn.Module):

@@ -133,8 +133,8 @@ class PrefixLM(ABC):
         position_ids: torch.Tensor | None,
         past_key_values: Cache | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """position_ids [B, 2, T] and the mask to add to scores, from what a forward pass was given. What is in the cache
-        is visible to all. See GLMModel.forward for what each kind of mask means."""
+        """position_ids [B, 2, T] and the mask to add to scores, from what a forward pass was given. What is in the
+        cache is visible to all. See GLMModel.forward for what each kind of mask means."""
         batch, length = inputs_embeds.shape[:2]
         past, num_keys = 0, length
         if past_key_values is not None:

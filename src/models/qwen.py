@@ -35,6 +35,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
+from keju.models.rotary import rotary_angles, rotate
 
 LORA_TARGETS = ("c_attn",)
 
@@ -100,24 +101,6 @@ def ntk_alpha(lengths: torch.Tensor, seq_length: int) -> torch.Tensor:
     """int64 [B] -> float32 [B]: 1 up to seq_length, 3 up to twice that, 7 up to four times, and so on."""
     doublings = seq_length * 2 ** torch.arange(32, device=lengths.device)
     return 2.0 ** ((lengths[:, None] > doublings).sum(1) + 1) - 1
-
-
-def rotary_angles(
-    position_ids: torch.Tensor, size: int, base: float, alpha: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, float32 [B, 1, T, size], for position_ids int64 [B, T] and alpha float32 [B] (either B may be 1)."""
-    exponent = torch.arange(0, size, 2, device=position_ids.device).float() / size
-    stretched = base * alpha ** (size / (size - 2))
-    angles = position_ids[:, None, :, None].float() / stretched[:, None, None, None] ** exponent
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(states: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """states [B, heads, T, D] turned by `rotary_angles`: element i forms a pair with element i + D / 2."""
-    cos, sin = angles
-    first, second = states.float().chunk(2, dim=-1)
-    return (states * cos + torch.cat([-second, first], dim=-1) * sin).to(states.dtype)
 
 
 class ResidualProjection(nn.Linear):

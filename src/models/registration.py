@@ -39,7 +39,7 @@ from keju.models.lora_targets import add_lora_targets
 PLUMBING = frozenset(
     {
         *("attention", "backbone", "causal_lm", "checkpoint_files", "generation", "loading", "lora_targets"),
-        *("prefix_lm", "registration"),
+        *("prefix_lm", "registration", "rotary"),
     }
 )
 TOKENIZER_PLUMBING = frozenset(
@@ -51,6 +51,7 @@ TOKENIZER_PLUMBING = frozenset(
         "named_templates",
         "sentencepiece_family",
         "texts_to_ids",
+        "token_pieces",
     }
 )
 # Auto class -> what its model is called after the prefix of the config's name, in the order of preference.

@@ -11,10 +11,11 @@ import torch
 from transformers import LlamaConfig
 
 from keju.conversion.pair import Pair, require, shared_fields
-from keju.models.baichuan import ROTARY_BASE, BaichuanConfig
+from keju.models import rotary
+from keju.models.baichuan import BaichuanConfig
 
 FIELDS = ("intermediate_size", "hidden_act", "rms_norm_eps", "max_position_embeddings")
-ROTARY = {"rope_type": "default", "rope_theta": ROTARY_BASE}
+ROTARY = {"rope_type": "default", "rope_theta": rotary.BASE}
 
 
 def to_llama(config: BaichuanConfig) -> LlamaConfig:
