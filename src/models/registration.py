@@ -51,7 +51,7 @@ TOKENIZER_PLUMBING = frozenset(
         "named_templates",
         "sentencepiece_family",
         "texts_to_ids",
-        "token_pieces",
+        "token_tree",
     }
 )
 # Auto class -> what its model is called after the prefix of the config's name, in the order of preference.

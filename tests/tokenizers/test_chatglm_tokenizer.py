@@ -44,6 +44,14 @@ def test_ids_equal_the_original(tokenizer, folder):
     golden.check_vocabulary(tokenizer, first=20000)  # the first ones are of images
 
 
+def test_ids_of_images_come_first(tokenizer):
+    assert tokenizer.convert_ids_to_tokens([0, 19999]) == ["<image_0>", "<image_19999>"]
+    assert tokenizer.convert_tokens_to_ids(["<image_0>", "<image_19999>"]) == [0, 19999]
+    assert min(tokenizer.encode("<image_0>")) > 20000
+    ids = tokenizer.encode("今天", add_special_tokens=False)
+    assert tokenizer.decode([7, *ids], skip_special_tokens=True) == "今天"
+
+
 def test_what_holds_for_all_families(tokenizer, tmp_path):
     golden.check_fast_path(tokenizer)
     golden.check_round_trip(tokenizer, tmp_path / "saved")

@@ -191,8 +191,18 @@ def test_a_text_beyond_the_length_of_the_model_warns(vocabulary, caplog):
 
 def test_a_large_batch_equals_single_texts(tokenizer, shared):
     text = (shared / "data" / "pretrain" / "CLUECorpusSmall_sampled.txt").read_text(encoding="utf-8")[:200_000]
-    lines = text.split("\n")
-    assert tokenizer(lines)["input_ids"] == [tokenizer.encode(line) for line in lines]
+    for lines in (text.split("\n"), ["The quick brown fox's 12 dogs.\n"] * 2000):
+        assert tokenizer(lines)["input_ids"] == [tokenizer.encode(line) for line in lines]
+
+
+def test_tables_for_large_batches_are_not_copied(vocabulary):
+    tokenizer = QWenTokenizer(str(vocabulary))
+    texts = ["今天天气很好，我们去公园。"] * 5000
+    expected = tokenizer(texts)["input_ids"]
+    assert tokenizer._pieces is not None
+    twin = copy.deepcopy(tokenizer)
+    assert twin._pieces is None
+    assert twin(texts)["input_ids"] == expected
 
 
 # -- conversations -----------------------------------------------------------------------------------------------------
