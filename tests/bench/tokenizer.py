@@ -4,9 +4,10 @@ python tests/bench/tokenizer.py [--family pangu] [--characters 60]
 
 The original way is what transformers 4 did with the published classes, and what its Python tokenizers still do: one
 text at a time is split at added tokens, cut into tokens as strings, and each of those is looked up. Both sides are
-called as tokenizer(list of texts), in one process: first pinned to one core, then ours on all cores, as it is used. ChatGLM and Baichuan have
-small vocabularies here, the published ones being no part of our test data. The ids are compared first, so that both
-have seen the texts when they are timed. Ours for Qwen remembers rare pieces: on new texts its ratio is about 4.5.
+called as tokenizer(list of texts), in one process: first pinned to one core, then ours on all cores, as it is used.
+ChatGLM and Baichuan have small vocabularies here, the published ones being no part of our test data. The ids are
+compared first, so that both have seen the texts when they are timed. Ours for Qwen remembers rare pieces: on new texts
+its ratio is about 4.5.
 
 The last line is a JSON list of {"name", "ours", "peer", "ratio", "ratio_one_core", "unit"}, one for each family, in
 which `ours` and `ratio` are those of all cores.
