@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, Glm4Config, GlmConfig, LlamaConfi
 
 from keju.models import attention
 from keju.models.backbone import tree_logprobs
+from keju.models.llama_derived import InternLMConfig, XverseConfig
 from keju.training.stage_model import verify_head
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
@@ -40,8 +41,8 @@ LLAMA = {
     "llama, tied": LlamaConfig(**SIZE, tie_word_embeddings=True),
     "llama, rope llama3": LlamaConfig(**SIZE, rope_scaling=LLAMA3_SCALING),
     "llama, rope linear": LlamaConfig(**SIZE, rope_scaling={"type": "linear", "factor": 4.0}),
-    "internlm": LlamaConfig(**SIZE, attention_bias=True),
-    "xverse": LlamaConfig(**SIZE | {"intermediate_size": 84}),
+    "internlm": InternLMConfig(**SIZE),
+    "xverse": XverseConfig(**SIZE | {"intermediate_size": 84}),
     "deepseek, dense": LlamaConfig(**SIZE | {"num_key_value_heads": 4}, rope_theta=500.0, rms_norm_eps=1e-6),
 }
 OTHERS = {

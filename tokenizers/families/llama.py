@@ -6,7 +6,8 @@ blank, hold several in a row, or go on after a special token, whatever its argum
 of the original, `legacy` as models were trained with it: what follows a special token starts with a blank again.
 
 AutoTokenizer takes this class for folders whose tokenizer_config.json names LlamaTokenizer (or LLaMATokenizer, as the
-first ones did) and that hold no tokenizer.json. A folder with one, or with `legacy` false, goes to transformers' class.
+first ones did, or the InternLMTokenizer of the first InternLM) and that hold no tokenizer.json. A folder with one, or
+with `legacy` false, goes to transformers' class.
 
 What differs from the published code, on purpose:
 - Padding works without a pad token in the folder: `<unk>`.
@@ -30,7 +31,7 @@ class SentencePieceLlamaTokenizer(SentencePieceFamily):
     """Loads published folders (tokenizer.model) and our own."""
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
-    also_published_as = ("LLaMATokenizer", "LlamaTokenizer")
+    also_published_as = ("LLaMATokenizer", "LlamaTokenizer", "InternLMTokenizer")
 
     @classmethod
     def from_pretrained(cls, folder, *args, **kwargs):
