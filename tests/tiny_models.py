@@ -78,6 +78,8 @@ FAMILIES: dict[str, dict] = {
         "hidden_size": 24, "num_attention_heads": 6,
     },
     "baichuan2-7B": {**BAICHUAN, "z_loss_weight": 0},
+    "internlm": {**LLAMA, "model_type": "internlm", "rotary": {"base": 10000, "type": "dynamic"}},
+    "xverse": {**LLAMA, "model_type": "xverse"},
     "qwen": {
         "model_type": "qwen",
         "n_embd": 32,

@@ -35,4 +35,4 @@ def find_pair(config: PreTrainedConfig, to: str) -> tuple[Pair, bool]:
                 return pair, forward
             ways.append(f"{origin.__name__.removesuffix('Config')} to {target.model_type}")
     reason = WITHOUT_EQUAL.get(type(config), f"there is {', '.join(ways)}")
-    raise ValueError(f"--to {to}: no exact equal of a {type(config).__name__.removesuffix('Config')}: {reason}")
+    raise ValueError(f"--to {to}: no exact equal of {type(config).__name__.removesuffix('Config')}: {reason}")

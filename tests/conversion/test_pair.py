@@ -18,6 +18,8 @@ WAYS = {
     "baichuan2-7B": ("llama", "baichuan"),
     "qwen": ("qwen2", "qwen"),
     "chatglm2": ("glm", "chatglm"),
+    "internlm": ("llama", "internlm"),
+    "xverse": ("llama", "xverse"),
 }
 GOLDEN = {"baichuan-7B": "llama", "qwen": "qwen2", "chatglm2": "glm", "chatglm3": "glm"}
 
@@ -114,6 +116,8 @@ def test_chatglm_with_and_without_bias(biased):
         ("llama", {}, "baichuan", "num_key_value_heads is 2, but Baichuan has only 4"),
         ("llama", {"num_key_value_heads": 4, "attention_bias": True}, "baichuan", "attention_bias"),
         ("llama", {"num_key_value_heads": 4, "rope_theta": 5e5}, "baichuan", "rope_parameters"),
+        ("llama", {"mlp_bias": True}, "internlm", "mlp_bias is True, but InternLM has only False"),
+        ("llama", {"num_key_value_heads": 4, "rope_theta": 5e5}, "xverse", "rope_parameters"),
     ],
 )
 def test_what_has_no_exact_equal(family, fields, to, words):

@@ -237,6 +237,8 @@ ATTENTION = {
     "baichuan-13B": {"W_pack"},
     "baichuan2-7B": {"W_pack"},
     "qwen": {"c_attn"},
+    "internlm": {"q_proj", "v_proj"},
+    "xverse": {"q_proj", "v_proj"},
 }
 
 
