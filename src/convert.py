@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keju.conversion.checkpoint import Checkpoint
 from keju.conversion.output_folder import check_output, whole_folder
@@ -27,6 +27,7 @@ from keju.conversion.shards import parse_size, write_shards
 from keju.conversion.targets import find_pair
 from keju.conversion.verification import largest_difference, sample_logits
 from keju.conversion.vocabulary import (
+    Extension,
     add_pieces,
     add_tokens,
     check_pieces,
@@ -55,10 +56,11 @@ class ConvertArguments:
 
     model_name_or_path: str = field(metadata={"help": "Folder of the model that is read."})
     output_dir: str = field(metadata={"help": "Folder for the new one."})
-    to: Literal["safetensors", "llama", "qwen2", "glm", "baichuan", "qwen", "chatglm"] = field(
+    to: Literal["safetensors", "llama", "qwen2", "glm", "baichuan", "internlm", "xverse", "qwen", "chatglm"] = field(
         default="safetensors",
         metadata={
-            "help": "Keep the architecture, or: Baichuan to llama, Qwen to qwen2, ChatGLM2 and 3 to glm, or back."
+            "help": "Keep the architecture, or: Baichuan, InternLM and XVERSE to llama, Qwen to qwen2, ChatGLM2 and 3 "
+            "to glm, or back."
         },
     )
     max_shard_size: str = field(default="5GB", metadata={"help": "Largest weight file; a large one makes one file."})
@@ -80,6 +82,11 @@ class ConvertArguments:
 
 def main() -> None:
     (args,) = parse_arguments(ConvertArguments, description=__doc__.splitlines()[0])
+    with tempfile.TemporaryDirectory() as scratch:
+        convert(args, Path(scratch))
+
+
+def convert(args: ConvertArguments, scratch: Path) -> None:
     source, output = Path(args.model_name_or_path), Path(args.output_dir)
     if not source.is_dir():
         raise ValueError(f"--model_name_or_path: {source} is not a folder")
@@ -92,35 +99,10 @@ def main() -> None:
     skeleton = without_weights(config)
     if tokenizer is not None:
         check_vocabulary(skeleton, tokenizer, flag="--model_name_or_path")
-    num_tokens = skeleton.get_input_embeddings().num_embeddings
+    tokenizer, extension = with_more_tokens(tokenizer, args, scratch)
 
-    extension, scratch = None, tempfile.TemporaryDirectory()
-    plain = [*(args.add_tokens or []), *(read_tokens(args.add_tokens_file) if args.add_tokens_file else [])]
-    if tokenizer is None and (plain or args.add_special_tokens or args.add_pieces):
-        raise ValueError(f"--add_tokens: {source} holds no tokenizer")
-    if args.add_pieces and (plain or args.add_special_tokens):
-        raise ValueError("--add_pieces and --add_tokens: give them one after the other")
-    if args.add_pieces:
-        tokenizer, extension = add_pieces(tokenizer, args.add_pieces, Path(scratch.name))
-    elif plain or args.add_special_tokens:
-        extension = add_tokens(tokenizer, plain, args.add_special_tokens or [])
-
-    target = config
-    if args.to != "safetensors":
-        pair, forward = find_pair(config, args.to)
-        target = pair.to_theirs(config) if forward else pair.to_ours(config)
+    target, tensors = converted(args.to, config, checkpoint, skeleton)
     new_skeleton = without_weights(target)
-    tensors: Mapping[str, torch.Tensor] = checkpoint
-    if args.to != "safetensors":
-        tensors = Converted(
-            checkpoint,
-            [name for name in new_skeleton.state_dict() if name not in new_skeleton.all_tied_weights_keys],
-            pair,
-            ours=config if forward else target,
-            theirs=target if forward else config,
-            forward=forward,
-        )
-        check_unused(tensors.unused(), skeleton)
 
     # Before anything is written: this also finds weights that are missing or of another shape.
     model, _ = load_checked(
@@ -131,8 +113,7 @@ def main() -> None:
         state_dict=dict(checkpoint),
         dtype=torch.float32,
     )
-    if extension is not None:
-        num_tokens = extension.num_old
+    num_tokens = skeleton.get_input_embeddings().num_embeddings if extension is None else extension.num_old
     before = sample_logits(model, num_tokens)
     del model
 
@@ -167,6 +148,44 @@ def main() -> None:
         }
     Console().print(figures(rows))
     print(f"{output} is complete.")
+
+
+def with_more_tokens(
+    tokenizer: PreTrainedTokenizerBase | None, args: ConvertArguments, scratch: Path
+) -> tuple[PreTrainedTokenizerBase | None, Extension | None]:
+    """The tokenizer with the tokens that are asked for, if any; its files may lie in the folder `scratch`."""
+    plain = [*(args.add_tokens or []), *(read_tokens(args.add_tokens_file) if args.add_tokens_file else [])]
+    special = args.add_special_tokens or []
+    if not (plain or special or args.add_pieces):
+        return tokenizer, None
+    if tokenizer is None:
+        raise ValueError(f"--add_tokens: {args.model_name_or_path} holds no tokenizer")
+    if args.add_pieces and (plain or special):
+        raise ValueError("--add_pieces and --add_tokens: give them one after the other")
+    if args.add_pieces:
+        return add_pieces(tokenizer, args.add_pieces, scratch)
+    return tokenizer, add_tokens(tokenizer, plain, special)
+
+
+def converted(
+    to: str, config: PreTrainedConfig, checkpoint: Checkpoint, skeleton: PreTrainedModel
+) -> tuple[PreTrainedConfig, Mapping[str, torch.Tensor]]:
+    """Config and tensors of the architecture `to`; those of the checkpoint as they are where it stays."""
+    if to == "safetensors":
+        return config, checkpoint
+    pair, forward = find_pair(config, to)
+    target = pair.to_theirs(config) if forward else pair.to_ours(config)
+    model = without_weights(target)
+    tensors = Converted(
+        checkpoint,
+        [name for name in model.state_dict() if name not in model.all_tied_weights_keys],
+        pair,
+        ours=config if forward else target,
+        theirs=target if forward else config,
+        forward=forward,
+    )
+    check_unused(tensors.unused(), skeleton)
+    return target, tensors
 
 
 def without_weights(config: PreTrainedConfig) -> PreTrainedModel:

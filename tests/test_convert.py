@@ -10,7 +10,7 @@ import torch
 from char_tokenizer import build_char_tokenizer
 from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
-from tiny_models import BUILDERS, build, build_llama
+from tiny_models import BUILDERS, FAMILIES, build, build_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keju import convert
@@ -92,6 +92,7 @@ def test_shards_are_split_and_merged(tmp_path, monkeypatch):
     [
         ("baichuan-7B", "llama", "LlamaForCausalLM"),
         ("baichuan2-7B", "llama", "LlamaForCausalLM"),
+        ("internlm", "llama", "LlamaForCausalLM"),
         ("qwen", "qwen2", "Qwen2ForCausalLM"),
         ("chatglm2", "glm", "GlmForCausalLM"),
     ],
@@ -106,8 +107,7 @@ def test_other_architectures(tmp_path, monkeypatch, family, to, class_name, dtyp
     # In transformers alone, as other programs read it.
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert type(model).__name__ == class_name and type(model).__module__.startswith("transformers.")
-    names = {"baichuan": "baichuan", "qwen": "qwen", "chatglm2": "chatglm"}
-    back = names[family.split("-")[0].replace("baichuan2", "baichuan")]
+    back = FAMILIES[family]["model_type"]
     assert run(monkeypatch, tmp_path / "out", tmp_path / "back", "--to", back) == 0
     assert json.loads((tmp_path / "back" / "config.json").read_text())["model_type"] == back
 
