@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import tiktoken
@@ -180,12 +181,10 @@ class QWenTokenizer(FamilyTokenizer, TextsToIds, PreTrainedTokenizer):
         if sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) >= 2 * characters:  # Chinese, say
             if self._pieces is None:
                 self._pieces = BytePieces(self._bpe, self._ranks)
-            return self._pieces.ids(texts)
+            portions = min(os.cpu_count() or 1, characters // MANY_CHARACTERS)
+            return _in_threads(self._pieces.ids, texts, math.ceil(len(texts) / portions))
         # tiktoken's own batches hand over one text at a time, which takes long where texts are short.
-        portions = [texts[start : start + TEXTS_A_THREAD] for start in range(0, len(texts), TEXTS_A_THREAD)]
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            done = threads.map(lambda portion: [self._bpe.encode_ordinary(text) for text in portion], portions)
-            return [ids for portion in done for ids in portion]
+        return _in_threads(lambda portion: [self._bpe.encode_ordinary(text) for text in portion], texts, TEXTS_A_THREAD)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_pieces": None}  # quicker made than copied
@@ -283,6 +282,13 @@ class QWenTokenizer(FamilyTokenizer, TextsToIds, PreTrainedTokenizer):
         with open(path, "wb") as file:
             file.writelines(b"%b %d\n" % (base64.b64encode(token), rank) for token, rank in self._ranks.items())
         return (path,)
+
+
+def _in_threads(encode: Callable[[list[str]], list[list[int]]], texts: list[str], size: int) -> list[list[int]]:
+    """`encode` of all texts, `size` of them at a time on each core. numpy and tiktoken let other threads run."""
+    portions = [texts[start : start + size] for start in range(0, len(texts), size)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return [ids for portion in threads.map(encode, portions) for ids in portion]
 
 
 def _broken(value):
