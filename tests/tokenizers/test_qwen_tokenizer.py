@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import shutil
 
@@ -13,6 +14,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keju.tokenizers import qwen
 from keju.tokenizers.qwen import SPECIAL_TOKENS, QWenTokenizer
 
 # What the folder says in which the golden outputs were made.
@@ -193,6 +195,16 @@ def test_a_large_batch_equals_single_texts(tokenizer, shared):
     text = (shared / "data" / "pretrain" / "CLUECorpusSmall_sampled.txt").read_text(encoding="utf-8")[:200_000]
     for lines in (text.split("\n"), ["The quick brown fox's 12 dogs.\n"] * 2000):
         assert tokenizer(lines)["input_ids"] == [tokenizer.encode(line) for line in lines]
+
+
+@pytest.mark.parametrize("num_cores", [None, 1, 3])
+def test_a_batch_on_several_cores_equals_single_texts(tokenizer, shared, monkeypatch, num_cores):
+    lines = (shared / "data" / "pretrain" / "CLUECorpusSmall_sampled.txt").read_text(encoding="utf-8").splitlines()
+    texts = [line[:200] for line in lines[:7]] + ["", "好"]
+    expected = [tokenizer.encode(text) for text in texts]
+    monkeypatch.setattr(os, "cpu_count", lambda: num_cores)
+    monkeypatch.setattr(qwen, "MANY_CHARACTERS", 100)
+    assert tokenizer(texts)["input_ids"] == expected
 
 
 def test_tables_for_large_batches_are_not_copied(vocabulary):
