@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from transformers import set_seed
 
 from keju.encoding.encoder import Encoder
 from keju.eval.evaluation import TaskResult, evaluate
@@ -49,7 +50,9 @@ class EvalArguments:
     max_length: int | None = field(default=None, metadata={"help": "Longest prompt with a choice; the model's limit."})
     token_budget: int = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
-    seed: int = field(default=42, metadata={"help": "Decides the shots, and the items of --max_items."})
+    seed: int = field(
+        default=42, metadata={"help": "Decides the shots, the items of --max_items, and the weights of a named size."}
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds."})
 
     def __post_init__(self):
@@ -69,6 +72,7 @@ def main() -> None:
     tokenizer = load_tokenizer(
         args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
     )
+    set_seed(args.seed)
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     max_length = longest(model, args)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import set_seed
 
 from keju.encoding.encoder import Encoder
 from keju.eval.text_metrics import compare, describe
@@ -52,7 +53,7 @@ class PredArguments:
         default="error", metadata={"help": "A prompt with no room for an answer stops the run, or loses its beginning."}
     )
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
-    seed: int = field(default=42, metadata={"help": "Decides what is sampled."})
+    seed: int = field(default=42, metadata={"help": "Decides what is sampled, and the weights of a named size."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds."})
 
 
@@ -63,6 +64,7 @@ def main() -> None:
     tokenizer = load_tokenizer(
         args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
     )
+    set_seed(args.seed)
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     records = read_records(Path(args.data_dir).expanduser() / args.test_filename, on_bad_line=args.on_bad_line)

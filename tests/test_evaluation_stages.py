@@ -76,6 +76,19 @@ def test_eval_pretrain(folder, tmp_path, monkeypatch):
     assert summary["accuracy"]["idiom_completion_0shot"] == results[0]["accuracy"] and summary["chance"] == 0.25
 
 
+@pytest.mark.parametrize("stage", [eval_pretrain, pred_pretrain])
+def test_a_named_size_has_the_weights_of_its_seed(folder, tmp_path, monkeypatch, stage):
+    flags = ["--tokenizer_name", folder / "lm", "--model_name_or_path", "llama-tiny"]
+    flags += ["--max_items", 5] if stage is eval_pretrain else ["--max_new_tokens", 4]
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.rand(1)
+        assert run(monkeypatch, stage, folder, "", tmp_path / name, "--seed", seed, *flags) == 0
+    a, b, c = (
+        [rows_of(path) for path in sorted((tmp_path / name).glob("predictions*.jsonl"))] for name in ("a", "b", "c")
+    )
+    assert a == b != c
+
+
 def test_pred_pretrain_keeps_the_order_of_its_input(folder, tmp_path, monkeypatch):
     outputs = []
     for batch_size in (1, 4):
