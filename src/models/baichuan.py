@@ -37,6 +37,7 @@ from transformers.utils.output_capturing import capture_outputs
 from keju.models.attention import eager_attention
 from keju.models.backbone import DerivedHead
 from keju.models.causal_lm import CausalLM
+from keju.models.published_config import PublishedConfig
 from keju.models.rotary import rotary_angles, rotate
 
 logger = logging.get_logger(__name__)
@@ -44,7 +45,7 @@ logger = logging.get_logger(__name__)
 LORA_TARGETS = ("W_pack",)
 
 
-class BaichuanConfig(PreTrainedConfig):
+class BaichuanConfig(PublishedConfig, PreTrainedConfig):
     """Sizes, under the names of the published config.json; the defaults are those of the 13B model.
 
     max_position_embeddings: None means ALiBi. z_loss_weight: None means a plain head, a number a NormHead; the loss
@@ -72,9 +73,6 @@ class BaichuanConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        # A published auto_map names code to download: it is neither followed nor passed on to the folders we save.
-        kwargs.pop("auto_map", None)
-        kwargs.pop("model_type", None)
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads

@@ -40,13 +40,14 @@ from transformers.utils.output_capturing import capture_outputs
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
 from keju.models.prefix_lm import MaskTokens, PrefixGenerationMixin, PrefixLayout, PrefixLM, prefix_layout
+from keju.models.published_config import PublishedConfig
 
 LORA_TARGETS = ("query_key_value",)
 # The original's blocks never learn how many of them there are and scale for 28, those of the 6B model.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 
 
-class ChatGLMConfig(PreTrainedConfig):
+class ChatGLMConfig(PublishedConfig, PreTrainedConfig):
     """Sizes and special tokens, under the names of the published config.json; the defaults are those of 6B v1.0.
 
     Older files do not name the mask tokens, whose distance from `<sop>` (bos_token_id) is the same in all vocabularies.
@@ -80,9 +81,6 @@ class ChatGLMConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
-        # A published auto_map names code to download: it is neither followed nor passed on to the folders we save.
-        kwargs.pop("auto_map", None)
-        kwargs.pop("model_type", None)
         super().__post_init__(**kwargs)
         if self.hidden_size % (4 * self.num_attention_heads):
             raise ValueError(

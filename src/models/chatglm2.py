@@ -37,6 +37,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
+from keju.models.published_config import PublishedConfig
 
 LORA_TARGETS = ("query_key_value",)
 
@@ -54,7 +55,7 @@ FIXED = {
 }
 
 
-class ChatGLM2Config(PreTrainedConfig):
+class ChatGLM2Config(PublishedConfig, PreTrainedConfig):
     """Sizes, biases and dropouts under the names of the published config.json; the defaults are ChatGLM2-6B's.
 
     Raises ValueError for sizes that do not divide and for a switch that is set to something else than in FIXED.
@@ -100,9 +101,6 @@ class ChatGLM2Config(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        # A published auto_map names code to download: it is neither followed nor passed on to the folders we save.
-        kwargs.pop("auto_map", None)
-        kwargs.pop("model_type", None)
         super().__post_init__(**kwargs)
         if self.pad_token_id is not None and self.pad_token_id < 0:
             self.pad_token_id = None

@@ -33,12 +33,13 @@ from transformers.utils.output_capturing import capture_outputs
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
 from keju.models.prefix_lm import MaskTokens, PrefixGenerationMixin, PrefixLayout, PrefixLM, prefix_layout
+from keju.models.published_config import PublishedConfig
 
 # GLM-4 of transformers has the same model_type.
 LORA_TARGETS = ("query_key_value", "q_proj", "v_proj")
 
 
-class GLMConfig(PreTrainedConfig):
+class GLMConfig(PublishedConfig, PreTrainedConfig):
     """Sizes and dropouts, under the names of the published config.json; the defaults are those of the 10B model.
 
     Published files name no special token but the pad. The others stand at fixed distances from it in the vocabulary of
@@ -74,9 +75,6 @@ class GLMConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False  # one matrix serves as both: there is nothing to tie
 
     def __post_init__(self, **kwargs):
-        # A published auto_map names code to download: it is neither followed nor passed on to the folders we save.
-        kwargs.pop("auto_map", None)
-        kwargs.pop("model_type", None)
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")

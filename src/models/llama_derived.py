@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
+from keju.models.published_config import PublishedConfig
+
 LORA_TARGETS = ("q_proj", "v_proj")
 
 
-class InternLMConfig(LlamaConfig):
+class InternLMConfig(PublishedConfig, LlamaConfig):
     """Llama's fields, but for `bias` (of the attention projections) and `rotary`.
 
     `rotary` {"base": number, "type": "origin" or "dynamic"}: dynamic NTK for rows longer than max_position_embeddings,
@@ -30,7 +32,6 @@ class InternLMConfig(LlamaConfig):
     attention_bias: bool = True
 
     def __post_init__(self, **kwargs):
-        _drop_names_of_published_files(kwargs)
         rotary = kwargs.pop("rotary", None)
         if rotary is not None:
             kwargs.setdefault("rope_theta", rotary.get("base", 10000))
@@ -42,7 +43,7 @@ class InternLMConfig(LlamaConfig):
         super().__post_init__(**kwargs)
 
 
-class XverseConfig(LlamaConfig):
+class XverseConfig(PublishedConfig, LlamaConfig):
     """Llama's fields; the defaults are those of XVERSE-13B. Raises ValueError for quantized checkpoints."""
 
     model_type = "xverse"
@@ -57,16 +58,9 @@ class XverseConfig(LlamaConfig):
     quantization_bit: int | None = 0
 
     def __post_init__(self, **kwargs):
-        _drop_names_of_published_files(kwargs)
         super().__post_init__(**kwargs)
         if self.quantization_bit:
             raise ValueError(f"quantization_bit={self.quantization_bit} is not supported for XVERSE models")
-
-
-def _drop_names_of_published_files(kwargs: dict) -> None:
-    # A published auto_map names code to download: it is neither followed nor passed on to the folders we save.
-    kwargs.pop("auto_map", None)
-    kwargs.pop("model_type", None)
 
 
 class InternLMModel(LlamaModel):

@@ -31,11 +31,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
+from keju.models.published_config import PublishedConfig
 
 LORA_TARGETS = ("q_proj", "v_proj")
 
 
-class PanguConfig(PreTrainedConfig):
+class PanguConfig(PublishedConfig, PreTrainedConfig):
     """Sizes and dropouts, under the names of the published config.json; the defaults are those of the 2.6B model.
 
     `intermediate_size` None means 4 * hidden_size. The published files name no end token, so that `generate` would
@@ -68,9 +69,6 @@ class PanguConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
-        # A published auto_map names code to download: it is neither followed nor passed on to the folders we save.
-        kwargs.pop("auto_map", None)
-        kwargs.pop("model_type", None)
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")

@@ -35,12 +35,13 @@ from transformers.utils.output_capturing import capture_outputs
 
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
+from keju.models.published_config import PublishedConfig
 from keju.models.rotary import rotary_angles, rotate
 
 LORA_TARGETS = ("c_attn",)
 
 
-class QWenConfig(PreTrainedConfig):
+class QWenConfig(PublishedConfig, PreTrainedConfig):
     """Sizes, under the names of the first published config.json; the defaults are those of the 7B model.
 
     Later published files call the same things hidden_size, num_hidden_layers, num_attention_heads, intermediate_size,
@@ -84,9 +85,6 @@ class QWenConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        # A published auto_map names code to download: it is neither followed nor passed on to the folders we save.
-        kwargs.pop("auto_map", None)
-        kwargs.pop("model_type", None)
         padded = kwargs.pop("padded_vocab_size", self.vocab_size)
         super().__post_init__(**kwargs)
         if padded != self.vocab_size:

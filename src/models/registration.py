@@ -39,7 +39,7 @@ from keju.models.lora_targets import add_lora_targets
 PLUMBING = frozenset(
     {
         *("attention", "backbone", "causal_lm", "checkpoint_files", "generation", "loading", "lora_targets"),
-        *("prefix_lm", "registration", "rotary"),
+        *("prefix_lm", "published_config", "registration", "rotary"),
     }
 )
 TOKENIZER_PLUMBING = frozenset(
