@@ -5,7 +5,7 @@
 #   MODEL       checkpoint folder that is read
 #   OUTPUT_DIR  folder for the new one
 # Further flags go to the stage:
-#   bash examples/convert.sh --to llama                 (qwen2, glm; baichuan, qwen, chatglm for the way back)
+#   bash examples/convert.sh --to llama                 (qwen2, glm; baichuan, qwen ... for the way back)
 #   bash examples/convert.sh --max_shard_size 100GB     (one file)
 #   bash examples/convert.sh --add_tokens_file words.txt --new_embeddings pieces
 #   bash examples/convert.sh --add_pieces chinese_sp.model --new_embeddings pieces    (as Chinese-LLaMA was made)
