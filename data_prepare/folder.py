@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from keju.records.writing import whole_folder
 
 REPORT = "report.json"
 
@@ -45,27 +46,17 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     Files of `folder` that are no part of an old data set are kept.
     """
     folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    mark = secrets.token_hex(4)
-    aside, old = (folder.with_name(f".{folder.name}.{mark}.{state}") for state in ("part", "old"))
-    aside.mkdir()
-    try:
-        yield aside
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise
-    if old.exists():
+
+    def keep_other_files(old: Path) -> None:
         report = _read_report(old)
         replaced = {REPORT, *report["contents"]} if report else set()
         for path in old.iterdir():
             if path.name not in replaced and not (folder / path.name).exists():
                 path.rename(folder / path.name)
         shutil.rmtree(old)
+
+    with whole_folder(folder, keep_other_files) as aside:
+        yield aside
 
 
 def describe(folder: Path, made_from: dict[str, Any]) -> dict[str, Any]:

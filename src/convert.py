@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keju.conversion.checkpoint import Checkpoint
-from keju.conversion.output_folder import check_output, whole_folder
+from keju.conversion.output_folder import check_output
 from keju.conversion.pair import Converted
 from keju.conversion.shards import parse_size, write_shards
 from keju.conversion.targets import find_pair
@@ -38,7 +39,7 @@ from keju.conversion.vocabulary import (
 )
 from keju.models.checkpoint_files import read_object
 from keju.models.loading import DTYPES, check_vocabulary, load_causal_lm, load_checked, load_config, read_tokenizer
-from keju.records.writing import write_json
+from keju.records.writing import whole_folder, write_json
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.progress import Progress, compact
@@ -124,7 +125,7 @@ def convert(args: ConvertArguments, scratch: Path) -> None:
     target.architectures = [type(new_skeleton).__name__]
     target.dtype = next(tensor.dtype for tensor in checkpoint.values() if tensor.is_floating_point())
     vars(target).pop("auto_map", None)  # names code to download
-    with whole_folder(output) as folder:
+    with whole_folder(output, partial(shutil.rmtree, ignore_errors=True)) as folder:
         with Progress(len(tensors), "convert", unit="tensors") as bar:
             files = write_shards(counted(items, bar), folder, max_bytes)
         target.save_pretrained(folder)

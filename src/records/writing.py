@@ -1,11 +1,13 @@
-"""Write files that are either whole or not there."""
+"""Write files and folders that are either whole or not there."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +43,28 @@ def _write_whole(path: str | Path, parts: Iterable[str]) -> int:
         aside.unlink(missing_ok=True)
         raise
     return count
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | Path, dispose: Callable[[Path], None]) -> Iterator[Path]:
+    """A fresh folder beside `folder` that takes its place when the block ends, and vanishes when the block fails.
+
+    dispose: called with the folder that was replaced, if any, which is then beside the new one.
+    """
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(4)
+    aside, old = (folder.with_name(f".{folder.name}.{mark}.{state}") for state in ("part", "old"))
+    aside.mkdir()
+    try:
+        yield aside
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    if old.exists():
+        dispose(old)
