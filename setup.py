@@ -17,6 +17,7 @@ MOUNTS = {
 # What is read at run time and is not Python.
 PACKAGE_DATA = {
     "keju.models": ["sizes/*.json"],
+    "keju.eval": ["tasks/*.json"],
     "keju.report": ["*.j2"],
     "keju.tokenizers": ["templates/*.jinja"],
 }

@@ -1,4 +1,4 @@
-"""One task, one number of shots: items in, metrics and a row for each item out."""
+"""One task, one number of shots: items in, figures and a row for each item out."""
 
 from __future__ import annotations
 
@@ -7,160 +7,281 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from keju.encoding.encoder import Encoder
-from keju.eval.metrics import METRICS, ChoiceScores, credit
-from keju.eval.prompts import Prompter, pick_shots
-from keju.eval.scoring import Question
-from keju.eval.statistics import wilson_interval
+from keju.eval.averages import benchmark_figures
+from keju.eval.benchmark_files import Files
+from keju.eval.metrics import METRICS, ChoiceScores, choice_mass, credit, solve_jointly
+from keju.eval.prompts import NoRoom, Prompter, pick_shots
+from keju.eval.scoring import OnBatch, Question
+from keju.eval.span_metrics import span_scores
 from keju.eval.task import Item, Task, load_task
 
-# (questions, on_batch=...) -> log-likelihood of every choice; keju.eval.scoring.score_questions with its model bound
-Scorer = Callable[..., list[list[float]]]
+SMALL_MASS = 0.1  # below it a result gets a warning
+NUM_NAMED = 20  # so many of the rows that were left out are named
+# (questions done, all questions, tokens of the last batch, share of right answers so far or None)
+OnProgress = Callable[[int, int, int, float | None], None]
+
+
+class Subject(Protocol):
+    """Whose answers are examined: a model in this process, or one behind a server."""
+
+    def score(self, questions: Sequence[Question], on_batch: OnBatch) -> list[list[float]]:
+        """Summed log-probability of each choice of each question; see keju.eval.scoring.score_questions."""
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_batch: Callable[[dict[int, str], int], None]
+    ) -> list[str]:
+        """The likeliest continuation of each prompt (token ids), in their order; its first line has to be there."""
 
 
 @dataclass(frozen=True)
 class TaskResult:
     """summary: what goes into results.json. rows: what goes into the predictions, one for each item. example: the first
-    prompt as it was scored."""
+    prompt as it was scored. submission: what the benchmark's site takes, or None."""
 
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
     example: str
+    submission: Any = None
 
 
 @dataclass
-class _Questions:
-    """Everything to be scored: one question an item, then every different choice once under its neutral prompt."""
+class _Asked:
+    """Items with what the model reads. dropped: shots without room, for each of them."""
 
-    questions: list[Question] = field(default_factory=list)
-    neutral: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = field(default_factory=dict)
-    neutral_places: list[list[int] | None] = field(default_factory=list)
-
-    def add_neutral(self, question: Question | None) -> None:
-        if question is None:
-            self.neutral_places.append(None)
-            return
-        keys = [(tuple(question.prompt), tuple(choice)) for choice in question.choices]
-        self.neutral_places.append([self.neutral.setdefault(key, len(self.neutral)) for key in keys])
-
-    def all(self) -> list[Question]:
-        return self.questions + [Question(prompt, [choice]) for prompt, choice in self.neutral]
+    items: list[Item] = field(default_factory=list)
+    questions: list[Any] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
 
 
 def evaluate(
     name: str,
-    score: Scorer,
+    model: Subject,
     encoder: Encoder,
     data_dir: Path,
     *,
     num_shots: int,
     max_length: int,
     protocol: str | None = None,
+    split: str | None = None,
     max_items: int | None = None,
     apply_chat_template: bool = False,
+    on_bad_row: str = "error",
     seed: int = 0,
-    on_progress: Callable[[int, int, int], None] = lambda done, total, num_tokens: None,
+    on_progress: OnProgress = lambda done, total, num_tokens, accuracy: None,
 ) -> TaskResult:
-    """Scores the task `name` with `num_shots` examples before each question.
+    """Examines `model` in the task `name` with `num_shots` examples before each question.
 
-    max_length: tokens that the model reads. max_items: a random part of the items. on_progress is told how many
-    questions are done, how many there are, and the tokens of the last row.
+    protocol, split: by default the first that the task knows. max_length: tokens that the model reads. max_items: a
+    random part of the items. on_bad_row: what a row does that is wrong or too long, "error" or "skip" (and count).
     Raises ValueError naming the flag or `file:line`.
     """
     task = load_task(name)
-    protocol = task.protocols[0] if protocol is None else protocol
-    if protocol not in task.protocols:
-        raise ValueError(f"--protocol {protocol}: {name} knows {', '.join(task.protocols)}")
-    items = task.items(data_dir, protocol)
+    protocol, split = (
+        _chosen("protocol", protocol, name, list(task.protocols)),
+        _chosen("split", split, name, task.splits),
+    )
+    rules = task.protocols[protocol]
+    if apply_chat_template and rules.scored == "template":
+        raise ValueError(f"--apply_chat_template: {name} {protocol} scores a filled template, which has no turns")
+    files = Files(data_dir, task.folders, on_bad_row)
+    items = task.items(files, protocol, split)
     if not items:
-        raise ValueError(f"--tasks {name}: there are no items in {data_dir}")
-    shots = pick_shots(task.shots(data_dir, protocol) if num_shots else [], items, num_shots, seed)
+        raise ValueError(f"--tasks {name}: there are no items in {files.folder}{_why(files)}")
+    # Bad rows of the pool are left out and counted whatever --on_bad_row says: nobody's score hangs on them.
+    pool = Files(data_dir, task.folders, on_bad_row="skip")
+    shots = task.shots(pool, protocol) if num_shots else []
+    shots = pick_shots(shots, items, num_shots, seed, first=rules.first_shots)
     if max_items is not None and max_items < len(items):
         kept = sorted(random.Random(seed).sample(range(len(items)), max_items))
         items = [items[index] for index in kept]
-    conversation = apply_chat_template or task.is_conversation(protocol)
-    prompter = Prompter(encoder, task, protocol, conversation, max_length)
+    prompter = Prompter(encoder, task, protocol, apply_chat_template or rules.conversation, max_length)
 
     start = time.perf_counter()
-    prepared, dropped = _prepare(prompter, items, shots)
-    questions = prepared.all()
-    done = tokens = 0
-
-    def on_batch(num_questions: int, num_tokens: int) -> None:
-        nonlocal done, tokens
-        done, tokens = done + num_questions, tokens + num_tokens
-        on_progress(done, len(questions), num_tokens)
-
-    logprobs = score(questions, on_batch=on_batch)
-    alone = [single for (single,) in logprobs[len(items) :]]
-    scores = [
-        ChoiceScores(
-            tuple(logprobs[number]),
-            None if places is None else tuple(alone[place] for place in places),
-            tuple(map(len, item.choices)),
-        )
-        for number, (item, places) in enumerate(zip(items, prepared.neutral_places, strict=True))
-    ]
-    seconds = time.perf_counter() - start
-    rows = [_row(item, scored, task.metric) for item, scored in zip(items, scores, strict=True)]
+    ask = prompter.opening if rules.scored == "written" else prompter.question
+    asked = _Asked()
+    for item in items:
+        try:
+            question, dropped = ask(item, shots[item.group])
+        except NoRoom as error:
+            files.reject(item.where, str(error).removeprefix(f"{item.where}: "))
+        else:
+            asked.items.append(item)
+            asked.questions.append(question)
+            asked.dropped.append(dropped)
+    if not asked.items:
+        raise ValueError(f"--tasks {name}: not one question can be asked{_why(files)}")
+    counter = _Counter(on_progress, len(asked.items))
+    answer = _written_rows if rules.scored == "written" else _chosen_rows
+    rows = answer(model, prompter, asked, shots, counter)
     summary = {
         "task": name,
         "version": task.version,
         "protocol": protocol,
-        "conversation": conversation,
+        "scored": rules.scored,
+        "conversation": prompter.conversation,
+        "split": split,
         "num_shots": num_shots,
         "seed": seed,
-        "num_items": len(items),
-        "metric": task.metric,
-        **_metrics(task, rows),
-        "chance": sum(1 / len(item.choices) for item in items) / len(items),
-        "items_with_shots_dropped": sum(count > 0 for count in dropped),
-        "shots_dropped": sum(dropped),
-        "seconds": seconds,
-        "num_tokens": tokens,
+        "num_items": len(rows),
+        "metric": rules.metric,
+        "average": rules.average,
+        **_figures(task, protocol, rows),
+        "items_with_shots_dropped": sum(count > 0 for count in asked.dropped),
+        "shots_dropped": sum(asked.dropped),
+        "num_skipped": len(files.rejected),
+        "skipped": files.rejected[:NUM_NAMED],
+        "num_shots_skipped": len(pool.rejected),
+        "shots_skipped": pool.rejected[:NUM_NAMED],
+        "seconds": time.perf_counter() - start,
+        "num_tokens": counter.tokens,
     }
-    return TaskResult(summary, rows, encoder.tokenizer.decode(questions[0].prompt))
+    submission = task.submission(rows)
+    if summary["accuracy"] is None and submission is None:
+        raise ValueError(f"--split {split}: no item of {name} has a known answer, there is nothing to compare with")
+    first = asked.questions[0] if rules.scored == "written" else asked.questions[0].prompt
+    return TaskResult(summary, rows, encoder.tokenizer.decode(first), submission)
 
 
-def _prepare(prompter: Prompter, items: Sequence[Item], shots: dict[str, list[Item]]) -> tuple[_Questions, list[int]]:
-    """The questions of all items, and how many shots each of them had no room for."""
-    prepared, dropped = _Questions(), []
-    for item in items:
-        question, missing = prompter.question(item, shots[item.group])
-        prepared.questions.append(question)
-        kept = shots[item.group][missing:]
-        prepared.add_neutral(None if item.neutral is None else prompter.neutral_question(item, kept))
-        dropped.append(missing)
-    return prepared, dropped
+class _Counter:
+    """Progress in items, with the share of right ones so far."""
+
+    def __init__(self, on_progress: OnProgress, total: int) -> None:
+        self.on_progress, self.total = on_progress, total
+        self.done = self.tokens = self.judged = 0
+        self.right = 0.0
+
+    def count(self, credits: Sequence[float | None], num_tokens: int) -> None:
+        known = [value for value in credits if value is not None]
+        self.done, self.judged, self.right = self.done + len(credits), self.judged + len(known), self.right + sum(known)
+        self.tokens += num_tokens
+        self.on_progress(self.done, self.total, num_tokens, self.right / self.judged if self.judged else None)
 
 
-def _row(item: Item, scored: ChoiceScores, metric: str) -> dict[str, Any]:
+def _chosen_rows(model: Subject, prompter: Prompter, asked: _Asked, shots, counter: _Counter) -> list[dict[str, Any]]:
+    """Every different choice under its neutral prompt first, so that then each item is judged as soon as it is done."""
+    metric = prompter.rules.metric
+    alone: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+    neutral: list[list[tuple] | None] = []
+    for item, dropped in zip(asked.items, asked.dropped, strict=True):
+        if item.neutral is None:
+            neutral.append(None)
+            continue
+        question = prompter.neutral_question(item, shots[item.group][dropped:])
+        neutral.append([(tuple(question.prompt), tuple(choice)) for choice in question.choices])
+        alone |= dict.fromkeys(neutral[-1], 0.0)
+    singles = [Question(prompt, [choice]) for prompt, choice in alone]
+    found = model.score(singles, lambda scores, num_tokens: counter.count([], num_tokens)) if singles else []
+    alone = dict(zip(alone, (value for (value,) in found), strict=True))
+
+    def judge(index: int, logprobs: Sequence[float]) -> dict[str, Any]:
+        keys = neutral[index]
+        return _row(asked.items[index], asked.questions[index], logprobs, keys and [alone[key] for key in keys], metric)
+
+    def on_batch(scores: dict[int, list[float]], num_tokens: int) -> None:
+        credits = [judge(index, logprobs).get("credit", {}).get(metric) for index, logprobs in scores.items()]
+        counter.count(credits, num_tokens)
+
+    rows = [judge(index, logprobs) for index, logprobs in enumerate(model.score(asked.questions, on_batch))]
+    _solve_passages(asked.items, rows, metric)
+    return rows
+
+
+def _row(
+    item: Item, question: Question, logprobs: Sequence[float], alone: Sequence[float] | None, metric: str
+) -> dict[str, Any]:
+    texts = item.choices if item.after is None else [item.prompt + choice + item.after for choice in item.choices]
+    scored = ChoiceScores(
+        tuple(logprobs),
+        None if alone is None else tuple(alone),
+        tuple(map(len, texts)),
+        tuple(question.num_scored + len(choice) for choice in question.choices),
+    )
     scores = {name: values for name, score in METRICS.items() if (values := score(scored)) is not None}
+    judged = scores.get(metric, scores["acc"])
     row = {
         "where": item.where,
+        "key": item.key,
         "group": item.group,
         "prompt": item.prompt,
+        **({"after": item.after} if item.after is not None else {}),
         "choices": list(item.choices),
         "gold": item.gold,
-        "pred": scores[metric].index(max(scores[metric])),
+        "pred": judged.index(max(judged)),
         "scores": scores,
     }
+    if item.after is None:
+        row["mass"] = choice_mass(logprobs)
     if item.gold is not None:
         row["credit"] = {name: credit(values, item.gold) for name, values in scores.items()}
     return row
 
 
-def _metrics(task: Task, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The main metric as `accuracy` with its interval, and all of them by name; over the items with a known answer."""
-    credits = [row["credit"] for row in rows if "credit" in row]
-    if not credits:
-        raise ValueError("no item has a known answer: there is nothing to compare with")
-    metrics = {}
-    for name in credits[0]:
-        right = sum(row[name] for row in credits)
-        low, high = wilson_interval(right, len(credits))
-        metrics[name] = {"value": right / len(credits), "low": low, "high": high}
-    main = metrics[task.metric]
-    return {"accuracy": main["value"], "interval": [main["low"], main["high"]], "metrics": metrics}
+def _solve_passages(items: Sequence[Item], rows: list[dict[str, Any]], metric: str) -> None:
+    """Adds `acc_joint` to the credits of items that share a passage, and makes it their answer if it is the metric."""
+    passages: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        if item.passage:
+            passages.setdefault(item.passage, []).append(index)
+    solved = solve_jointly(
+        {name: [rows[index]["scores"]["acc"] for index in members] for name, members in passages.items()}
+    )
+    for name, members in passages.items():
+        for index, pred in zip(members, solved[name], strict=True):
+            if items[index].gold is not None:
+                rows[index]["credit"]["acc_joint"] = float(pred == items[index].gold)
+            if metric == "acc_joint":
+                rows[index]["pred"] = pred
+
+
+def _written_rows(model: Subject, prompter: Prompter, asked: _Asked, shots, counter: _Counter) -> list[dict[str, Any]]:
+    def judge(index: int, text: str) -> dict[str, Any]:
+        item = asked.items[index]
+        answer = next((line.strip() for line in text.splitlines() if line.strip()), "")
+        return {
+            "where": item.where,
+            "key": item.key,
+            "group": item.group,
+            "prompt": item.prompt,
+            "answer": answer,
+            "references": list(item.references),
+            "credit": span_scores(answer, item.references),
+        }
+
+    def on_batch(texts: dict[int, str], num_tokens: int) -> None:
+        counter.count(
+            [judge(index, text)["credit"][prompter.rules.metric] for index, text in texts.items()], num_tokens
+        )
+
+    texts = model.write(asked.questions, prompter.rules.max_new_tokens, on_batch)
+    return [judge(index, text) for index, text in enumerate(texts)]
+
+
+def _figures(task: Task, protocol: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The main metric as `accuracy` with its interval, all figures, chance, and the probability mass on the choices."""
+    rules = task.protocols[protocol]
+    judged = [row for row in rows if "credit" in row]
+    figures: dict[str, Any] = {"accuracy": None, "interval": None, "metrics": {}, "chance": None}
+    if judged:
+        credits = {name: [(row["group"], row["credit"][name]) for row in judged] for name in judged[0]["credit"]}
+        figures |= benchmark_figures(task, rules.average, credits, rules.metric)
+        main = figures["metrics"][rules.metric]
+        figures |= {"accuracy": main["value"], "interval": [main["low"], main["high"]]}
+    if rules.scored != "written":
+        figures["chance"] = sum(1 / len(row["choices"]) for row in rows) / len(rows)
+    masses = [row["mass"] for row in rows if "mass" in row]
+    if masses:
+        figures["choice_mass"] = sum(masses) / len(masses)
+    return figures
+
+
+def _chosen(flag: str, value: str | None, name: str, known: Sequence[str]) -> str:
+    if value is not None and value not in known:
+        raise ValueError(f"--{flag} {value}: {name} knows {', '.join(known)}")
+    return known[0] if value is None else value
+
+
+def _why(files: Files) -> str:
+    return f"; {len(files.rejected)} were skipped, such as {files.rejected[0]}" if files.rejected else ""

@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import TypeVar
 
 from keju.encoding.encoder import Encoder
 from keju.eval.scoring import Question
-from keju.eval.task import Item, Task
+from keju.eval.task import Item, Protocol, Task
 from keju.records.record import Message
 
+Asked = TypeVar("Asked")
 
-def pick_shots(pool: Sequence[Item], scored: Sequence[Item], num_shots: int, seed: int) -> dict[str, list[Item]]:
+
+class NoRoom(ValueError):
+    """A question that is longer than what the model reads."""
+
+
+def pick_shots(
+    pool: Sequence[Item], scored: Sequence[Item], num_shots: int, seed: int, *, first: bool = False
+) -> dict[str, list[Item]]:
     """`num_shots` examples of the pool for each group of the scored items, the same for all items of the group.
 
-    Rows with the prompt of a scored item are never taken. Raises ValueError for a pool that is too small.
+    first: the first ones in the order of the pool; otherwise `seed` draws. Rows with the prompt of a scored item are
+    never taken. Raises ValueError for a pool that is too small.
     """
-    prompts = {item.prompt for item in scored}
+    prompts = {(item.prompt, item.after) for item in scored}
+    by_group: dict[str, list[Item]] = {}
+    for item in pool:
+        if item.answer is not None and (item.prompt, item.after) not in prompts:
+            by_group.setdefault(item.group, []).append(item)
     chosen = {}
     for group in sorted({item.group for item in scored}):
-        usable = [item for item in pool if item.group == group and item.gold is not None and item.prompt not in prompts]
+        usable = by_group.get(group, [])
         if len(usable) < num_shots:
             of_group = f" of {group}" if group else ""
             raise ValueError(f"--num_shots {num_shots}: there are only {len(usable)} examples{of_group} to show")
-        chosen[group] = random.Random(f"{seed} {group}").sample(usable, num_shots)
+        chosen[group] = usable[:num_shots] if first else random.Random(f"{seed} {group}").sample(usable, num_shots)
     return chosen
 
 
@@ -38,39 +53,93 @@ class Prompter:
     conversation: bool
     max_length: int
 
+    @property
+    def rules(self) -> Protocol:
+        return self.task.protocols[self.protocol]
+
     def question(self, item: Item, shots: Sequence[Item]) -> tuple[Question, int]:
         """(token ids, number of shots left out). Whole shots are left out, farthest from the question first, until
-        prompt and longest choice fit max_length. Raises ValueError if they do not even alone."""
-        for first in range(len(shots) + 1):
-            question = self._render(item.prompt, item.choices, item.group, shots[first:])
+        prompt and longest choice fit max_length. Raises NoRoom if they do not even alone, ValueError for a choice
+        without tokens."""
+
+        def longest(question: Question) -> int:
             if not all(question.choices):
                 raise ValueError(f"{item.where}: a choice has no tokens, there is nothing to score")
-            length = len(question.prompt) + max(map(len, question.choices))
-            if length <= self.max_length:
-                return question, first
-        raise ValueError(f"{item.where}: {length} tokens without any shot, the model reads {self.max_length} at most")
+            return len(question.prompt) + max(map(len, question.choices))
+
+        return self._fit(item, shots, lambda kept: self._question(item, item.prompt, kept), longest)
 
     def neutral_question(self, item: Item, shots: Sequence[Item]) -> Question:
         """The choices after the neutral prompt, under the same shots."""
-        return self._render(item.neutral, item.choices, item.group, shots)
+        return self._question(item, item.neutral, shots)
 
-    def _render(self, prompt: str, choices: Sequence[str], group: str, shots: Sequence[Item]) -> Question:
-        instruction = self.task.instruction(group, self.protocol)
-        render = self._conversation if self.conversation else self._text
-        return render(instruction, shots, prompt, choices)
+    def opening(self, item: Item, shots: Sequence[Item]) -> tuple[list[int], int]:
+        """(what the model goes on writing from, number of shots left out), for items that are answered freely."""
 
-    def _text(self, instruction: str, shots: Sequence[Item], prompt: str, choices: Sequence[str]) -> Question:
-        parts = [instruction] if instruction else []
-        parts += [shot.prompt + shot.choices[shot.gold] for shot in shots]
-        text = self.task.separator.join([*parts, prompt])
+        def render(kept: Sequence[Item]) -> list[int]:
+            if self.conversation:
+                return self.encoder.prompt_ids(self._messages(item.group, item.prompt, kept))
+            return self.encoder.prefix_ids(self._before(item.group, kept) + item.prompt)
+
+        return self._fit(item, shots, render, lambda ids: len(ids) + self.rules.max_new_tokens)
+
+    def _fit(
+        self,
+        item: Item,
+        shots: Sequence[Item],
+        render: Callable[[Sequence[Item]], Asked],
+        length_of: Callable[[Asked], int],
+    ) -> tuple[Asked, int]:
+        for first in range(len(shots) + 1):
+            asked = render(shots[first:])
+            length = length_of(asked)
+            if length <= self.max_length:
+                return asked, first
+        raise NoRoom(f"{item.where}: {length} tokens without any shot, the model reads {self.max_length} at most")
+
+    def _question(self, item: Item, prompt: str, shots: Sequence[Item]) -> Question:
+        if item.after is not None:
+            return self._template(item, shots)
+        if self.conversation:
+            messages = self._messages(item.group, prompt, shots)
+            ids = self.encoder.prompt_ids(messages)
+            # The token that ends an answer is no part of a choice.
+            return Question(
+                ids, [self.encoder.answer_ids(messages, text.strip(), prompt=ids)[:-1] for text in item.choices]
+            )
+        text = self._before(item.group, shots) + prompt
         ids = self.encoder.prefix_ids(text)
-        return Question(ids, [self.encoder.continuation_ids(text, choice, ids) for choice in choices])
+        return Question(ids, [self.encoder.continuation_ids(text, choice, ids) for choice in item.choices])
 
-    def _conversation(self, instruction: str, shots: Sequence[Item], prompt: str, choices: Sequence[str]) -> Question:
+    def _template(self, item: Item, shots: Sequence[Item]) -> Question:
+        """The template filled in with each choice: all of its tokens are scored. A prefix language model is asked for
+        what its mask token stands for, which is how it was trained; there the choice alone is scored."""
+        before, encode = self._before(item.group, shots), self.encoder.prefix_ids
+        if self.encoder.is_prefix:
+            ids = self.encoder.blank_ids(before + item.prompt, item.after)
+            return Question(ids, [self.encoder.continuation_ids("", choice) for choice in item.choices])
+        rows = [encode(before + item.prompt + choice + item.after) for choice in item.choices]
+        context = encode(before)
+        if not context:  # a tokenizer without a begin token: something must predict the first token
+            context, rows = [self.encoder.end], [[self.encoder.end, *row] for row in rows]
+        shared = min(_common_length(rows), min(map(len, rows)) - 1)
+        scored_from = min(shared, _common_length([context, rows[0]]))
+        return Question(rows[0][:shared], [row[shared:] for row in rows], num_scored=shared - scored_from)
+
+    def _before(self, group: str, shots: Sequence[Item]) -> str:
+        """Instruction and solved shots, up to where the question begins."""
+        instruction = self.task.instruction(group, self.protocol)
+        parts = [*([instruction] if instruction else []), *(shot.solved for shot in shots)]
+        return "".join(part + self.rules.separator for part in parts)
+
+    def _messages(self, group: str, prompt: str, shots: Sequence[Item]) -> list[Message]:
+        instruction = self.task.instruction(group, self.protocol)
         messages = [Message("system", instruction)] if instruction else []
         for shot in shots:
-            messages += [Message("user", shot.prompt), Message("assistant", shot.choices[shot.gold])]
-        messages.append(Message("user", prompt))
-        ids = self.encoder.prompt_ids(messages)
-        # The token that ends an answer is no part of a choice.
-        return Question(ids, [self.encoder.answer_ids(messages, choice)[:-1] for choice in choices])
+            messages += [Message("user", shot.prompt), Message("assistant", shot.answer.strip())]
+        return [*messages, Message("user", prompt)]
+
+
+def _common_length(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))

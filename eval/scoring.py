@@ -24,13 +24,26 @@ from keju.trees.segment import Segment
 # attention stay short. Longer trees save little and cost attention over branches that do not see each other.
 GROWTH = 8
 
+# (index of each question that is done -> log-probabilities of its choices, tokens computed)
+OnBatch = Callable[[dict[int, list[float]], int], None]
+
 
 @dataclass(frozen=True)
 class Question:
-    """Token ids: `prompt` (at least one) and what may follow it, each choice at least one token."""
+    """Token ids: `prompt` (at least one) and what may follow it, each choice at least one token.
+
+    num_scored: so many of the last tokens of the prompt count as well, as if each choice began with them: what the
+    choices of a filled template have in common is computed once.
+    """
 
     prompt: Sequence[int]
     choices: Sequence[Sequence[int]]
+    num_scored: int = 0
+
+    @property
+    def context(self) -> Sequence[int]:
+        """The prompt without what is scored: that part alone is shared with other questions."""
+        return self.prompt[: len(self.prompt) - self.num_scored]
 
     def length_after(self, shared: int) -> int:
         """Tokens to compute beyond the first `shared` of its prompt; the last token of a choice is only predicted."""
@@ -51,12 +64,13 @@ def score_questions(
     questions: Sequence[Question],
     *,
     token_budget: int,
-    on_batch: Callable[[int, int], None] = lambda num_questions, num_tokens: None,
+    on_batch: OnBatch = lambda scores, num_tokens: None,
 ) -> list[list[float]]:
     """Summed log-probability (natural) of each choice of each question, in their order.
 
-    `token_budget`: tokens of a row, the bound of memory. `on_batch` is told the questions and tokens of each row.
-    Raises ValueError when a single question does not fit the budget.
+    `token_budget`: tokens of a row, the bound of memory. `on_batch` is told the scores of each row by the questions'
+    indices, as soon as they are there, and its tokens. Raises ValueError when a single question does not fit the
+    budget.
     """
     scores: list[list[float]] = [[] for _ in questions]
     # Where the tokens of a prompt see each other in both directions, no two prompts begin alike.
@@ -69,9 +83,10 @@ def score_questions(
         batch = PackedBatch.from_trees([_tree(bundles[number], questions) for number in row])
         last_tokens = [choice[-1] for index in members for choice in questions[index].choices]
         sums = iter(_choice_logprobs(model, batch, last_tokens))
-        for index in members:
-            scores[index] = [next(sums) for _ in questions[index].choices]
-        on_batch(len(members), batch.num_tokens)
+        done = {index: [next(sums) for _ in questions[index].choices] for index in members}
+        for index, sums_of_choices in done.items():
+            scores[index] = sums_of_choices
+        on_batch(done, batch.num_tokens)
     model.train(was_training)
     return scores
 
@@ -80,7 +95,7 @@ def bundle(questions: Sequence[Question], token_budget: int, *, shares_prompts: 
     """Groups questions by the beginning of their prompts, and cuts groups into trees of a good size; without
     `shares_prompts` every question is a tree by itself, whose prompt only its own choices share."""
     bundles: list[Bundle] = []
-    order = sorted(range(len(questions)), key=lambda index: tuple(questions[index].prompt))
+    order = sorted(range(len(questions)), key=lambda index: tuple(questions[index].context))
     alone = [(0, [index]) for index in order]
     for shared, members in _groups(questions, order)[1] if shares_prompts and order else alone:
         lengths = [questions[index].length_after(shared) for index in members]
@@ -99,15 +114,15 @@ def _groups(questions: Sequence[Question], order: list[int]) -> tuple[int, list[
     Walks the prefix tree of the prompts. What lies below a node stays in groups of its own if that saves more tokens
     than joining what else begins with the node's tokens.
     """
-    first, last = (questions[index].prompt for index in (order[0], order[-1]))
+    first, last = (questions[index].context for index in (order[0], order[-1]))
     differing = (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1])
     shared = next(differing, min(len(first), len(last)))
     # Prompts that end here: their last token stays with each of them, to predict the first token of its choices.
-    ended = [index for index in order if len(questions[index].prompt) == shared]
+    ended = [index for index in order if len(questions[index].context) == shared]
     groups = [(shared - 1, ended)] if ended else []
     saved = (shared - 1) * (len(ended) - 1) if ended else 0
     joined: list[int] = []
-    for _, below in groupby(order[len(ended) :], key=lambda index: questions[index].prompt[shared]):
+    for _, below in groupby(order[len(ended) :], key=lambda index: questions[index].context[shared]):
         below = list(below)
         saved_below, groups_below = _groups(questions, below) if len(below) > 1 else (0, [])
         if saved_below > shared * len(below):
@@ -126,13 +141,12 @@ def _length(item: Bundle, questions: Sequence[Question]) -> int:
 
 
 def _tree(item: Bundle, questions: Sequence[Question]) -> Segment:
-    branches = [
-        Segment(
-            questions[index].prompt[item.shared :],
-            branches=[Segment(choice[:-1], trained=True) for choice in questions[index].choices],
-        )
-        for index in item.members
-    ]
+    branches = []
+    for question in (questions[index] for index in item.members):
+        own = question.prompt[item.shared :]
+        flags = [False] * (len(own) - question.num_scored) + [True] * question.num_scored
+        choices = [Segment(choice[:-1], trained=True) for choice in question.choices]
+        branches.append(Segment(own, trained=flags, branches=choices))
     return Segment(questions[item.members[0]].prompt[: item.shared], branches=branches)
 
 
@@ -153,4 +167,5 @@ def _choice_logprobs(model: nn.Module, batch: PackedBatch, last_tokens: Sequence
     logprobs = head_logprobs(model, hidden[source], target).logprobs.double().cpu()
     owner = torch.cat([batch.target_segment, choices]).cpu()
     sums = torch.zeros(batch.num_segments, dtype=torch.float64).index_add_(0, owner, logprobs)
-    return sums[choices.cpu()].tolist()
+    choices = choices.cpu()
+    return (sums[choices] + sums[batch.segment_parent.cpu()[choices]]).tolist()

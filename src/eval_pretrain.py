@@ -6,25 +6,30 @@ python -m keju.eval_pretrain --model_name_or_path runs/pretrain --data_dir runs/
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import set_seed
 
 from keju.encoding.encoder import Encoder
-from keju.eval.evaluation import TaskResult, evaluate
-from keju.eval.scoring import score_questions
+from keju.eval.evaluation import SMALL_MASS, Subject, TaskResult, evaluate
+from keju.eval.local_model import LocalModel
+from keju.eval.recorded_model import RecordedModel
+from keju.eval.served_model import ServedModel, check_url
 from keju.eval.table import print_results
-from keju.eval.task import load_task
+from keju.eval.task import expand_tasks, load_task
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.writing import write_json, write_jsonl
+from keju.report.evaluations import write_evaluation_report
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_bars
 from keju.training.progress import Progress
+from keju.training.reference_cache import model_key
 from keju.training.run_folder import RunFolder
 from keju.training.stage_model import verify_head
 
@@ -33,22 +38,32 @@ from keju.training.stage_model import verify_head
 class EvalArguments:
     """What is evaluated, and how."""
 
-    model_name_or_path: str = field(metadata={"help": "Checkpoint folder or hub name."})
-    data_dir: str = field(metadata={"help": "Folder of the benchmark files."})
-    output_dir: str = field(metadata={"help": "Folder for results.json, predictions and the plot."})
+    model_name_or_path: str = field(metadata={"help": "Checkpoint folder or hub name; its name on --server_url."})
+    data_dir: str = field(metadata={"help": "Folder of the benchmark files, or of the benchmarks' folders."})
+    output_dir: str = field(metadata={"help": "Folder for results.json, predictions, plots and the report."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's own."})
     chat_template: str | None = field(
         default=None, metadata={"help": "Chat template by name (llama2, vicuna, ziya ...), or a Jinja file."}
     )
-    tasks: list[str] = field(default_factory=lambda: ["idiom"], metadata={"help": "Files of eval/tasks/, by name."})
+    tasks: list[str] = field(
+        default_factory=lambda: ["idiom"], metadata={"help": "Files of eval/tasks/ by name, or clue for its ten tasks."}
+    )
     num_shots: list[int] = field(default_factory=lambda: [0], metadata={"help": "Examples before each question."})
     protocol: list[str] | None = field(
         default=None, metadata={"help": "Ways to ask, each is scored; by default the first that a task knows."}
     )
+    split: str | None = field(default=None, metadata={"help": "What is scored: val, test, dev; by default the task's."})
     apply_chat_template: bool = field(default=False, metadata={"help": "Ask in a conversation, not in plain text."})
     max_items: int | None = field(default=None, metadata={"help": "Score a random part of each task."})
+    on_bad_row: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "What a row does that is wrong, or longer than the model reads."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Longest prompt with a choice; the model's limit."})
     token_budget: int = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
+    batch_size: int = field(default=16, metadata={"help": "Answers written at once; questions of one request."})
+    server_url: str | None = field(
+        default=None, metadata={"help": "Ask a served model: http://127.0.0.1:8000/v1 (completions API of vLLM)."}
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
     seed: int = field(
         default=42, metadata={"help": "Decides the shots, the items of --max_items, and the weights of a named size."}
@@ -56,94 +71,157 @@ class EvalArguments:
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds."})
 
     def __post_init__(self):
-        for name in ("max_items", "max_length", "token_budget"):
+        self.tasks = [name for text in self.tasks for name in text.split(",") if name]
+        for name in ("max_items", "max_length", "token_budget", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
         if min(self.num_shots) < 0:
             raise ValueError(f"--num_shots {min(self.num_shots)}: must be at least 0")
+        if self.server_url is not None:
+            check_url(self.server_url)
+            if self.tokenizer_name is None:
+                raise ValueError("--tokenizer_name is needed with --server_url: prompts are sent as tokens")
 
 
 def main() -> None:
     (args,) = parse_arguments(EvalArguments, description=__doc__.splitlines()[0])
-    for name in args.tasks:
-        load_task(name)  # a wrong name shows before the model loads
-    folder = RunFolder(args.output_dir, "eval_pretrain", arguments=[args], overwrite=args.overwrite_output_dir)
+    rounds = plan(args)  # a wrong name shows before the model loads
+    folder = RunFolder(
+        args.output_dir,
+        "eval_pretrain",
+        arguments=[args],
+        overwrite=args.overwrite_output_dir,
+        goes_on=("token_budget", "batch_size", "overwrite_output_dir"),
+    )
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(
         args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
     )
+    model, key, max_length = load_subject(args, tokenizer)
+    recorded = RecordedModel(model, folder.path / "scores.jsonl", key)
+    encoder = Encoder(tokenizer, max_length)
+
+    summaries: list[dict[str, Any]] = []
+    for name, protocol, num_shots in rounds:
+        result = run_task(name, protocol, num_shots, recorded, encoder, args, max_length)
+        summaries.append(result.summary)
+        write_jsonl(folder.path / f"predictions_{label(result.summary)}.jsonl", result.rows)
+        if result.submission is not None:
+            write_json(folder.path / f"submission_{label(result.summary)}.json", result.submission)
+        write_json(folder.path / "results.json", {"model": args.model_name_or_path, "results": summaries})
+    draw(summaries, folder.path)
+    print_results(summaries, args.model_name_or_path)
+    report = write_evaluation_report([folder.path], folder.path)
+    print(f"\n{folder.path / 'results.json'}\n{report}")
+    folder.finish(
+        accuracy={label(row): row["accuracy"] for row in summaries},
+        chance=summaries[0]["chance"],
+        num_recalled=recorded.num_recalled,
+    )
+
+
+def plan(args: EvalArguments) -> list[tuple[str, str, int]]:
+    """(task, protocol, shots) of each result. A task is asked by those of --protocol that it knows."""
+    rounds = []
+    for name in expand_tasks(args.tasks):
+        known = list(load_task(name).protocols)
+        asked = [protocol for protocol in dict.fromkeys(args.protocol or known[:1]) if protocol in known]
+        if not asked:
+            raise ValueError(f"--protocol {' '.join(args.protocol)}: {name} knows {', '.join(known)}")
+        rounds += [(name, protocol, shots) for protocol in asked for shots in dict.fromkeys(args.num_shots)]
+    unknown = set(args.protocol or []) - {protocol for _, protocol, _ in rounds}
+    if unknown:
+        raise ValueError(f"--protocol {min(unknown)}: none of the tasks {', '.join(args.tasks)} knows it")
+    return rounds
+
+
+def load_subject(args: EvalArguments, tokenizer) -> tuple[Subject, str, int]:
+    """(the model that is examined, what its answers depend on, the longest prompt with a choice)"""
+    if args.server_url is not None:
+        model = ServedModel(args.server_url, args.model_name_or_path, args.batch_size)
+        return model, f"{args.server_url} {args.model_name_or_path}", args.max_length or args.token_budget
     set_seed(args.seed)
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    max_length = longest(model, args)
-    encoder = Encoder(tokenizer, max_length)
-    verify_head(model, encoder.prefix_ids("科举"))
-
-    results = [
-        run_task(name, protocol, num_shots, model, encoder, args, max_length)
-        for name in dict.fromkeys(args.tasks)
-        for protocol in dict.fromkeys(args.protocol or load_task(name).protocols[:1])
-        for num_shots in dict.fromkeys(args.num_shots)
-    ]
-    for result in results:
-        write_jsonl(folder.path / f"predictions_{label(result.summary)}.jsonl", result.rows)
-    summaries = [result.summary for result in results]
-    write_json(folder.path / "results.json", {"model": args.model_name_or_path, "results": summaries})
-    draw(summaries, folder.path)
-    print_results(summaries, args.model_name_or_path)
-    folder.finish(accuracy={label(row): row["accuracy"] for row in summaries}, chance=summaries[0]["chance"])
-
-
-def longest(model, args: EvalArguments) -> int:
-    """Tokens of the longest prompt with a choice."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and args.max_length is not None and args.max_length > limit:
         raise ValueError(f"--max_length {args.max_length}: the model has {limit} positions")
-    return args.max_length or limit or args.token_budget
+    max_length = args.max_length or limit or args.token_budget
+    verify_head(model, Encoder(tokenizer, max_length).prefix_ids("科举"))
+    return LocalModel(model, tokenizer, args.token_budget, args.batch_size), model_key(model), max_length
 
 
 def run_task(
-    name: str, protocol: str, num_shots: int, model, encoder: Encoder, args: EvalArguments, max_length: int
+    name: str, protocol: str, num_shots: int, model: Subject, encoder: Encoder, args: EvalArguments, max_length: int
 ) -> TaskResult:
-    with Progress(None, f"{name} {protocol} {num_shots}-shot", unit="prompts") as bar:
+    with Progress(None, f"{name} {protocol} {num_shots}-shot", unit="questions") as bar:
 
-        def on_progress(done: int, total: int, tokens: int) -> None:
+        def on_progress(done: int, total: int, tokens: int, accuracy: float | None) -> None:
             bar.total = total
-            bar.advance(done - bar.done, tokens=tokens)
+            bar.advance(done - bar.done, tokens=tokens, **({} if accuracy is None else {"right": f"{accuracy:.1%}"}))
 
         result = evaluate(
             name,
-            partial(score_questions, model, token_budget=args.token_budget),
+            model,
             encoder,
             Path(args.data_dir).expanduser(),
             num_shots=num_shots,
             max_length=max_length,
             protocol=protocol,
+            split=args.split,
             max_items=args.max_items,
             apply_chat_template=args.apply_chat_template,
+            on_bad_row=args.on_bad_row,
             seed=args.seed,
             on_progress=on_progress,
         )
-    print(f"The first prompt, as the model reads it:\n{result.example}\n")
-    if result.summary["shots_dropped"]:
-        print(
-            f"{result.summary['items_with_shots_dropped']} of {result.summary['num_items']} prompts had no room for "
-            f"all {num_shots} shots in {max_length} tokens; {result.summary['shots_dropped']} were left out."
-        )
+    print(f"The first prompt, as the model reads it:\n{shortened(result.example)}\n")
+    for line in remarks(result.summary, max_length):
+        print(f"warning: {line}", file=sys.stderr)
     return result
 
 
-def label(summary: dict) -> str:
+def shortened(text: str, length: int = 1500) -> str:
+    """Beginning and end of a text: shots would fill the terminal."""
+    if len(text) <= length:
+        return text
+    return f"{text[: length // 2]}\n[... {len(text) - length} characters ...]\n{text[-length // 2 :]}"
+
+
+def remarks(summary: dict[str, Any], max_length: int) -> list[str]:
+    """What a reader of the result must know."""
+    name, lines = label(summary), []
+    if summary["shots_dropped"]:
+        lines.append(
+            f"{name}: {summary['items_with_shots_dropped']} of {summary['num_items']} prompts had no room for all "
+            f"{summary['num_shots']} shots in {max_length} tokens; {summary['shots_dropped']} shots were left out"
+        )
+    if summary["num_skipped"]:
+        lines.append(f"{name}: {summary['num_skipped']} rows were not scored, such as {summary['skipped'][0]}")
+    if summary["num_shots_skipped"]:
+        lines.append(f"{name}: {summary['num_shots_skipped']} rows are no shots, such as {summary['shots_skipped'][0]}")
+    if summary["scored"] == "letter" and summary["choice_mass"] < SMALL_MASS:
+        lines.append(
+            f"{name}: the choices have {summary['choice_mass']:.2%} of the probability; the model expects something "
+            "else there (see another --protocol, --apply_chat_template, more shots)"
+        )
+    return lines
+
+
+def label(summary: dict[str, Any]) -> str:
     return f"{summary['task']}_{summary['protocol']}_{summary['num_shots']}shot"
 
 
-def draw(summaries: list[dict], folder: Path) -> None:
+def draw(summaries: Sequence[dict[str, Any]], folder: Path) -> None:
     """accuracy.png: the main metric of each result with its interval, against chance."""
-    values = {label(row): row["accuracy"] for row in summaries}
+    judged = [row for row in summaries if row["accuracy"] is not None]
+    if not judged:
+        return
+    values = {label(row): row["accuracy"] for row in judged}
     errors = {
-        label(row): (row["accuracy"] - row["interval"][0], row["interval"][1] - row["accuracy"]) for row in summaries
+        label(row): (row["accuracy"] - row["interval"][0], row["interval"][1] - row["accuracy"]) for row in judged
     }
-    chances = {row["chance"] for row in summaries}
+    chances = {row["chance"] for row in judged}
     plot_bars(
         values,
         folder / "accuracy.png",

@@ -7,9 +7,10 @@ themselves, whatever the idiom, so that `acc_pmi`, which takes that out, is the 
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
-from keju.eval.task import Item, Task, read_rows
+from keju.eval.benchmark_files import BadRow, Files, Row
+from keju.eval.task import Item, Protocol, Task
 
 # protocol: (prompt, the same without the idiom), in the words of the training files (data_prepare/corpora/idiom.py)
 PROMPTS = {
@@ -20,34 +21,26 @@ PROMPTS = {
 
 class Idiom(Task):
     version = 1
-    protocols = tuple(PROMPTS)
-    metric = "acc_pmi"
-    separator = "\n"
+    folders = ("idiom",)
+    protocols = {
+        "completion": Protocol("text", metric="acc_pmi", separator="\n"),
+        "instruction": Protocol("text", metric="acc_pmi", separator="\n", conversation=True),
+    }
 
-    def items(self, data_dir: Path, protocol: str) -> list[Item]:
-        return _read(data_dir / "idiom_mc_test.jsonl", protocol)
+    def read(self, files: Files, split: str) -> Iterator[Row]:
+        return files.json_lines(files.path(f"idiom_mc_{split}.jsonl"))
 
-    def shots(self, data_dir: Path, protocol: str) -> list[Item]:
-        return _read(data_dir / "idiom_mc_dev.jsonl", protocol)
+    def read_shots(self, files: Files) -> Iterator[Row]:
+        return self.read(files, "dev")
 
-    def is_conversation(self, protocol: str) -> bool:
-        return protocol == "instruction"
-
-
-def _read(path: Path, protocol: str) -> list[Item]:
-    prompt, neutral = PROMPTS[protocol]
-    return [_item(row, where, prompt, neutral) for where, row in read_rows(path)]
-
-
-def _item(row: dict, where: str, prompt: str, neutral: str) -> Item:
-    idiom, choices, answer = row.get("idiom"), row.get("choices"), row.get("answer")
-    if not isinstance(idiom, str) or not idiom:
-        raise ValueError(f'{where}: "idiom" must be a text')
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(text, str) and text for text in choices):
-        raise ValueError(f'{where}: "choices" must be a list of two or more texts')
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise ValueError(f'{where}: "answer" must be the number of a choice, 0 to {len(choices) - 1}')
-    return Item(prompt.format(idiom), tuple(choices), answer, neutral=neutral, where=where)
+    def item(self, row: Row, protocol: str) -> Item:
+        idiom, choices, answer = row.text("idiom"), row.fields.get("choices"), row.fields.get("answer")
+        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
+            raise BadRow('"choices" must be a list of two or more texts')
+        if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+            raise BadRow(f'"answer" must be the number of a choice, 0 to {len(choices) - 1}')
+        prompt, neutral = PROMPTS[protocol]
+        return Item(prompt.format(idiom), tuple(choices), answer, neutral=neutral)
 
 
 TASK = Idiom()

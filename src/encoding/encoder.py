@@ -106,6 +106,11 @@ class Encoder:
         # The tokenizer merges across the boundary; a model that generates cannot, so the continuation stands alone.
         return self.tokenizer.encode(continuation, add_special_tokens=False)
 
+    def blank_ids(self, before: str, after: str) -> list[int]:
+        """What a prefix language model reads to fill in the blank between two texts: its mask token stands there."""
+        texts = (self.tokenizer.encode(text, add_special_tokens=False) for text in (before, after))
+        return self.tokenizer.opening_ids([*next(texts), self.tokenizer.mask_token_id, *next(texts)])
+
     # -- prompts and answers -----------------------------------------------------------------------------------------
 
     def prompt_ids(self, messages: Sequence[Message], prefix: str = "") -> list[int]:

@@ -10,7 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from keju.tokenizers.family import answer_end_id
 
@@ -36,13 +42,15 @@ def generate_responses(
     do_sample: bool | None = None,
     batch_size: int = 16,
     seed: int = 0,
+    is_complete: Callable[[list[int]], bool] | None = None,
     on_batch: Callable[[int, int], None] = lambda num_prompts, num_tokens: None,
 ) -> list[list[Response]]:
     """`num_responses` responses to each prompt (its token ids), in the order of `prompts`.
 
     do_sample: by default whenever temperature > 0; otherwise the likeliest token each time. top_p 1 and top_k 0 cut
     nothing off. batch_size: rows (prompts x responses) computed at once. Equal seeds give equal samples (for the same
-    batch_size), and the global random state is left as it was. `on_batch` is told the prompts and generated tokens of
+    batch_size), and the global random state is left as it was. is_complete: told the ids of a response so far, whether it
+    may end there without an end token; what follows in the response is padding. `on_batch` is told the prompts and generated tokens of
     each batch. Only the arguments shape the distribution: a repetition penalty or a top_k of 50 that the checkpoint's
     generation_config.json brings along does not. Raises ValueError naming the flag.
     """
@@ -68,7 +76,7 @@ def generate_responses(
         torch.manual_seed(seed)
         for start in range(0, len(order), step):
             chosen = order[start : start + step]
-            rows = _generate_rows(model, [list(prompts[index]) for index in chosen], pad_id)
+            rows = _generate_rows(model, [list(prompts[index]) for index in chosen], pad_id, is_complete)
             made = [trim(row, stop_ids) for row in rows]
             for number, index in enumerate(chosen):
                 responses[index] = made[number * num_responses : (number + 1) * num_responses]
@@ -112,14 +120,32 @@ def trim(generated: Sequence[int], stop_ids: Sequence[int]) -> Response:
     return Response(tuple(generated), finished=False)
 
 
-def _generate_rows(model: PreTrainedModel, prompts: list[list[int]], pad_id: int) -> list[list[int]]:
+class _Complete(StoppingCriteria):
+    """Ends each row as soon as `is_complete` says so of what was generated after `width` tokens."""
+
+    def __init__(self, is_complete: Callable[[list[int]], bool], width: int) -> None:
+        self.is_complete, self.width = is_complete, width
+
+    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
+        done = [self.is_complete(row) for row in input_ids[:, self.width :].tolist()]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _generate_rows(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    pad_id: int,
+    is_complete: Callable[[list[int]], bool] | None,
+) -> list[list[int]]:
     width = max(map(len, prompts))
     # Pads stand on the left, so that every row goes on from its last prompt token. The mask comes from lengths and not
     # from ids: a prompt may hold the pad's id (where pad = eos).
     input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in prompts], device=model.device)
     lengths = torch.tensor([len(ids) for ids in prompts], device=model.device)
     attention_mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
-    return model.generate(input_ids=input_ids, attention_mask=attention_mask)[:, width:].tolist()
+    criteria = StoppingCriteriaList([_Complete(is_complete, width)] if is_complete is not None else [])
+    rows = model.generate(input_ids=input_ids, attention_mask=attention_mask, stopping_criteria=criteria)
+    return rows[:, width:].tolist()
 
 
 @contextmanager

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from keju.eval.statistics import wilson_interval
-from keju.report.charts import Bar, bar_chart, number
+from keju.report.charts import Bar, bar_chart
+from keju.report.page import page_context, page_environment
 from keju.report.stages import STAGES, gather, verdict
-from keju.training.progress import clock, compact
-from keju.training.provenance import describe_versions
 from keju.training.whole_file import write_whole
 
 
@@ -26,33 +22,24 @@ def write_report(summary: Mapping[str, Any], runs: Mapping[str, Path], out: str 
     "interval": [low, high], "num_items", "few_shot": {shots: accuracy}}}. Stages that are missing are shown as "not
     run". runs: the run folder of each stage.
     """
-    environment = Environment(
-        loader=PackageLoader("keju.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "clock": lambda seconds: "–" if seconds is None else clock(seconds)}
-    environment.filters["compact"] = lambda value: "–" if value is None else compact(value)
     stages = [gather(key, summary.get(key), runs.get(key)) for key in STAGES]
     evaluations = _evaluations(summary.get("eval") or {})
-    origin = describe_versions()
-    page = environment.get_template("report.html.j2").render(
-        summary=summary,
-        stages=stages,
-        evaluations=evaluations,
-        chance=(summary.get("eval") or {}).get("chance"),
-        benchmark=_benchmark_chart(evaluations, (summary.get("eval") or {}).get("chance")),
-        highlights=_highlights(stages, evaluations),
-        # A second run that reuses finished stages is quick itself; what they took is the honest figure.
-        seconds=max(summary.get("seconds") or 0, sum(stage.figures.get("seconds") or 0 for stage in stages)),
-        predictions=_numbers(summary.get("predictions") or {}),
-        num_rows=_numbers(summary.get("data") or {}),
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        machine=origin["machine"],
-        versions=origin["versions"],
-        commit=origin["git_commit"],
+    page = (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            summary=summary,
+            stages=stages,
+            evaluations=evaluations,
+            chance=(summary.get("eval") or {}).get("chance"),
+            benchmark=_benchmark_chart(evaluations, (summary.get("eval") or {}).get("chance")),
+            highlights=_highlights(stages, evaluations),
+            # A second run that reuses finished stages is quick itself; what they took is the honest figure.
+            seconds=max(summary.get("seconds") or 0, sum(stage.figures.get("seconds") or 0 for stage in stages)),
+            predictions=_numbers(summary.get("predictions") or {}),
+            num_rows=_numbers(summary.get("data") or {}),
+            **page_context(),
+        )
     )
     write_whole(out, page.encode("utf-8"))
     return Path(out)

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class RunFolder:
     arguments: the dataclasses of the run, kept in args.json.
     overwrite: a run that is there is deleted.  resume: a checkpoint folder, or "auto" for the newest one in
     `output_dir` (none there: the run starts from the beginning). The checkpoint to load is `self.checkpoint`.
+    goes_on: an unfinished run of the same arguments is taken up where it stopped, by a stage that keeps what it has in
+    the folder; the arguments named here may differ.
     Raises ValueError, naming the flag, when the folder holds another run or files that no run wrote.
     Only rank 0 writes; in other processes the methods do nothing.
     """
@@ -49,6 +51,7 @@ class RunFolder:
         arguments: Iterable[Any] = (),
         overwrite: bool = False,
         resume: str | None = None,
+        goes_on: Sequence[str] | None = None,
         argv: list[str] | None = None,
     ):
         global _current
@@ -62,7 +65,7 @@ class RunFolder:
         self._terminal: TerminalLog | None = None
         self._created = False
         if self.is_main:
-            self._prepare(overwrite)
+            self._prepare(overwrite, goes_on)
             self._terminal = TerminalLog(self.log_path)
             try:
                 _lock(self._terminal.log.fileno(), self.path)
@@ -141,7 +144,7 @@ class RunFolder:
             "arguments": self.arguments,
         }
 
-    def _prepare(self, overwrite: bool) -> None:
+    def _prepare(self, overwrite: bool, goes_on: Sequence[str] | None) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--output_dir: {self.path} is a file")
         self._created = not self.path.exists()
@@ -164,6 +167,8 @@ class RunFolder:
             self._rewind_metrics()
         elif overwrite or _has_no_results(self.path):
             _delete_run(self.path, entries)
+        elif goes_on is not None and not is_finished(self.path) and self._is_same_run(goes_on):
+            print(f"{self.path} holds an unfinished run with these settings: going on with it")
         else:
             known = json.loads((self.path / "args.json").read_text(encoding="utf-8"))
             state = "a finished" if is_finished(self.path) else "an unfinished"
@@ -171,6 +176,13 @@ class RunFolder:
                 f"--output_dir: {self.path} already holds {state} run ({known['stage']}, {known['started'][:16]}); "
                 "choose another folder, or --overwrite_output_dir, or --resume_from_checkpoint auto"
             )
+
+    def _is_same_run(self, but_for: Sequence[str]) -> bool:
+        known = _read_object(self.path / "args.json")
+        pairs = [(known.get("stage"), self.stage)]
+        names = (known["arguments"].keys() | self.arguments.keys()) - set(but_for)
+        pairs += [(known["arguments"].get(name), self.arguments.get(name)) for name in names]
+        return all(before == now for before, now in pairs)
 
     def _rewind_metrics(self) -> None:
         """Drops rows of steps after the checkpoint: they will be logged again."""

@@ -1,0 +1,89 @@
+"""Answers on disk as they come: an evaluation that was interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from keju.eval.evaluation import Subject
+from keju.eval.scoring import OnBatch, Question
+from keju.records.writing import write_jsonl
+
+
+class RecordedModel:
+    """Asks `model` only what the file `path` does not hold, and appends each answer to it at once.
+
+    Answers are found by the tokens of their question, so that it does not matter which task asked, or in which order.
+    key: what the answers depend on beside the question (the weights, the precision); a file of another key is begun
+    anew. num_recalled: answers that were in the file.
+    """
+
+    def __init__(self, model: Subject, path: str | Path, key: str) -> None:
+        self.model = model
+        self.path = Path(path)
+        self.known = _read(self.path, key)
+        self.num_recalled = 0
+        # Written anew, without a line that a kill cut short.
+        rows = [{"key": key}, *({"question": question, "answer": answer} for question, answer in self.known.items())]
+        write_jsonl(self.path, rows)
+
+    def score(self, questions: Sequence[Question], on_batch: OnBatch) -> list[list[float]]:
+        keys = [_key(question.num_scored, question.prompt, *question.choices) for question in questions]
+        return self._ask(questions, keys, self.model.score, on_batch)
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_batch: Callable[[dict[int, str], int], None]
+    ) -> list[str]:
+        keys = [_key(-max_new_tokens, prompt) for prompt in prompts]
+        return self._ask(prompts, keys, lambda rest, report: self.model.write(rest, max_new_tokens, report), on_batch)
+
+    def _ask(
+        self,
+        questions: Sequence[Any],
+        keys: Sequence[str],
+        ask: Callable[[list[Any], Callable[[dict[int, Any], int], None]], list[Any]],
+        on_batch: Callable[[dict[int, Any], int], None],
+    ) -> list[Any]:
+        recalled = {index: self.known[key] for index, key in enumerate(keys) if key in self.known}
+        if recalled:
+            self.num_recalled += len(recalled)
+            on_batch(recalled, 0)
+        rest = [index for index in range(len(questions)) if index not in recalled]
+
+        def report(answers: dict[int, Any], num_tokens: int) -> None:
+            named = {rest[place]: answer for place, answer in answers.items()}
+            self.known |= {keys[index]: answer for index, answer in named.items()}
+            lines = (json.dumps({"question": keys[index], "answer": answer}) + "\n" for index, answer in named.items())
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+            on_batch(named, num_tokens)
+
+        if rest:
+            ask([questions[index] for index in rest], report)
+        return [self.known[key] for key in keys]
+
+
+def _key(*parts: int | Sequence[int]) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        ids = array("q", [part] if isinstance(part, int) else part)
+        digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, key: str) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # the last line of a run that was killed
+    if not rows or rows[0].get("key") != key:
+        return {}
+    return {row["question"]: row["answer"] for row in rows[1:]}

@@ -1,0 +1,90 @@
+"""A model behind a server as the one that is examined: the completions API of OpenAI, as vLLM and others speak it.
+
+Prompts go out as token ids, so that the tokens scored are those that a local model would read; the tokenizer has to be
+at hand. Log-likelihoods are those of an echoed prompt (`echo`, `logprobs`), which vLLM gives and OpenAI itself no
+longer does. What prompts share is for the server to cache.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keju.eval.scoring import OnBatch, Question
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """url: up to "/v1". name: of the model there. batch_size: questions of one request. timeout: seconds for it."""
+
+    url: str
+    name: str
+    batch_size: int = 16
+    timeout: float = 600.0
+
+    def score(self, questions: Sequence[Question], on_batch: OnBatch) -> list[list[float]]:
+        scores: list[list[float]] = [[] for _ in questions]
+        for start in range(0, len(questions), self.batch_size):
+            indices = range(start, min(start + self.batch_size, len(questions)))
+            rows = [[*questions[index].prompt, *choice] for index in indices for choice in questions[index].choices]
+            # One token is written and thrown away: not every server takes none.
+            choices = self._complete(rows, max_tokens=1, echo=True, logprobs=1)
+            found = iter(zip(rows, choices, strict=True))
+            for index in indices:
+                first = len(questions[index].context)
+                for row, choice in (next(found) for _ in questions[index].choices):
+                    scores[index].append(_sum_logprobs(choice, first, len(row), self.url))
+            on_batch({index: scores[index] for index in indices}, sum(map(len, rows)))
+        return scores
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_batch: Callable[[dict[int, str], int], None]
+    ) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(prompts), self.batch_size):
+            rows = [list(prompt) for prompt in prompts[start : start + self.batch_size]]
+            choices = self._complete(rows, max_tokens=max_new_tokens)
+            done = {start + place: choice["text"] for place, choice in enumerate(choices)}
+            texts += done.values()
+            on_batch(done, sum(map(len, rows)))
+        return texts
+
+    def _complete(self, rows: list[list[int]], **settings: Any) -> list[dict[str, Any]]:
+        """The choices of one request, in the order of `rows`. Raises ValueError for a server that does not answer."""
+        body = {"model": self.name, "prompt": rows, "temperature": 0, **settings}
+        request = urllib.request.Request(
+            f"{self.url.rstrip('/')}/completions",
+            json.dumps(body).encode("utf-8"),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                choices = json.load(response)["choices"]
+        except urllib.error.HTTPError as error:
+            reason = error.read(500).decode("utf-8", "replace")
+            raise ValueError(f"--server_url {self.url}: the server refused ({error.code}): {reason}") from error
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"--server_url {self.url}: no answer ({error})") from error
+        return sorted(choices, key=lambda choice: choice["index"])
+
+
+def check_url(url: str) -> None:
+    """Raises ValueError unless `url` is one of http or https."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"--server_url {url}: expected something like http://127.0.0.1:8000/v1")
+
+
+def _sum_logprobs(choice: dict[str, Any], first: int, end: int, url: str) -> float:
+    """The summed log-probabilities of the tokens `first`..`end` of an echoed prompt."""
+    logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
+    if len(logprobs) < end or None in logprobs[first:end]:
+        raise ValueError(
+            f"--server_url {url}: the server gives no log-probabilities of the prompt (echo with logprobs)"
+        )
+    return sum(logprobs[first:end])

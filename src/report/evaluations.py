@@ -1,0 +1,145 @@
+"""Evaluations of one or several models side by side: report.html to look at, report.md to paste."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from keju.report.charts import Bar, bar_chart
+from keju.report.page import page_context, page_environment
+from keju.report.stages import verdict
+from keju.training.whole_file import write_whole
+
+# What makes two results comparable at all, and what should be equal beside it.
+ROW = ("task", "protocol", "num_shots", "split", "conversation")
+SAME = ("version", "seed", "num_items")
+MEASURES = {
+    "acc": "accuracy",
+    "acc_norm": "accuracy, per character",
+    "acc_token": "accuracy, per token",
+    "acc_pmi": "accuracy, less the prior",
+    "acc_joint": "accuracy, passages solved as a whole",
+    "f1": "F1",
+    "em": "exact match",
+}
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A folder that eval_pretrain wrote. name: of its model, made different from those of other runs."""
+
+    name: str
+    folder: str
+    command: str
+    results: list[dict[str, Any]]
+
+
+def write_evaluation_report(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """Writes report.html and report.md to the folder `out` and returns the page's path.
+
+    Raises ValueError for a folder that holds no results of an evaluation.
+    """
+    runs = _read_runs([Path(folder) for folder in folders])
+    keys = list(dict.fromkeys(_key(result) for run in runs for result in run.results))
+    rows = [_row(key, runs) for key in keys]
+    context = {"runs": runs, "rows": rows, "differing": [row["title"] for row in rows if row["differs"]]}
+    environment = page_environment()
+    environment.filters["percent"] = _percent
+    page = environment.get_template("evaluations.html.j2").render(**context, **page_context())
+    plain = Environment(loader=environment.loader, trim_blocks=True, lstrip_blocks=True)
+    plain.filters["percent"] = _percent
+    text = plain.get_template("evaluations.md.j2").render(**context, **page_context())
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "report.html", page.encode("utf-8"))
+    write_whole(out / "report.md", text.encode("utf-8"))
+    return out / "report.html"
+
+
+def _read_runs(folders: Sequence[Path]) -> list[EvaluatedRun]:
+    found = []
+    for folder in folders:
+        path = folder / "results.json"
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(content, dict) or not isinstance(content.get("results"), list):
+            raise ValueError(f"{folder}: no results.json of an evaluation (eval_pretrain) in this folder")
+        args = folder / "args.json"
+        command = json.loads(args.read_text(encoding="utf-8")).get("command", []) if args.is_file() else []
+        found.append((str(content["model"]), folder, shlex.join(command), content["results"]))
+    names = [Path(model).name or model for model, *_ in found]
+    if len(set(names)) < len(names):
+        names = [model for model, *_ in found]
+    if len(set(names)) < len(names):
+        names = [str(folder) for _, folder, *_ in found]
+    return [
+        EvaluatedRun(name, str(folder), command, results)
+        for name, (_, folder, command, results) in zip(names, found, strict=True)
+    ]
+
+
+def _key(result: Mapping[str, Any]) -> tuple:
+    return tuple(result.get(name) for name in ROW)
+
+
+def _row(key: tuple, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
+    """A benchmark in one protocol with the results of all runs; None where a run has none."""
+    results = [next((result for result in run.results if _key(result) == key), None) for run in runs]
+    pairs = [(run, result) for run, result in zip(runs, results, strict=True) if result is not None]
+    known = [result for _, result in pairs]
+    for result in known:
+        judged = result["accuracy"] is not None and result["chance"] is not None
+        found = verdict(tuple(result["interval"]), result["chance"]) if judged else ""
+        result["verdict"] = {"above chance": "good", "below chance": "bad"}.get(found, "")
+    first = known[0]
+    title = f"{first['task']} {first['protocol']} {first['num_shots']}-shot"
+    counts = sorted({result["num_items"] for result in known})
+    return {
+        **{name: first[name] for name in ("task", "protocol", "num_shots", "chance")},
+        "title": title,
+        "anchor": title.replace(" ", "-"),
+        "counts": " / ".join(f"{count:,}" for count in counts),
+        "measure": MEASURES.get(first["metric"], first["metric"]),
+        "results": results,
+        "pairs": pairs,
+        "differs": any(len({result.get(name) for result in known}) > 1 for name in SAME),
+        "charts": [_chart(run, result) for run, result in pairs if result["accuracy"] is not None],
+        "parts": _parts(known, "categories") + _parts(known, "subsets"),
+        "subjects": _parts(known, "subjects"),
+        "others": [(run, _others(result)) for run, result in pairs if len(result["metrics"]) > 1],
+    }
+
+
+def _chart(run: EvaluatedRun, result: Mapping[str, Any]):
+    """Bars by category, the whole benchmark first."""
+    parts = {**result.get("categories", {}), **result.get("subsets", {})}
+    bars = [Bar("all", result["accuracy"], tuple(result["interval"]))]
+    bars += [Bar(name, part["value"], (part["low"], part["high"])) for name, part in parts.items()]
+    return bar_chart(bars, title=run.name, chance=result["chance"])
+
+
+def _parts(results: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Rows of a table of parts (categories, subjects): the values of all results."""
+    names = list(dict.fromkeys(name for result in results for name in result.get(kind, {})))
+    rows = []
+    for name in names:
+        found = [result.get(kind, {}).get(name) for result in results]
+        known = next(part for part in found if part is not None)
+        scores = [None if part is None else part["value"] for part in found]
+        category = known.get("category", "")
+        rows.append({"name": name, "category": category, "scores": scores, "num_items": known["num_items"]})
+    return rows
+
+
+def _others(result: Mapping[str, Any]) -> str:
+    others = {name: figure for name, figure in result["metrics"].items() if name != result["metric"]}
+    return ", ".join(f"{MEASURES.get(name, name)} {_percent(figure['value'])}" for name, figure in others.items())
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
