@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,16 @@ class Files:
 
     data_dir: `--data_dir`. names: folders in it that the benchmark may lie in, the first that is there counts; without
     any, data_dir itself. on_bad_row: "error" raises ValueError with `file:line`; "skip" leaves the row out and keeps
-    the line in `rejected`.
+    the line in `rejected`. subjects: those that are read (None: all).
     """
 
-    def __init__(self, data_dir: str | Path, names: Sequence[str] = (), on_bad_row: str = "error") -> None:
+    def __init__(
+        self,
+        data_dir: str | Path,
+        names: Sequence[str] = (),
+        on_bad_row: str = "error",
+        subjects: Collection[str] | None = None,
+    ) -> None:
         if on_bad_row not in ("error", "skip"):
             raise ValueError(f"--on_bad_row {on_bad_row}: choose from error, skip")
         root = Path(data_dir).expanduser()
@@ -53,6 +59,7 @@ class Files:
             raise ValueError(f"--data_dir: {root} does not exist")
         self.folder = next((root / name for name in names if (root / name).is_dir()), root)
         self.on_bad_row = on_bad_row
+        self.subjects = subjects
         self.rejected: list[str] = []
 
     def reject(self, where: str | Path, message: str | Exception) -> None:

@@ -66,6 +66,7 @@ def evaluate(
     max_length: int,
     protocol: str | None = None,
     split: str | None = None,
+    subjects: Sequence[str] | None = None,
     max_items: int | None = None,
     apply_chat_template: bool = False,
     on_bad_row: str = "error",
@@ -74,8 +75,9 @@ def evaluate(
 ) -> TaskResult:
     """Examines `model` in the task `name` with `num_shots` examples before each question.
 
-    protocol, split: by default the first that the task knows. max_length: tokens that the model reads. max_items: a
-    random part of the items. on_bad_row: what a row does that is wrong or too long, "error" or "skip" (and count).
+    protocol, split: by default the first that the task knows. subjects: only those, or categories of them. max_length:
+    tokens that the model reads. max_items: a random part of the items. on_bad_row: what a row does that is wrong or too
+    long, "error" or "skip" (and count).
     Raises ValueError naming the flag or `file:line`.
     """
     task = load_task(name)
@@ -86,12 +88,13 @@ def evaluate(
     rules = task.protocols[protocol]
     if apply_chat_template and rules.scored == "template":
         raise ValueError(f"--apply_chat_template: {name} {protocol} scores a filled template, which has no turns")
-    files = Files(data_dir, task.folders, on_bad_row)
+    chosen = task.chosen_subjects(subjects)
+    files = Files(data_dir, task.folders, on_bad_row, chosen)
     items = task.items(files, protocol, split)
     if not items:
         raise ValueError(f"--tasks {name}: there are no items in {files.folder}{_why(files)}")
     # Bad rows of the pool are left out and counted whatever --on_bad_row says: nobody's score hangs on them.
-    pool = Files(data_dir, task.folders, on_bad_row="skip")
+    pool = Files(data_dir, task.folders, "skip", chosen)
     shots = task.shots(pool, protocol) if num_shots else []
     shots = pick_shots(shots, items, num_shots, seed, first=rules.first_shots)
     if max_items is not None and max_items < len(items):

@@ -39,7 +39,7 @@ class Exam(Task):
         """Where the questions of a subject lie, in the benchmark's folder."""
 
     def read(self, files: Files, split: str) -> Iterator[Row]:
-        for subject in self.names:
+        for subject in self.names if files.subjects is None else files.subjects:
             path = files.folder / self.file_name(subject, split)
             if path.is_file():
                 # A test file without answers has no such column.

@@ -20,10 +20,6 @@ from keju.trees.packed_batch import PackedBatch
 from keju.trees.packing import pack
 from keju.trees.segment import Segment
 
-# A tree grows to this many times its root: the root is then less than an eighth of what is computed, while the rows of
-# attention stay short. Longer trees save little and cost attention over branches that do not see each other.
-GROWTH = 8
-
 # (index of each question that is done -> log-probabilities of its choices, tokens computed)
 OnBatch = Callable[[dict[int, list[float]], int], None]
 
@@ -99,7 +95,7 @@ def bundle(questions: Sequence[Question], token_budget: int, *, shares_prompts: 
     alone = [(0, [index]) for index in order]
     for shared, members in _groups(questions, order)[1] if shares_prompts and order else alone:
         lengths = [questions[index].length_after(shared) for index in members]
-        room = min(token_budget, max(GROWTH * shared, shared + max(lengths))) - shared
+        room = token_budget - shared
         if max(lengths) > room:
             raise ValueError(
                 f"--token_budget {token_budget}: a question takes {shared + max(lengths)} tokens with its choices"

@@ -108,6 +108,24 @@ class Task(ABC):
     def shots(self, files: Files, protocol: str) -> list[Item]:
         return self._items(self.read_shots(files), files, protocol)
 
+    def chosen_subjects(self, names: Sequence[str] | None) -> list[str] | None:
+        """The subjects that `names` stand for, which may be categories and subsets too; None: all.
+
+        Raises ValueError listing the right names.
+        """
+        if names is None:
+            return None
+        parts = {subject: [subject] for subject in self.categories}
+        for subject, category in self.categories.items():
+            parts.setdefault(category, []).append(subject)
+        parts |= {name: list(subjects) for name, subjects in self.subsets.items()}
+        for name in names:
+            if name not in parts:
+                known = ", ".join(reversed(parts)) or "none"
+                raise ValueError(f"--subjects {name}: the subjects of {type(self).__name__} are {known}")
+        chosen = {subject for name in names for subject in parts[name]}
+        return [subject for subject in self.categories if subject in chosen]
+
     def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
         """What the benchmark's site takes, from the rows of predictions; None where there is no such thing."""
         return None

@@ -53,6 +53,10 @@ class EvalArguments:
         default=None, metadata={"help": "Ways to ask, each is scored; by default the first that a task knows."}
     )
     split: str | None = field(default=None, metadata={"help": "What is scored: val, test, dev; by default the task's."})
+    subjects: list[str] | None = field(
+        default=None,
+        metadata={"help": "Only these subjects, categories or subsets of an examination: hard, STEM, law."},
+    )
     apply_chat_template: bool = field(default=False, metadata={"help": "Ask in a conversation, not in plain text."})
     max_items: int | None = field(default=None, metadata={"help": "Score a random part of each task."})
     on_bad_row: Literal["error", "skip"] = field(
@@ -169,6 +173,7 @@ def run_task(
             max_length=max_length,
             protocol=protocol,
             split=args.split,
+            subjects=args.subjects,
             max_items=args.max_items,
             apply_chat_template=args.apply_chat_template,
             on_bad_row=args.on_bad_row,

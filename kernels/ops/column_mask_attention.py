@@ -1,8 +1,8 @@
 """Attention under a column mask: key k is visible to the queries `visible_from[k] <= q < visible_until[k]`.
 
 The mask (FlashMask, arXiv 2410.01359) covers causal packing, trees with a shared prefix, and prefix-LM contexts. This
-reference runs on any device: queries go in chunks, each against the contiguous range of keys that any of them may see,
-so that neither the full [T, T] mask nor the work for masked blocks is ever there.
+reference runs on any device: queries go in chunks, each against the keys that any of them may see, so that neither the
+full [T, T] mask nor the work for masked keys is ever there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 
 CHUNK = 128
+# Keys are gathered where that leaves out at least this share of the range that holds them.
+GATHER_SHARE = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,22 +29,24 @@ class ColumnMask:
     visible_until: torch.Tensor
 
     @cached_property
-    def chunks(self) -> list[tuple[slice, slice, torch.Tensor]]:
-        """(queries, keys, bool mask [queries, keys]) for each chunk of queries; keys is the smallest range that holds
-        every key visible to one of them."""
+    def chunks(self) -> list[tuple[slice, slice | torch.Tensor, torch.Tensor]]:
+        """(queries, keys, bool mask [queries, keys]) for each chunk of queries. keys is the smallest range that holds
+        every key visible to one of them; or the indices of these keys, int64, if the range holds many others."""
         begin, end = self.visible_from, self.visible_until
         length = begin.shape[0]
         query = torch.arange(length, device=begin.device)
         starts = range(0, length, CHUNK)
-        # Which keys does any query of the chunk see? [chunks, T], then the first and last of them: one device transfer.
+        # Which keys does any query of the chunk see? [chunks, T]; first, last and number of them in one device transfer.
         lower = torch.tensor(list(starts), device=begin.device)[:, None]
         upper = (lower + CHUNK).clamp(max=length)
         touched = (torch.maximum(begin, lower) < torch.minimum(end, upper)) if length else begin[None]
-        first = touched.int().argmax(1).tolist()
-        last = (length - touched.flip(1).int().argmax(1)).tolist()
+        first, last = touched.int().argmax(1), length - touched.flip(1).int().argmax(1)
         plan = []
-        for start, low, high in zip(starts, first, last, strict=True):
-            queries, keys = slice(start, min(start + CHUNK, length)), slice(low, high)
+        for number, (low, high, count) in enumerate(torch.stack([first, last, touched.sum(1)], dim=1).tolist()):
+            queries = slice(starts[number], min(starts[number] + CHUNK, length))
+            keys: slice | torch.Tensor = slice(low, high)
+            if count < (1 - GATHER_SHARE) * (high - low):
+                keys = touched[number].nonzero().squeeze(1)
             rows = query[queries, None]
             plan.append((queries, keys, (begin[None, keys] <= rows) & (rows < end[None, keys])))
         return plan
@@ -85,7 +89,11 @@ def column_mask_attention(
 
 
 def _biased(
-    visible: torch.Tensor, alibi: tuple[torch.Tensor, torch.Tensor], queries: slice, keys: slice, dtype: torch.dtype
+    visible: torch.Tensor,
+    alibi: tuple[torch.Tensor, torch.Tensor],
+    queries: slice,
+    keys: slice | torch.Tensor,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """bool [queries, keys] -> [heads, queries, keys] in `dtype`: the bias where visible, elsewhere -inf."""
     slopes, positions = alibi

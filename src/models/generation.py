@@ -49,8 +49,8 @@ def generate_responses(
 
     do_sample: by default whenever temperature > 0; otherwise the likeliest token each time. top_p 1 and top_k 0 cut
     nothing off. batch_size: rows (prompts x responses) computed at once. Equal seeds give equal samples (for the same
-    batch_size), and the global random state is left as it was. is_complete: told the ids of a response so far, whether it
-    may end there without an end token; what follows in the response is padding. `on_batch` is told the prompts and generated tokens of
+    batch_size), and the global random state is left as it was. is_complete: of the ids of a response so far, whether it
+    may end there without an end token; padding may follow in it. `on_batch` is told the prompts and generated tokens of
     each batch. Only the arguments shape the distribution: a repetition penalty or a top_k of 50 that the checkpoint's
     generation_config.json brings along does not. Raises ValueError naming the flag.
     """
