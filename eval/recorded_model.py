@@ -24,12 +24,10 @@ class RecordedModel:
 
     def __init__(self, model: Subject, path: str | Path, key: str) -> None:
         self.model = model
-        self.path = Path(path)
+        self.path, self.key = Path(path), key
         self.known = _read(self.path, key)
         self.num_recalled = 0
-        # Written anew, without a line that a kill cut short.
-        rows = [{"key": key}, *({"question": question, "answer": answer} for question, answer in self.known.items())]
-        write_jsonl(self.path, rows)
+        self._is_whole = False
 
     def score(self, questions: Sequence[Question], on_batch: OnBatch) -> list[list[float]]:
         keys = [_key(question.num_scored, question.prompt, *question.choices) for question in questions]
@@ -56,15 +54,24 @@ class RecordedModel:
 
         def report(answers: dict[int, Any], num_tokens: int) -> None:
             named = {rest[place]: answer for place, answer in answers.items()}
-            self.known |= {keys[index]: answer for index, answer in named.items()}
-            lines = (json.dumps({"question": keys[index], "answer": answer}) + "\n" for index, answer in named.items())
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
+            self._append({keys[index]: answer for index, answer in named.items()})
             on_batch(named, num_tokens)
 
         if rest:
             ask([questions[index] for index in rest], report)
         return [self.known[key] for key in keys]
+
+    def _append(self, answers: dict[str, Any]) -> None:
+        if not self._is_whole:  # the first time written anew: a kill may have cut the last line short
+            write_jsonl(self.path, [{"key": self.key}, *map(_row, self.known.keys(), self.known.values())])
+            self._is_whole = True
+        self.known |= answers
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(_row(question, answer)) + "\n" for question, answer in answers.items())
+
+
+def _row(question: str, answer: Any) -> dict[str, Any]:
+    return {"question": question, "answer": answer}
 
 
 def _key(*parts: int | Sequence[int]) -> str:
@@ -78,12 +85,12 @@ def _key(*parts: int | Sequence[int]) -> str:
 def _read(path: Path, key: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            break  # the last line of a run that was killed
+            break  # the end, or the last line of a run that was killed
     if not rows or rows[0].get("key") != key:
         return {}
     return {row["question"]: row["answer"] for row in rows[1:]}

@@ -6,16 +6,15 @@ python -m keju.pred_reward --model_name_or_path runs/reward --data_dir runs/pred
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
 import torch
 
 from keju.encoding.encoder import Encoder
-from keju.eval.task import read_rows
+from keju.eval.benchmark_files import Files
 from keju.models.loading import load_scalar_model, load_tokenizer
 from keju.records.formats import detect
 from keju.records.record import Answer, ChatRecord, RankedRecord
@@ -58,8 +57,9 @@ def main() -> None:
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
     model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    located = list(read_rows(Path(args.data_dir).expanduser() / args.test_filename))
-    records = [ranked_record(row, where) for where, row in located]
+    files = Files(args.data_dir)
+    located = list(files.json_lines(files.path(args.test_filename)))
+    records = [ranked_record(row.fields, row.where) for row in located]
     encoder = Encoder(tokenizer, args.max_length, on_long=args.on_long)
     trees, owners = share_prompts([encoder.ranked_tree(record) for record in records], args.token_budget)
     with Progress(len(trees), "score answers", unit="prompts") as bar:
@@ -70,7 +70,7 @@ def main() -> None:
             rewards[index].append(number)
     write_jsonl(
         folder.path / "rewards.jsonl",
-        ({**row, "rewards": numbers} for (_, row), numbers in zip(located, rewards, strict=True)),
+        ({**row.fields, "rewards": numbers} for row, numbers in zip(located, rewards, strict=True)),
     )
     everything = [number for numbers in rewards for number in numbers]
     figures = {
@@ -85,7 +85,7 @@ def main() -> None:
     folder.finish(**figures)
 
 
-def ranked_record(row: dict[str, Any], where: str) -> RankedRecord:
+def ranked_record(row: Mapping[str, Any], where: str) -> RankedRecord:
     """A row as a prompt with its answers; their scores, where there are any, do not matter here."""
     texts = row.get("responses", [row["answer"]] if "answer" in row else None)
     try:

@@ -11,7 +11,8 @@ import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
 from tiny_models import build_llama, build_scalar_model
 
-from keju import eval_pretrain, eval_reward, pred_pretrain, pred_reward
+from keju import eval_pretrain, eval_report, eval_reward, pred_pretrain, pred_reward
+from keju.eval.local_model import LocalModel
 from keju.records.writing import write_jsonl
 from keju.training.launch import run_guarded
 
@@ -74,6 +75,111 @@ def test_eval_pretrain(folder, tmp_path, monkeypatch):
     assert (out / "accuracy.png").stat().st_size > 1000
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["accuracy"]["idiom_completion_0shot"] == results[0]["accuracy"] and summary["chance"] == 0.25
+
+
+def exam(folder, splits=("val", "dev", "test")) -> None:
+    """Two subjects of C-Eval in the characters of the tokenizer."""
+    rng = random.Random(1)
+    for split in splits:
+        (folder / "ceval" / split).mkdir(parents=True, exist_ok=True)
+        for subject in ("law", "logic"):
+            rows = [
+                ",".join(
+                    [str(n), *(text(rng, k) for k in (9, 2, 2, 2, 2)), *(["ABCD"[n % 4]] if split != "test" else [])]
+                )
+                for n in range(6)
+            ]
+            header = "id,question,A,B,C,D" + ("" if split == "test" else ",answer")
+            path = folder / f"ceval/{split}/{subject}_{split}.csv"
+            path.write_text("\n".join([header, *rows]), encoding="utf-8")
+
+
+def test_an_examination_by_subjects_with_a_report(folder, tmp_path, monkeypatch, capsys):
+    exam(folder)
+    out = tmp_path / "exam"
+    flags = ["--tasks", "ceval,idiom", "--num_shots", 2, "--protocol", "harness", "completion", "--on_bad_row", "skip"]
+    assert run(monkeypatch, eval_pretrain, folder, "lm", out, *flags) == 0
+    first, second = json.loads((out / "results.json").read_text(encoding="utf-8"))["results"]
+    assert (first["task"], second["task"]) == ("ceval", "idiom")
+    assert first["num_items"] == 12 and first["num_skipped"] == 50
+    assert first["accuracy"] == first["micro"]["value"] and set(first["subjects"]) == {"law", "logic"}
+    captured = capsys.readouterr()
+    assert "ceval_harness_2shot: 50 rows were not scored, such as --data_dir: " in captured.err
+    assert "the choices have" in captured.err  # a model with random weights expects no letter
+    page, table = ((out / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    assert page.count("<svg") == 2 and "Humanities" in page and "logic" in page
+    assert "| ceval | harness | 2 | 12 | accuracy |" in table and "| Humanities |" in table
+
+
+def test_test_questions_become_a_submission(folder, tmp_path, monkeypatch):
+    exam(folder)
+    out = tmp_path / "exam"
+    flags = ["--tasks", "ceval", "--subjects", "law", "logic", "--split", "test"]
+    assert run(monkeypatch, eval_pretrain, folder, "lm", out, *flags) == 0
+    submission = json.loads((out / "submission_ceval_official_0shot.json").read_text(encoding="utf-8"))
+    rows = rows_of(out / "predictions_ceval_official_0shot.jsonl")
+    assert submission == {
+        subject: {row["key"]: "ABCD"[row["pred"]] for row in rows if row["group"] == subject}
+        for subject in ("law", "logic")
+    }
+    assert len(rows) == 12 and not (out / "accuracy.png").exists() and (out / "report.html").exists()
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_same_command(folder, tmp_path, monkeypatch, capsys):
+    """Stopped in the middle as by Ctrl-C; what had been scored is not scored again, and the results are the same."""
+    flags = ["--num_shots", 0, 2, "--token_budget", 200]
+    assert run(monkeypatch, eval_pretrain, folder, "lm", tmp_path / "whole", *flags) == 0
+    out = tmp_path / "broken"
+    score, calls = LocalModel.score, []
+
+    def interrupted(self, questions, on_batch):
+        def stop(done, tokens):
+            on_batch(done, tokens)
+            calls.append(len(done))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+
+        return score(self, questions, stop)
+
+    monkeypatch.setattr(LocalModel, "score", interrupted)
+    assert run(monkeypatch, eval_pretrain, folder, "lm", out, *flags) == 130
+    kept = len(rows_of(out / "scores.jsonl")) - 1
+    assert kept == sum(calls) > 0
+    monkeypatch.setattr(LocalModel, "score", score)
+    # Other settings are another run; how much is computed at once is none.
+    assert run(monkeypatch, eval_pretrain, folder, "lm", out, *flags, "--max_items", 4) == 2
+    assert "already holds an unfinished run" in capsys.readouterr().err
+    assert run(monkeypatch, eval_pretrain, folder, "lm", out, *flags[:-1], 300) == 0
+    assert "going on with it" in capsys.readouterr().out
+    assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["num_recalled"] == kept
+    for name in ("predictions_idiom_completion_0shot.jsonl", "predictions_idiom_completion_2shot.jsonl"):
+        whole, broken = rows_of(tmp_path / "whole" / name), rows_of(out / name)
+        assert [row["pred"] for row in whole] == [row["pred"] for row in broken]
+        for a, b in zip(whole, broken, strict=True):
+            assert a["scores"]["acc"] == pytest.approx(b["scores"]["acc"], abs=1e-5)
+    assert run(monkeypatch, eval_pretrain, folder, "lm", out, *flags) == 2
+    assert "already holds a finished run" in capsys.readouterr().err
+
+
+def test_several_models_in_one_table(folder, tmp_path, monkeypatch, capsys):
+    for name, flags in (("a", ["--max_items", 5]), ("b", ["--num_shots", 0, 1])):
+        assert run(monkeypatch, eval_pretrain, folder, "lm", tmp_path / name, *flags) == 0
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--runs", str(tmp_path / "a"), str(tmp_path / "b"), "--output_dir", str(tmp_path / "both")]
+    )
+    assert run_guarded(eval_report.main) == 0
+    table = (tmp_path / "both/report.md").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out
+    # Two runs of one model are told apart by their folders.
+    assert f"| {tmp_path / 'a'} | {tmp_path / 'b'} |" in table
+    lines = [line for line in table.splitlines() if line.startswith("| idiom")]
+    assert [line.split("|")[4].strip() for line in lines] == ["5 / 9", "9"] and "| – |" in lines[1]
+    assert "Not the same questions, seeds or versions in all columns: idiom completion 0-shot." in table
+    assert "idiom completion 0-shot" in (tmp_path / "both/report.html").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["x", "--runs", str(folder), "--output_dir", str(tmp_path / "none")])
+    assert run_guarded(eval_report.main) == 2
+    assert "no results.json of an evaluation" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("stage", [eval_pretrain, pred_pretrain])
@@ -175,7 +281,17 @@ def test_eval_reward(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("stage", "model", "flags", "message"),
     [
-        (eval_pretrain, "lm", ["--tasks", "idoim"], "--tasks idoim: choose from idiom"),
+        (eval_pretrain, "lm", ["--tasks", "idoim"], "--tasks idoim: choose from afqmc"),
+        (eval_pretrain, "lm", ["--protocol", "official"], "--protocol official: idiom knows completion"),
+        (eval_pretrain, "lm", ["--protocol", "completion", "x"], "--protocol x: none of the tasks idiom knows it"),
+        (eval_pretrain, "lm", ["--split", "val"], "--split val: idiom knows test"),
+        (eval_pretrain, "lm", ["--server_url", "127.0.0.1:8000"], "--server_url 127.0.0.1:8000: expected something"),
+        (
+            eval_pretrain,
+            "lm",
+            ["--server_url", "http://127.0.0.1:9/v1"],
+            "--tokenizer_name is needed with --server_url",
+        ),
         (eval_pretrain, "lm", ["--num_shots", "99"], "--num_shots 99: there are only 9 examples"),
         (eval_pretrain, "lm", ["--num_shots", "-1"], "--num_shots -1"),
         (eval_pretrain, "lm", ["--max_length", "9999"], "--max_length 9999: the model has 256 positions"),

@@ -31,12 +31,12 @@ class ColumnMask:
     @cached_property
     def chunks(self) -> list[tuple[slice, slice | torch.Tensor, torch.Tensor]]:
         """(queries, keys, bool mask [queries, keys]) for each chunk of queries. keys is the smallest range that holds
-        every key visible to one of them; or the indices of these keys, int64, if the range holds many others."""
+        every key visible to one of them; or the indices of those keys, int64, if it holds many others."""
         begin, end = self.visible_from, self.visible_until
         length = begin.shape[0]
         query = torch.arange(length, device=begin.device)
         starts = range(0, length, CHUNK)
-        # Which keys does any query of the chunk see? [chunks, T]; first, last and number of them in one device transfer.
+        # Which keys does any query of the chunk see? [chunks, T]; First, last and number: one device transfer.
         lower = torch.tensor(list(starts), device=begin.device)[:, None]
         upper = (lower + CHUNK).clamp(max=length)
         touched = (torch.maximum(begin, lower) < torch.minimum(end, upper)) if length else begin[None]

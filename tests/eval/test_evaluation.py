@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from char_tokenizer import CHARACTERS, build_char_tokenizer
+from exam_takers import Oracle, local
 from tiny_models import build_llama
 
 from keju.data_prepare.corpora import idiom as idiom_corpus
 from keju.encoding.encoder import Encoder
+from keju.eval.benchmark_files import Files
 from keju.eval.evaluation import evaluate
-from keju.eval.metrics import ChoiceScores, acc, acc_norm, acc_pmi, credit
+from keju.eval.metrics import ChoiceScores, acc, acc_norm, acc_pmi, acc_token, credit
 from keju.eval.prompts import Prompter, pick_shots
 from keju.eval.scoring import score_questions
 from keju.eval.task import Item, load_task, task_names
@@ -51,27 +53,15 @@ def data_dir(tmp_path) -> Path:
     return tmp_path
 
 
-def oracle(data_dir: Path, encoder: Encoder):
-    """A scorer that has read the answers; it is asked in token ids like any model."""
+def oracle(data_dir: Path, encoder: Encoder) -> Oracle:
     rows = [json.loads(line) for line in (data_dir / "idiom_mc_test.jsonl").read_text(encoding="utf-8").splitlines()]
     known = {(row["idiom"], row["choices"][row["answer"]]) for row in rows}
 
-    def score(questions, on_batch):
-        on_batch(len(questions), 0)
-        plain = partial(encoder.tokenizer.decode, skip_special_tokens=True)
-        texts = [
-            ("".join(plain(question.prompt).split()), ["".join(plain(choice).split()) for choice in question.choices])
-            for question in questions
-        ]
-        return [
-            [
-                0.0 if any(idiom in prompt[-12:] and choice == right for idiom, right in known) else -9.0
-                for choice in choices
-            ]
-            for prompt, choices in texts
-        ]
+    def is_right(text: str) -> bool:
+        text = "".join(text.split())
+        return any(text.endswith(right) and idiom in text[: -len(right)][-12:] for idiom, right in known)
 
-    return score
+    return Oracle(encoder, is_right)
 
 
 settings = dict(num_shots=0, max_length=256)
@@ -84,7 +74,7 @@ def test_a_model_that_knows_is_always_right(data_dir, encoder, num_shots, protoc
         "idiom", oracle(data_dir, encoder), encoder, data_dir, num_shots=num_shots, max_length=256, protocol=protocol
     )
     assert {name: metric["value"] for name, metric in result.summary["metrics"].items()} == {
-        "acc": 1.0, "acc_norm": 1.0, "acc_pmi": 1.0
+        "acc": 1.0, "acc_norm": 1.0, "acc_token": 1.0, "acc_pmi": 1.0
     }  # fmt: skip
     assert all(row["pred"] == row["gold"] for row in result.rows)
     assert result.summary["chance"] == 0.25
@@ -94,7 +84,7 @@ def test_a_model_that_knows_is_always_right(data_dir, encoder, num_shots, protoc
 def test_a_model_that_prefers_nothing_scores_exactly_chance(data_dir, encoder):
     model = build_llama(vocab_size=len(encoder.tokenizer))
     model.lm_head.weight.data.zero_()
-    result = evaluate("idiom", partial(score_questions, model, token_budget=512), encoder, data_dir, **settings)
+    result = evaluate("idiom", local(model, encoder), encoder, data_dir, **settings)
     # All tokens are equally likely: the question adds nothing to any choice, and all characters are worth the same.
     assert result.summary["metrics"]["acc_pmi"]["value"] == pytest.approx(0.25)
     assert result.summary["accuracy"] == pytest.approx(0.25)
@@ -102,7 +92,7 @@ def test_a_model_that_prefers_nothing_scores_exactly_chance(data_dir, encoder):
 
 def test_the_order_of_choices_changes_nothing(data_dir, encoder, tmp_path):
     model = build_llama(vocab_size=len(encoder.tokenizer))
-    score = partial(score_questions, model, token_budget=512)
+    score = local(model, encoder)
     first = evaluate("idiom", score, encoder, data_dir, **settings)
     path = data_dir / "idiom_mc_test.jsonl"
     rng = random.Random(3)
@@ -121,7 +111,7 @@ def test_the_order_of_choices_changes_nothing(data_dir, encoder, tmp_path):
 
 def test_rows_hold_what_was_decided(data_dir, encoder):
     model = build_llama(vocab_size=len(encoder.tokenizer))
-    score = partial(score_questions, model, token_budget=512)
+    score = local(model, encoder)
     result = evaluate("idiom", score, encoder, data_dir, num_shots=2, max_length=256, max_items=5)
     assert len(result.rows) == result.summary["num_items"] == 5
     for row in result.rows:
@@ -137,11 +127,12 @@ def test_rows_hold_what_was_decided(data_dir, encoder):
 def test_pmi_is_the_difference_to_the_neutral_prompt(data_dir, encoder):
     """Each choice alone, in full, under the same shots."""
     model = build_llama(vocab_size=len(encoder.tokenizer))
-    score = partial(score_questions, model, token_budget=512)
+    score = local(model, encoder)
     result = evaluate("idiom", score, encoder, data_dir, num_shots=2, max_length=256, seed=5)
     task = load_task("idiom")
-    items = task.items(data_dir, "completion")
-    shots = pick_shots(task.shots(data_dir, "completion"), items, 2, 5)[""]
+    files = Files(data_dir)
+    items = task.items(files, "completion", "test")
+    shots = pick_shots(task.shots(files, "completion"), items, 2, 5)[""]
     prompter = Prompter(encoder, task, "completion", False, 256)
     for item, row in zip(items[:6], result.rows[:6], strict=True):
         (with_idiom, without) = score_questions(
@@ -158,11 +149,12 @@ def test_ties_share_the_credit():
 
 
 def test_metrics_by_hand():
-    scores = ChoiceScores((-6.0, -8.0, -9.0), (-5.0, -9.0, -9.0), (2, 4, 3))
+    scores = ChoiceScores((-6.0, -8.0, -9.0), (-5.0, -9.0, -9.0), (2, 4, 3), (1, 4, 2))
     assert acc(scores) == [-6.0, -8.0, -9.0]
     assert acc_norm(scores) == [-3.0, -2.0, -3.0]
+    assert acc_token(scores) == [-6.0, -2.0, -4.5]
     assert acc_pmi(scores) == [-1.0, 1.0, 0.0]
-    assert acc_pmi(ChoiceScores((-6.0,), None, (2,))) is None
+    assert acc_pmi(ChoiceScores((-6.0,), None, (2,), (1,))) is None
 
 
 def test_shots_are_fixed_by_the_seed_and_never_scored_rows():
@@ -177,8 +169,9 @@ def test_shots_are_fixed_by_the_seed_and_never_scored_rows():
 
 def test_shots_are_dropped_whole_from_the_far_end(data_dir, encoder):
     task = load_task("idiom")
-    items = task.items(data_dir, "completion")
-    shots = pick_shots(task.shots(data_dir, "completion"), items, 4, 0)[""]
+    files = Files(data_dir)
+    items = task.items(files, "completion", "test")
+    shots = pick_shots(task.shots(files, "completion"), items, 4, 0)[""]
     prompter = Prompter(encoder, task, "completion", False, 256)
     whole, dropped = prompter.question(items[0], shots)
     assert dropped == 0
@@ -193,7 +186,7 @@ def test_shots_are_dropped_whole_from_the_far_end(data_dir, encoder):
 
 
 def test_dropped_shots_are_reported(data_dir, encoder):
-    score = partial(score_questions, build_llama(vocab_size=len(encoder.tokenizer)), token_budget=512)
+    score = local(build_llama(vocab_size=len(encoder.tokenizer)), encoder)
     result = evaluate("idiom", score, encoder, data_dir, num_shots=6, max_length=90)
     assert result.summary["items_with_shots_dropped"] == NUM_ITEMS
     assert result.summary["shots_dropped"] >= NUM_ITEMS
@@ -226,12 +219,12 @@ def test_bad_rows_name_file_and_line(tmp_path, line, message):
     good = '{"idiom": "好", "choices": ["a", "b"], "answer": 1}\n'
     (tmp_path / "idiom_mc_test.jsonl").write_text(good + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=f"idiom_mc_test.jsonl:2: {message}"):
-        load_task("idiom").items(tmp_path, "completion")
+        load_task("idiom").items(Files(tmp_path), "completion", "test")
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="--data_dir: .*idiom_mc_test.jsonl does not exist"):
-        load_task("idiom").items(tmp_path, "completion")
+        load_task("idiom").items(Files(tmp_path), "completion", "test")
 
 
 def test_the_idiom_prompts_are_worded_like_the_training_files():

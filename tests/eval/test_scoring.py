@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny_models import SOP, opening, row_inputs
+from tiny_models import SOP, build_llama, opening, row_inputs
 
 from keju.eval.scoring import Question, bundle, score_questions
 
@@ -40,10 +40,10 @@ def few_shot_questions(seed: int = 0, end: Sequence[int] = ()) -> list[Question]
 def one_by_one(model, question: Question) -> list[float]:
     sums = []
     for choice in question.choices:
-        inputs = row_inputs(model, [[*question.prompt, *choice]])
-        logprobs = model(**inputs, use_cache=False).logits[0].double().log_softmax(-1)
-        first = len(question.prompt)
-        sums.append(sum(logprobs[first + place - 1, token].item() for place, token in enumerate(choice)))
+        row = [*question.prompt, *choice]
+        logprobs = model(**row_inputs(model, [row]), use_cache=False).logits[0].double().log_softmax(-1)
+        scored = range(len(question.prompt) - question.num_scored, len(row))
+        sums.append(sum(logprobs[place - 1, row[place]].item() for place in scored))
     return sums
 
 
@@ -52,10 +52,12 @@ def test_scores_equal_single_rows(causal_lm, token_budget):
     questions = few_shot_questions(end=opening(causal_lm))
     seen = []
     scores = score_questions(
-        causal_lm, questions, token_budget=token_budget, on_batch=lambda count, tokens: seen.append((count, tokens))
+        causal_lm, questions, token_budget=token_budget, on_batch=lambda done, tokens: seen.append((done, tokens))
     )
-    assert sum(count for count, _ in seen) == len(questions)
     assert max(tokens for _, tokens in seen) <= token_budget
+    told = {index: sums for done, _ in seen for index, sums in done.items()}
+    assert sum(len(done) for done, _ in seen) == len(questions)
+    assert [told[index] for index in range(len(questions))] == scores
     for question, got in zip(questions, scores, strict=True):
         assert got == pytest.approx(one_by_one(causal_lm, question), abs=1e-5)
 
@@ -70,6 +72,29 @@ def test_shared_prompts_are_computed_once():
     separate = sum(len(question.prompt) + len(choice) for question in questions for choice in question.choices)
     assert tokens < separate / 2.8
     assert {item.shared for item in bundles if len(item.members) > 2} >= {21, 31}
+
+
+@pytest.mark.parametrize("token_budget", [90, 400])
+def test_scored_prompts_count_as_if_each_choice_began_with_them(token_budget):
+    model, rng = build_llama(vocab_size=VOCABULARY), random.Random(4)
+    questions = [
+        Question(question.prompt, question.choices, num_scored=rng.randint(0, len(question.prompt) - 1))
+        for question in few_shot_questions()
+    ]
+    # Some share all that is not scored, and one is scored from its second token on.
+    shots = questions[0].prompt[:12]
+    questions += [Question([*shots, *tail], [[7], [8, 9]], num_scored=len(tail)) for tail in ([], [5], [5, 6], [30])]
+    questions.append(Question([1, 9, 9], [[7], [8, 9]], num_scored=2))
+    scores = score_questions(model, questions, token_budget=token_budget)
+    for question, got in zip(questions, scores, strict=True):
+        assert got == pytest.approx(one_by_one(model, question), abs=1e-5)
+
+
+def test_what_is_scored_is_not_shared():
+    """A scored token belongs to one question; before it, everything is shared."""
+    questions = [Question([1, 5, 6, 7, end], [[8]], num_scored=2) for end in (10, 11, 12)]
+    (item,) = bundle(questions, 100)
+    assert item.shared == 2 and set(item.members) == {0, 1, 2}
 
 
 def test_choices_of_one_token_cost_nothing():

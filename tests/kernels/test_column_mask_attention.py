@@ -106,3 +106,36 @@ def test_chunks_leave_out_keys_that_nobody_sees():
     index = torch.arange(length)
     mask = ColumnMask(index, torch.where(index < CHUNK, CHUNK, length))
     assert [(keys.start, keys.stop) for _, keys, _ in mask.chunks] == [(0, CHUNK), (CHUNK, length)]
+
+
+def tree_mask(root: int, branch: int, num_branches: int) -> ColumnMask:
+    """A root, and branches that see it and themselves."""
+    length = root + branch * num_branches
+    until = torch.full((length,), length)
+    for start in range(root, length, branch):
+        until[start : start + branch] = start + branch
+    return ColumnMask(torch.arange(length), until)
+
+
+@pytest.mark.parametrize("alibi", [False, True])
+def test_keys_between_a_root_and_a_branch_are_left_out(alibi):
+    """Questions see the root and themselves: keys of others are not touched, and output and gradients are the same."""
+    mask = tree_mask(root=40, branch=37, num_branches=9)
+    gathered = [keys for _, keys, _ in mask.chunks if isinstance(keys, torch.Tensor)]
+    assert gathered
+    for queries, keys, visible in mask.chunks:
+        assert visible.any(dim=0).all() or isinstance(keys, slice), f"keys that no query of {queries} sees"
+    generator = torch.Generator().manual_seed(0)
+    length = mask.visible_from.shape[0]
+    positions = torch.randint(0, 50, (length,), generator=generator)
+    bias = (torch.rand(2, generator=generator, dtype=torch.float64), positions) if alibi else None
+    ours = draw(length, 2, 1, 2, generator)
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    result, expected = column_mask_attention(*ours, mask, alibi=bias), obvious(*theirs, mask, alibi=bias)
+    torch.testing.assert_close(result, expected)
+    for a, b in zip(
+        torch.autograd.grad(result.square().sum(), ours),
+        torch.autograd.grad(expected.square().sum(), theirs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
