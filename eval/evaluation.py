@@ -17,6 +17,7 @@ from keju.eval.prompts import NoRoom, Prompter, pick_shots
 from keju.eval.scoring import OnBatch, Question
 from keju.eval.span_metrics import span_scores
 from keju.eval.task import Item, Task, load_task
+from keju.eval.task import Protocol as Rules
 
 SMALL_MASS = 0.1  # below it a result gets a warning
 NUM_NAMED = 20  # so many of the rows that were left out are named
@@ -47,6 +48,27 @@ class TaskResult:
     submission: Any = None
 
 
+@dataclass(frozen=True)
+class Exam:
+    """A task that has been read: its items with their shots, and the rows that were left out."""
+
+    name: str
+    task: Task
+    protocol: str
+    conversation: bool
+    split: str
+    num_shots: int
+    seed: int
+    items: list[Item]
+    shots: dict[str, list[Item]]
+    files: Files
+    pool: Files
+
+    @property
+    def rules(self) -> Rules:
+        return self.task.protocols[self.protocol]
+
+
 @dataclass
 class _Asked:
     """Items with what the model reads. dropped: shots without room, for each of them."""
@@ -56,14 +78,11 @@ class _Asked:
     dropped: list[int] = field(default_factory=list)
 
 
-def evaluate(
+def read_exam(
     name: str,
-    model: Subject,
-    encoder: Encoder,
-    data_dir: Path,
+    data_dir: str | Path,
     *,
     num_shots: int,
-    max_length: int,
     protocol: str | None = None,
     split: str | None = None,
     subjects: Sequence[str] | None = None,
@@ -71,20 +90,16 @@ def evaluate(
     apply_chat_template: bool = False,
     on_bad_row: str = "error",
     seed: int = 0,
-    on_progress: OnProgress = lambda done, total, num_tokens, accuracy: None,
-) -> TaskResult:
-    """Examines `model` in the task `name` with `num_shots` examples before each question.
+) -> Exam:
+    """The questions of the task `name`, with `num_shots` examples before each.
 
-    protocol, split: by default the first that the task knows. subjects: only those, or categories of them. max_length:
-    tokens that the model reads. max_items: a random part of the items. on_bad_row: what a row does that is wrong or too
-    long, "error" or "skip" (and count).
+    protocol, split: by default the first that the task knows. subjects: only those, or categories of them. max_items: a
+    random part of the items. on_bad_row: what a row does that is wrong or too long, "error" or "skip" (and count).
     Raises ValueError naming the flag or `file:line`.
     """
     task = load_task(name)
-    protocol, split = (
-        _chosen("protocol", protocol, name, list(task.protocols)),
-        _chosen("split", split, name, task.splits),
-    )
+    protocol = _chosen("protocol", protocol, name, list(task.protocols))
+    split = _chosen("split", split, name, task.splits)
     rules = task.protocols[protocol]
     if apply_chat_template and rules.scored == "template":
         raise ValueError(f"--apply_chat_template: {name} {protocol} scores a filled template, which has no turns")
@@ -100,14 +115,27 @@ def evaluate(
     if max_items is not None and max_items < len(items):
         kept = sorted(random.Random(seed).sample(range(len(items)), max_items))
         items = [items[index] for index in kept]
-    prompter = Prompter(encoder, task, protocol, apply_chat_template or rules.conversation, max_length)
+    conversation = apply_chat_template or rules.conversation
+    return Exam(name, task, protocol, conversation, split, num_shots, seed, items, shots, files, pool)
 
+
+def examine(
+    exam: Exam,
+    model: Subject,
+    encoder: Encoder,
+    *,
+    max_length: int,
+    on_progress: OnProgress = lambda done, total, num_tokens, accuracy: None,
+) -> TaskResult:
+    """What `model` makes of an exam. max_length: tokens that it reads. Raises ValueError naming `file:line`."""
     start = time.perf_counter()
+    rules, files = exam.rules, exam.files
+    prompter = Prompter(encoder, exam.task, exam.protocol, exam.conversation, max_length)
     ask = prompter.opening if rules.scored == "written" else prompter.question
     asked = _Asked()
-    for item in items:
+    for item in exam.items:
         try:
-            question, dropped = ask(item, shots[item.group])
+            question, dropped = ask(item, exam.shots[item.group])
         except NoRoom as error:
             files.reject(item.where, str(error).removeprefix(f"{item.where}: "))
         else:
@@ -115,37 +143,54 @@ def evaluate(
             asked.questions.append(question)
             asked.dropped.append(dropped)
     if not asked.items:
-        raise ValueError(f"--tasks {name}: not one question can be asked{_why(files)}")
+        raise ValueError(f"--tasks {exam.name}: not one question can be asked{_why(files)}")
     counter = _Counter(on_progress, len(asked.items))
     answer = _written_rows if rules.scored == "written" else _chosen_rows
-    rows = answer(model, prompter, asked, shots, counter)
+    rows = answer(model, prompter, asked, exam.shots, counter)
     summary = {
-        "task": name,
-        "version": task.version,
-        "protocol": protocol,
+        "task": exam.name,
+        "version": exam.task.version,
+        "protocol": exam.protocol,
         "scored": rules.scored,
-        "conversation": prompter.conversation,
-        "split": split,
-        "num_shots": num_shots,
-        "seed": seed,
+        "conversation": exam.conversation,
+        "split": exam.split,
+        "num_shots": exam.num_shots,
+        "seed": exam.seed,
         "num_items": len(rows),
         "metric": rules.metric,
         "average": rules.average,
-        **_figures(task, protocol, rows),
+        **_figures(exam.task, rules, rows),
         "items_with_shots_dropped": sum(count > 0 for count in asked.dropped),
         "shots_dropped": sum(asked.dropped),
         "num_skipped": len(files.rejected),
         "skipped": files.rejected[:NUM_NAMED],
-        "num_shots_skipped": len(pool.rejected),
-        "shots_skipped": pool.rejected[:NUM_NAMED],
+        "num_shots_skipped": len(exam.pool.rejected),
+        "shots_skipped": exam.pool.rejected[:NUM_NAMED],
         "seconds": time.perf_counter() - start,
         "num_tokens": counter.tokens,
     }
-    submission = task.submission(rows)
+    submission = exam.task.submission(rows)
     if summary["accuracy"] is None and submission is None:
-        raise ValueError(f"--split {split}: no item of {name} has a known answer, there is nothing to compare with")
+        raise ValueError(
+            f"--split {exam.split}: no item of {exam.name} has a known answer, there is nothing to compare with"
+        )
     first = asked.questions[0] if rules.scored == "written" else asked.questions[0].prompt
     return TaskResult(summary, rows, encoder.tokenizer.decode(first), submission)
+
+
+def evaluate(
+    name: str,
+    model: Subject,
+    encoder: Encoder,
+    data_dir: str | Path,
+    *,
+    max_length: int,
+    on_progress: OnProgress = lambda done, total, num_tokens, accuracy: None,
+    **settings: Any,
+) -> TaskResult:
+    """Reads the task `name` (settings: those of read_exam) and examines `model` in it."""
+    exam = read_exam(name, data_dir, **settings)
+    return examine(exam, model, encoder, max_length=max_length, on_progress=on_progress)
 
 
 class _Counter:
@@ -262,9 +307,8 @@ def _written_rows(model: Subject, prompter: Prompter, asked: _Asked, shots, coun
     return [judge(index, text) for index, text in enumerate(texts)]
 
 
-def _figures(task: Task, protocol: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _figures(task: Task, rules: Rules, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The main metric as `accuracy` with its interval, all figures, chance, and the probability mass on the choices."""
-    rules = task.protocols[protocol]
     judged = [row for row in rows if "credit" in row]
     figures: dict[str, Any] = {"accuracy": None, "interval": None, "metrics": {}, "chance": None}
     if judged:

@@ -16,7 +16,7 @@ import torch
 from transformers import set_seed
 
 from keju.encoding.encoder import Encoder
-from keju.eval.evaluation import SMALL_MASS, Subject, TaskResult, evaluate
+from keju.eval.evaluation import SMALL_MASS, Exam, Subject, TaskResult, examine, read_exam
 from keju.eval.local_model import LocalModel
 from keju.eval.recorded_model import RecordedModel
 from keju.eval.served_model import ServedModel, check_url
@@ -52,7 +52,9 @@ class EvalArguments:
     protocol: list[str] | None = field(
         default=None, metadata={"help": "Ways to ask, each is scored; by default the first that a task knows."}
     )
-    split: str | None = field(default=None, metadata={"help": "What is scored: val, test, dev; by default the task's."})
+    split: str | None = field(
+        default=None, metadata={"help": "What is scored: val, test, dev; by default the first of the task."}
+    )
     subjects: list[str] | None = field(
         default=None,
         metadata={"help": "Only these subjects, categories or subsets of an examination: hard, STEM, law."},
@@ -89,13 +91,13 @@ class EvalArguments:
 
 def main() -> None:
     (args,) = parse_arguments(EvalArguments, description=__doc__.splitlines()[0])
-    rounds = plan(args)  # a wrong name shows before the model loads
+    exams = plan(args)  # what is wrong with names and files shows before the model loads
     folder = RunFolder(
         args.output_dir,
         "eval_pretrain",
         arguments=[args],
         overwrite=args.overwrite_output_dir,
-        goes_on=("token_budget", "batch_size", "overwrite_output_dir"),
+        goes_on=("model_name_or_path", "tokenizer_name", "chat_template", "server_url", "dtype", "seed"),
     )
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(
@@ -106,8 +108,8 @@ def main() -> None:
     encoder = Encoder(tokenizer, max_length)
 
     summaries: list[dict[str, Any]] = []
-    for name, protocol, num_shots in rounds:
-        result = run_task(name, protocol, num_shots, recorded, encoder, args, max_length)
+    for exam in exams:
+        result = run_exam(exam, recorded, encoder, max_length)
         summaries.append(result.summary)
         write_jsonl(folder.path / f"predictions_{label(result.summary)}.jsonl", result.rows)
         if result.submission is not None:
@@ -124,19 +126,43 @@ def main() -> None:
     )
 
 
-def plan(args: EvalArguments) -> list[tuple[str, str, int]]:
-    """(task, protocol, shots) of each result. A task is asked by those of --protocol that it knows."""
-    rounds = []
-    for name in expand_tasks(args.tasks):
-        known = list(load_task(name).protocols)
-        asked = [protocol for protocol in dict.fromkeys(args.protocol or known[:1]) if protocol in known]
-        if not asked:
-            raise ValueError(f"--protocol {' '.join(args.protocol)}: {name} knows {', '.join(known)}")
-        rounds += [(name, protocol, shots) for protocol in asked for shots in dict.fromkeys(args.num_shots)]
-    unknown = set(args.protocol or []) - {protocol for _, protocol, _ in rounds}
-    if unknown:
-        raise ValueError(f"--protocol {min(unknown)}: none of the tasks {', '.join(args.tasks)} knows it")
-    return rounds
+def plan(args: EvalArguments) -> list[Exam]:
+    """The exams of all tasks, ways to ask and numbers of shots. A task is asked by those of --protocol that it knows; one
+    that does not know --split is asked its own."""
+    names = expand_tasks(args.tasks)
+    tasks = {name: load_task(name) for name in names}
+    for flag, values in (("protocol", args.protocol or []), ("split", [args.split] if args.split else [])):
+        for value in values:
+            if not any(value in getattr(task, f"{flag}s") for task in tasks.values()):
+                known = "; ".join(
+                    f"{name} knows {', '.join(getattr(task, f'{flag}s'))}" for name, task in tasks.items()
+                )
+                raise ValueError(f"--{flag} {value}: {known}")
+    exams = []
+    for name, task in tasks.items():
+        protocols = [protocol for protocol in dict.fromkeys(args.protocol or []) if protocol in task.protocols]
+        if args.protocol and not protocols:
+            raise ValueError(f"--protocol {' '.join(args.protocol)}: {name} knows {', '.join(task.protocols)}")
+        split = args.split if args.split in task.splits else task.splits[0]
+        if args.split not in (None, split):
+            print(f"warning: {name} has no split {args.split}, its {split} is scored", file=sys.stderr)
+        exams += [
+            read_exam(
+                name,
+                args.data_dir,
+                num_shots=num_shots,
+                protocol=protocol,
+                split=split,
+                subjects=args.subjects,
+                max_items=args.max_items,
+                apply_chat_template=args.apply_chat_template,
+                on_bad_row=args.on_bad_row,
+                seed=args.seed,
+            )
+            for protocol in protocols or [None]
+            for num_shots in dict.fromkeys(args.num_shots)
+        ]
+    return exams
 
 
 def load_subject(args: EvalArguments, tokenizer) -> tuple[Subject, str, int]:
@@ -155,31 +181,14 @@ def load_subject(args: EvalArguments, tokenizer) -> tuple[Subject, str, int]:
     return LocalModel(model, tokenizer, args.token_budget, args.batch_size), model_key(model), max_length
 
 
-def run_task(
-    name: str, protocol: str, num_shots: int, model: Subject, encoder: Encoder, args: EvalArguments, max_length: int
-) -> TaskResult:
-    with Progress(None, f"{name} {protocol} {num_shots}-shot", unit="questions") as bar:
+def run_exam(exam: Exam, model: Subject, encoder: Encoder, max_length: int) -> TaskResult:
+    with Progress(len(exam.items), f"{exam.name} {exam.protocol} {exam.num_shots}-shot", unit="questions") as bar:
 
         def on_progress(done: int, total: int, tokens: int, accuracy: float | None) -> None:
             bar.total = total
             bar.advance(done - bar.done, tokens=tokens, **({} if accuracy is None else {"right": f"{accuracy:.1%}"}))
 
-        result = evaluate(
-            name,
-            model,
-            encoder,
-            Path(args.data_dir).expanduser(),
-            num_shots=num_shots,
-            max_length=max_length,
-            protocol=protocol,
-            split=args.split,
-            subjects=args.subjects,
-            max_items=args.max_items,
-            apply_chat_template=args.apply_chat_template,
-            on_bad_row=args.on_bad_row,
-            seed=args.seed,
-            on_progress=on_progress,
-        )
+        result = examine(exam, model, encoder, max_length=max_length, on_progress=on_progress)
     print(f"The first prompt, as the model reads it:\n{shortened(result.example)}\n")
     for line in remarks(result.summary, max_length):
         print(f"warning: {line}", file=sys.stderr)

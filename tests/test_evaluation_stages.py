@@ -146,8 +146,8 @@ def test_an_interrupted_evaluation_goes_on_with_the_same_command(folder, tmp_pat
     kept = len(rows_of(out / "scores.jsonl")) - 1
     assert kept == sum(calls) > 0
     monkeypatch.setattr(LocalModel, "score", score)
-    # Other settings are another run; how much is computed at once is none.
-    assert run(monkeypatch, eval_pretrain, folder, "lm", out, *flags, "--max_items", 4) == 2
+    # Another precision is another model; how much is computed at once, and what else is asked, matters not.
+    assert run(monkeypatch, eval_pretrain, folder, "lm", out, *flags, "--dtype", "bfloat16") == 2
     assert "already holds an unfinished run" in capsys.readouterr().err
     assert run(monkeypatch, eval_pretrain, folder, "lm", out, *flags[:-1], 300) == 0
     assert "going on with it" in capsys.readouterr().out
@@ -283,7 +283,7 @@ def test_eval_reward(folder, tmp_path, monkeypatch):
     [
         (eval_pretrain, "lm", ["--tasks", "idoim"], "--tasks idoim: choose from afqmc"),
         (eval_pretrain, "lm", ["--protocol", "official"], "--protocol official: idiom knows completion"),
-        (eval_pretrain, "lm", ["--protocol", "completion", "x"], "--protocol x: none of the tasks idiom knows it"),
+        (eval_pretrain, "lm", ["--protocol", "completion", "x"], "--protocol x: idiom knows completion, instruction"),
         (eval_pretrain, "lm", ["--split", "val"], "--split val: idiom knows test"),
         (eval_pretrain, "lm", ["--server_url", "127.0.0.1:8000"], "--server_url 127.0.0.1:8000: expected something"),
         (

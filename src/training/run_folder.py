@@ -37,8 +37,8 @@ class RunFolder:
     arguments: the dataclasses of the run, kept in args.json.
     overwrite: a run that is there is deleted.  resume: a checkpoint folder, or "auto" for the newest one in
     `output_dir` (none there: the run starts from the beginning). The checkpoint to load is `self.checkpoint`.
-    goes_on: an unfinished run of the same arguments is taken up where it stopped, by a stage that keeps what it has in
-    the folder; the arguments named here may differ.
+    goes_on: an unfinished run that is equal in the arguments named here is taken up, by a stage that finds in the
+    folder what it need not do again.
     Raises ValueError, naming the flag, when the folder holds another run or files that no run wrote.
     Only rank 0 writes; in other processes the methods do nothing.
     """
@@ -168,7 +168,7 @@ class RunFolder:
         elif overwrite or _has_no_results(self.path):
             _delete_run(self.path, entries)
         elif goes_on is not None and not is_finished(self.path) and self._is_same_run(goes_on):
-            print(f"{self.path} holds an unfinished run with these settings: going on with it")
+            print(f"{self.path} holds an unfinished run of this model: going on with it")
         else:
             known = json.loads((self.path / "args.json").read_text(encoding="utf-8"))
             state = "a finished" if is_finished(self.path) else "an unfinished"
@@ -177,12 +177,10 @@ class RunFolder:
                 "choose another folder, or --overwrite_output_dir, or --resume_from_checkpoint auto"
             )
 
-    def _is_same_run(self, but_for: Sequence[str]) -> bool:
+    def _is_same_run(self, names: Sequence[str]) -> bool:
         known = _read_object(self.path / "args.json")
-        pairs = [(known.get("stage"), self.stage)]
-        names = (known["arguments"].keys() | self.arguments.keys()) - set(but_for)
-        pairs += [(known["arguments"].get(name), self.arguments.get(name)) for name in names]
-        return all(before == now for before, now in pairs)
+        same = [known["arguments"].get(name) == self.arguments.get(name) for name in names]
+        return known["stage"] == self.stage and all(same)
 
     def _rewind_metrics(self) -> None:
         """Drops rows of steps after the checkpoint: they will be logged again."""

@@ -3,8 +3,8 @@
 python tests/bench/eval.py
 
 First every log-likelihood of every choice must agree, for C-Eval, MMLU and (where its files are) CMMLU; then both are
-timed in turns, end to end: reading, prompts, tokens, scores. The bound is the ratio of the tokens that both compute. `--subjects 99 --shot_tokens 0 --rounds 0`
-compares all subjects and times nothing.
+timed in turns, end to end: reading, prompts, tokens, scores. The bound is the ratio of the tokens that both compute.
+`--subjects 99 --shot_tokens 0 --rounds 0` compares all subjects and times nothing.
 """
 
 from __future__ import annotations
