@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,7 +141,7 @@ def examine(
             files.reject(item.where, str(error).removeprefix(f"{item.where}: "))
         else:
             asked.items.append(item)
-            asked.questions.append(question)
+            asked.questions.append(_compact(question))
             asked.dropped.append(dropped)
     if not asked.items:
         raise ValueError(f"--tasks {exam.name}: not one question can be asked{_why(files)}")
@@ -162,6 +163,7 @@ def examine(
         **_figures(exam.task, rules, rows),
         "items_with_shots_dropped": sum(count > 0 for count in asked.dropped),
         "shots_dropped": sum(asked.dropped),
+        "items_among_shots": _count_among_shots(asked.items, exam.shots),
         "num_skipped": len(files.rejected),
         "skipped": files.rejected[:NUM_NAMED],
         "num_shots_skipped": len(exam.pool.rejected),
@@ -175,7 +177,7 @@ def examine(
             f"--split {exam.split}: no item of {exam.name} has a known answer, there is nothing to compare with"
         )
     first = asked.questions[0] if rules.scored == "written" else asked.questions[0].prompt
-    return TaskResult(summary, rows, encoder.tokenizer.decode(first), submission)
+    return TaskResult(summary, rows, encoder.tokenizer.decode(list(first)), submission)
 
 
 def evaluate(
@@ -322,6 +324,19 @@ def _figures(task: Task, rules: Rules, rows: Sequence[dict[str, Any]]) -> dict[s
     if masses:
         figures["choice_mass"] = sum(masses) / len(masses)
     return figures
+
+
+def _compact(question: Question | list[int]) -> Question | array:
+    """Prompts as arrays: a benchmark has millions of tokens, and a list takes nine times as much for each."""
+    if isinstance(question, Question):
+        return replace(question, prompt=array("i", question.prompt))
+    return array("i", question)
+
+
+def _count_among_shots(items: Sequence[Item], shots: dict[str, list[Item]]) -> int:
+    """Questions that the files of a benchmark have twice, among the shots and to be scored (MMLU's val has one)."""
+    shown = {group: {shot.question for shot in chosen} for group, chosen in shots.items()}
+    return sum(item.question in shown[item.group] for item in items)
 
 
 def _chosen(flag: str, value: str | None, name: str, known: Sequence[str]) -> str:

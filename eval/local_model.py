@@ -35,7 +35,7 @@ class LocalModel:
             responses = generate_responses(
                 self.model,
                 self.tokenizer,
-                [prompts[index] for index in chosen],
+                [list(prompts[index]) for index in chosen],
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 batch_size=self.batch_size,

@@ -25,13 +25,13 @@ def pick_shots(
 ) -> dict[str, list[Item]]:
     """`num_shots` examples of the pool for each group of the scored items, the same for all items of the group.
 
-    first: the first ones in the order of the pool; otherwise `seed` draws. Rows with the prompt of a scored item are
-    never taken. Raises ValueError for a pool that is too small.
+    first: the first ones in the order of the pool, which a benchmark has chosen; otherwise `seed` draws among those
+    whose question is not scored. Raises ValueError for a pool that is too small.
     """
-    prompts = {(item.prompt, item.after) for item in scored}
+    questions = set() if first else {item.question for item in scored}
     by_group: dict[str, list[Item]] = {}
     for item in pool:
-        if item.answer is not None and (item.prompt, item.after) not in prompts:
+        if item.answer is not None and item.question not in questions:
             by_group.setdefault(item.group, []).append(item)
     chosen = {}
     for group in sorted({item.group for item in scored}):

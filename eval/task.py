@@ -38,6 +38,10 @@ class Item:
     where: str = ""
 
     @property
+    def question(self) -> tuple[str, str | None]:
+        return self.prompt, self.after
+
+    @property
     def answer(self) -> str | None:
         """The right answer, where it is known."""
         if self.references:

@@ -29,9 +29,13 @@ from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_bars
 from keju.training.progress import Progress
+from keju.training.provenance import describe_versions
 from keju.training.reference_cache import model_key
 from keju.training.run_folder import RunFolder
 from keju.training.stage_model import verify_head
+
+# Tokens of a packed row where --token_budget does not say: the least, and the most that long prompts are given.
+ROW, LONG_ROW = 4096, 16384
 
 
 @dataclass
@@ -65,7 +69,10 @@ class EvalArguments:
         default="error", metadata={"help": "What a row does that is wrong, or longer than the model reads."}
     )
     max_length: int | None = field(default=None, metadata={"help": "Longest prompt with a choice; the model's limit."})
-    token_budget: int = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
+    token_budget: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of one packed row, the unit of memory; by default 4096, more for long prompts."},
+    )
     batch_size: int = field(default=16, metadata={"help": "Answers written at once; questions of one request."})
     server_url: str | None = field(
         default=None, metadata={"help": "Ask a served model: http://127.0.0.1:8000/v1 (completions API of vLLM)."}
@@ -107,6 +114,7 @@ def main() -> None:
     recorded = RecordedModel(model, folder.path / "scores.jsonl", key)
     encoder = Encoder(tokenizer, max_length)
 
+    header = {"model": args.model_name_or_path, "versions": describe_versions()["versions"]}
     summaries: list[dict[str, Any]] = []
     for exam in exams:
         result = run_exam(exam, recorded, encoder, max_length)
@@ -114,7 +122,7 @@ def main() -> None:
         write_jsonl(folder.path / f"predictions_{label(result.summary)}.jsonl", result.rows)
         if result.submission is not None:
             write_json(folder.path / f"submission_{label(result.summary)}.json", result.submission)
-        write_json(folder.path / "results.json", {"model": args.model_name_or_path, "results": summaries})
+        write_json(folder.path / "results.json", {**header, "results": summaries})
     draw(summaries, folder.path)
     print_results(summaries, args.model_name_or_path)
     report = write_evaluation_report([folder.path], folder.path)
@@ -127,17 +135,15 @@ def main() -> None:
 
 
 def plan(args: EvalArguments) -> list[Exam]:
-    """The exams of all tasks, ways to ask and numbers of shots. A task is asked by those of --protocol that it knows; one
-    that does not know --split is asked its own."""
+    """The exams of all tasks, ways to ask and numbers of shots. A task is asked by those of --protocol that it knows,
+    and one that does not know --split its own."""
     names = expand_tasks(args.tasks)
     tasks = {name: load_task(name) for name in names}
     for flag, values in (("protocol", args.protocol or []), ("split", [args.split] if args.split else [])):
         for value in values:
             if not any(value in getattr(task, f"{flag}s") for task in tasks.values()):
-                known = "; ".join(
-                    f"{name} knows {', '.join(getattr(task, f'{flag}s'))}" for name, task in tasks.items()
-                )
-                raise ValueError(f"--{flag} {value}: {known}")
+                known = [f"{name} knows {', '.join(getattr(task, f'{flag}s'))}" for name, task in tasks.items()]
+                raise ValueError(f"--{flag} {value}: {'; '.join(known)}")
     exams = []
     for name, task in tasks.items():
         protocols = [protocol for protocol in dict.fromkeys(args.protocol or []) if protocol in task.protocols]
@@ -169,16 +175,17 @@ def load_subject(args: EvalArguments, tokenizer) -> tuple[Subject, str, int]:
     """(the model that is examined, what its answers depend on, the longest prompt with a choice)"""
     if args.server_url is not None:
         model = ServedModel(args.server_url, args.model_name_or_path, args.batch_size)
-        return model, f"{args.server_url} {args.model_name_or_path}", args.max_length or args.token_budget
+        return model, f"{args.server_url} {args.model_name_or_path}", args.max_length or ROW
     set_seed(args.seed)
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and args.max_length is not None and args.max_length > limit:
         raise ValueError(f"--max_length {args.max_length}: the model has {limit} positions")
-    max_length = args.max_length or limit or args.token_budget
+    max_length = args.max_length or limit or args.token_budget or ROW
+    token_budget = args.token_budget or max(ROW, min(max_length, LONG_ROW))
     verify_head(model, Encoder(tokenizer, max_length).prefix_ids("科举"))
-    return LocalModel(model, tokenizer, args.token_budget, args.batch_size), model_key(model), max_length
+    return LocalModel(model, tokenizer, token_budget, args.batch_size), model_key(model), max_length
 
 
 def run_exam(exam: Exam, model: Subject, encoder: Encoder, max_length: int) -> TaskResult:
@@ -210,6 +217,8 @@ def remarks(summary: dict[str, Any], max_length: int) -> list[str]:
             f"{name}: {summary['items_with_shots_dropped']} of {summary['num_items']} prompts had no room for all "
             f"{summary['num_shots']} shots in {max_length} tokens; {summary['shots_dropped']} shots were left out"
         )
+    if summary["items_among_shots"]:
+        lines.append(f"{name}: {summary['items_among_shots']} questions also stand among their shots, in the files")
     if summary["num_skipped"]:
         lines.append(f"{name}: {summary['num_skipped']} rows were not scored, such as {summary['skipped'][0]}")
     if summary["num_shots_skipped"]:

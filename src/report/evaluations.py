@@ -111,7 +111,8 @@ def _row(key: tuple, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
         "charts": [_chart(run, result) for run, result in pairs if result["accuracy"] is not None],
         "parts": _parts(known, "categories") + _parts(known, "subsets"),
         "subjects": _parts(known, "subjects"),
-        "others": [(run, _others(result)) for run, result in pairs if len(result["metrics"]) > 1],
+        # All measures of letters are the same.
+        "others": [(run, _others(result)) for run, result in pairs if result["scored"] != "letter"],
     }
 
 

@@ -125,6 +125,8 @@ def plot_bars(
         axes.legend(frameon=False, labelcolor=INK, loc="upper left")
         axes.set_ylim(top=max([*tops, chance]) * 1.3)
     _style(axes, title=title, ylabel=ylabel)
+    if len(values) > 1 and max(map(len, names)) > 14:
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
     _save(figure, png)
 
 

@@ -167,6 +167,14 @@ def test_shots_are_fixed_by_the_seed_and_never_scored_rows():
         pick_shots(pool, scored, 9, seed=1)
 
 
+def test_shots_that_a_benchmark_has_chosen_stay():
+    """The first of the pool in their order; one that is also scored is shown all the same, and counted elsewhere."""
+    scored = [Item(f"问{number}", ("是", "否"), 0) for number in range(10)]
+    pool = [Item("例1", ("是", "否"), 1), scored[3], Item("例2", ("是", "否"), 1), Item("例3", ("是", "否"), 1)]
+    assert pick_shots(pool, scored, 3, seed=1, first=True)[""] == pool[:3]
+    assert scored[3] not in pick_shots(pool, scored, 3, seed=1)[""]
+
+
 def test_shots_are_dropped_whole_from_the_far_end(data_dir, encoder):
     task = load_task("idiom")
     files = Files(data_dir)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 import sentencepiece
 import torch
+from benchmark_slices import EXAMS, write_slices
 from exam_takers import local
 from tiny_models import build, row_inputs
 
 from keju.data_prepare.vocabulary import train_sentencepiece
 from keju.encoding.encoder import Encoder
+from keju.eval.evaluation import evaluate
 from keju.eval.prompts import Prompter
 from keju.eval.scoring import score_questions
-from keju.eval.task import Item, load_task
+from keju.eval.task import Item, expand_tasks, load_task
 from keju.prepare_data import save_family_tokenizer
 
 TEXTS = ["这是关于财经的文章:农业故事文化娱乐体育，下面两个句子语义不同相同。", "摘要关键词真实一二三四五六。"] * 20
@@ -94,3 +96,23 @@ def test_answers_and_questions_go_through_the_free_mask(taker):
     assert tokenizer.gmask_token_id in question.prompt and question.prompt[-1] == tokenizer.sop_token_id
     (answer,) = local(model, encoder).write([question.prompt], 5, lambda done, tokens: None)
     assert isinstance(answer, str)
+
+
+@pytest.mark.parametrize("task", expand_tasks(["clue", "ceval", "mmlu", "cmmlu"]))
+def test_every_task_can_be_asked(shared, tmp_path, task):
+    """Real rows in the real vocabulary of GLM; a template as a mask in its place, all else as a continuation."""
+    from keju.tokenizers.glm import GLMChineseTokenizer
+
+    write_slices(shared / "data", tmp_path, num_rows=4)
+    tokenizer = GLMChineseTokenizer(str(shared / "data/tokenizers/glm-chinese/cog-pretrain.model"))
+    names = ("mask", "smask", "gmask", "sop", "eop")
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
+    model = build("glm", vocab_size=50048, max_sequence_length=4096, **ids)
+    encoder = Encoder(tokenizer, 4000)
+    subjects, split = EXAMS.get(task, (None, "dev"))
+    for protocol in load_task(task).protocols:
+        settings = {"protocol": protocol, "split": split, "subjects": subjects, "num_shots": 1, "max_items": 3}
+        result = evaluate(task, local(model, encoder, 4096), encoder, tmp_path, max_length=4000, **settings)
+        assert result.summary["num_items"] == 3 and result.summary["accuracy"] is not None
+        template = load_task(task).protocols[protocol].scored == "template"
+        assert ("[MASK]" in result.example, "[gMASK]" in result.example) == (template, not template)
