@@ -5,37 +5,22 @@ from __future__ import annotations
 import random
 import time
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from keju.encoding.encoder import Encoder
+from keju.eval.answers import Asked, Counter, Examinee, OnProgress, chosen_rows, written_rows
 from keju.eval.averages import benchmark_figures
 from keju.eval.benchmark_files import Files
-from keju.eval.metrics import METRICS, ChoiceScores, choice_mass, credit, solve_jointly
 from keju.eval.prompts import NoRoom, Prompter, pick_shots
-from keju.eval.scoring import OnBatch, Question
-from keju.eval.span_metrics import span_scores
+from keju.eval.scoring import Question
 from keju.eval.task import Item, Task, load_task
 from keju.eval.task import Protocol as Rules
 
 SMALL_MASS = 0.1  # below it a result gets a warning
 NUM_NAMED = 20  # so many of the rows that were left out are named
-# (questions done, all questions, tokens of the last batch, share of right answers so far or None)
-OnProgress = Callable[[int, int, int, float | None], None]
-
-
-class Subject(Protocol):
-    """Whose answers are examined: a model in this process, or one behind a server."""
-
-    def score(self, questions: Sequence[Question], on_batch: OnBatch) -> list[list[float]]:
-        """Summed log-probability of each choice of each question; see keju.eval.scoring.score_questions."""
-
-    def write(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_batch: Callable[[dict[int, str], int], None]
-    ) -> list[str]:
-        """The likeliest continuation of each prompt (token ids), in their order; its first line has to be there."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +35,7 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
-class Exam:
+class PreparedTask:
     """A task that has been read: its items with their shots, and the rows that were left out."""
 
     name: str
@@ -70,16 +55,7 @@ class Exam:
         return self.task.protocols[self.protocol]
 
 
-@dataclass
-class _Asked:
-    """Items with what the model reads. dropped: shots without room, for each of them."""
-
-    items: list[Item] = field(default_factory=list)
-    questions: list[Any] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
-
-
-def read_exam(
+def prepare_task(
     name: str,
     data_dir: str | Path,
     *,
@@ -91,7 +67,7 @@ def read_exam(
     apply_chat_template: bool = False,
     on_bad_row: str = "error",
     seed: int = 0,
-) -> Exam:
+) -> PreparedTask:
     """The questions of the task `name`, with `num_shots` examples before each.
 
     protocol, split: by default the first that the task knows. subjects: only those, or categories of them. max_items: a
@@ -117,26 +93,26 @@ def read_exam(
         kept = sorted(random.Random(seed).sample(range(len(items)), max_items))
         items = [items[index] for index in kept]
     conversation = apply_chat_template or rules.conversation
-    return Exam(name, task, protocol, conversation, split, num_shots, seed, items, shots, files, pool)
+    return PreparedTask(name, task, protocol, conversation, split, num_shots, seed, items, shots, files, pool)
 
 
 def examine(
-    exam: Exam,
-    model: Subject,
+    prepared: PreparedTask,
+    model: Examinee,
     encoder: Encoder,
     *,
     max_length: int,
     on_progress: OnProgress = lambda done, total, num_tokens, accuracy: None,
 ) -> TaskResult:
-    """What `model` makes of an exam. max_length: tokens that it reads. Raises ValueError naming `file:line`."""
+    """What `model` makes of an prepared. max_length: tokens that it reads. Raises ValueError naming `file:line`."""
     start = time.perf_counter()
-    rules, files = exam.rules, exam.files
-    prompter = Prompter(encoder, exam.task, exam.protocol, exam.conversation, max_length)
+    rules, files = prepared.rules, prepared.files
+    prompter = Prompter(encoder, prepared.task, prepared.protocol, prepared.conversation, max_length)
     ask = prompter.opening if rules.scored == "written" else prompter.question
-    asked = _Asked()
-    for item in exam.items:
+    asked = Asked()
+    for item in prepared.items:
         try:
-            question, dropped = ask(item, exam.shots[item.group])
+            question, dropped = ask(item, prepared.shots[item.group])
         except NoRoom as error:
             files.reject(item.where, str(error).removeprefix(f"{item.where}: "))
         else:
@@ -144,37 +120,37 @@ def examine(
             asked.questions.append(_compact(question))
             asked.dropped.append(dropped)
     if not asked.items:
-        raise ValueError(f"--tasks {exam.name}: not one question can be asked{_why(files)}")
-    counter = _Counter(on_progress, len(asked.items))
-    answer = _written_rows if rules.scored == "written" else _chosen_rows
-    rows = answer(model, prompter, asked, exam.shots, counter)
+        raise ValueError(f"--tasks {prepared.name}: not one question can be asked{_why(files)}")
+    counter = Counter(on_progress, len(asked.items))
+    answer = written_rows if rules.scored == "written" else chosen_rows
+    rows = answer(model, prompter, asked, prepared.shots, counter)
     summary = {
-        "task": exam.name,
-        "version": exam.task.version,
-        "protocol": exam.protocol,
+        "task": prepared.name,
+        "version": prepared.task.version,
+        "protocol": prepared.protocol,
         "scored": rules.scored,
-        "conversation": exam.conversation,
-        "split": exam.split,
-        "num_shots": exam.num_shots,
-        "seed": exam.seed,
+        "conversation": prepared.conversation,
+        "split": prepared.split,
+        "num_shots": prepared.num_shots,
+        "seed": prepared.seed,
         "num_items": len(rows),
         "metric": rules.metric,
         "average": rules.average,
-        **_figures(exam.task, rules, rows),
+        **_figures(prepared.task, rules, rows),
         "items_with_shots_dropped": sum(count > 0 for count in asked.dropped),
         "shots_dropped": sum(asked.dropped),
-        "items_among_shots": _count_among_shots(asked.items, exam.shots),
+        "items_among_shots": _count_among_shots(asked.items, prepared.shots),
         "num_skipped": len(files.rejected),
         "skipped": files.rejected[:NUM_NAMED],
-        "num_shots_skipped": len(exam.pool.rejected),
-        "shots_skipped": exam.pool.rejected[:NUM_NAMED],
+        "num_shots_skipped": len(prepared.pool.rejected),
+        "shots_skipped": prepared.pool.rejected[:NUM_NAMED],
         "seconds": time.perf_counter() - start,
         "num_tokens": counter.tokens,
     }
-    submission = exam.task.submission(rows)
+    submission = prepared.task.submission(rows)
     if summary["accuracy"] is None and submission is None:
         raise ValueError(
-            f"--split {exam.split}: no item of {exam.name} has a known answer, there is nothing to compare with"
+            f"--split {prepared.split}: no item of {prepared.name} has a known answer, there is nothing to compare with"
         )
     first = asked.questions[0] if rules.scored == "written" else asked.questions[0].prompt
     return TaskResult(summary, rows, encoder.tokenizer.decode(list(first)), submission)
@@ -182,7 +158,7 @@ def examine(
 
 def evaluate(
     name: str,
-    model: Subject,
+    model: Examinee,
     encoder: Encoder,
     data_dir: str | Path,
     *,
@@ -190,123 +166,9 @@ def evaluate(
     on_progress: OnProgress = lambda done, total, num_tokens, accuracy: None,
     **settings: Any,
 ) -> TaskResult:
-    """Reads the task `name` (settings: those of read_exam) and examines `model` in it."""
-    exam = read_exam(name, data_dir, **settings)
-    return examine(exam, model, encoder, max_length=max_length, on_progress=on_progress)
-
-
-class _Counter:
-    """Progress in items, with the share of right ones so far."""
-
-    def __init__(self, on_progress: OnProgress, total: int) -> None:
-        self.on_progress, self.total = on_progress, total
-        self.done = self.tokens = self.judged = 0
-        self.right = 0.0
-
-    def count(self, credits: Sequence[float | None], num_tokens: int) -> None:
-        known = [value for value in credits if value is not None]
-        self.done, self.judged, self.right = self.done + len(credits), self.judged + len(known), self.right + sum(known)
-        self.tokens += num_tokens
-        self.on_progress(self.done, self.total, num_tokens, self.right / self.judged if self.judged else None)
-
-
-def _chosen_rows(model: Subject, prompter: Prompter, asked: _Asked, shots, counter: _Counter) -> list[dict[str, Any]]:
-    """Every different choice under its neutral prompt first, so that then each item is judged as soon as it is done."""
-    metric = prompter.rules.metric
-    alone: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
-    neutral: list[list[tuple] | None] = []
-    for item, dropped in zip(asked.items, asked.dropped, strict=True):
-        if item.neutral is None:
-            neutral.append(None)
-            continue
-        question = prompter.neutral_question(item, shots[item.group][dropped:])
-        neutral.append([(tuple(question.prompt), tuple(choice)) for choice in question.choices])
-        alone |= dict.fromkeys(neutral[-1], 0.0)
-    singles = [Question(prompt, [choice]) for prompt, choice in alone]
-    found = model.score(singles, lambda scores, num_tokens: counter.count([], num_tokens)) if singles else []
-    alone = dict(zip(alone, (value for (value,) in found), strict=True))
-
-    def judge(index: int, logprobs: Sequence[float]) -> dict[str, Any]:
-        keys = neutral[index]
-        return _row(asked.items[index], asked.questions[index], logprobs, keys and [alone[key] for key in keys], metric)
-
-    def on_batch(scores: dict[int, list[float]], num_tokens: int) -> None:
-        credits = [judge(index, logprobs).get("credit", {}).get(metric) for index, logprobs in scores.items()]
-        counter.count(credits, num_tokens)
-
-    rows = [judge(index, logprobs) for index, logprobs in enumerate(model.score(asked.questions, on_batch))]
-    _solve_passages(asked.items, rows, metric)
-    return rows
-
-
-def _row(
-    item: Item, question: Question, logprobs: Sequence[float], alone: Sequence[float] | None, metric: str
-) -> dict[str, Any]:
-    texts = item.choices if item.after is None else [item.prompt + choice + item.after for choice in item.choices]
-    scored = ChoiceScores(
-        tuple(logprobs),
-        None if alone is None else tuple(alone),
-        tuple(map(len, texts)),
-        tuple(question.num_scored + len(choice) for choice in question.choices),
-    )
-    scores = {name: values for name, score in METRICS.items() if (values := score(scored)) is not None}
-    judged = scores.get(metric, scores["acc"])
-    row = {
-        "where": item.where,
-        "key": item.key,
-        "group": item.group,
-        "prompt": item.prompt,
-        **({"after": item.after} if item.after is not None else {}),
-        "choices": list(item.choices),
-        "gold": item.gold,
-        "pred": judged.index(max(judged)),
-        "scores": scores,
-    }
-    if item.after is None:
-        row["mass"] = choice_mass(logprobs)
-    if item.gold is not None:
-        row["credit"] = {name: credit(values, item.gold) for name, values in scores.items()}
-    return row
-
-
-def _solve_passages(items: Sequence[Item], rows: list[dict[str, Any]], metric: str) -> None:
-    """Adds `acc_joint` to the credits of items that share a passage, and makes it their answer if it is the metric."""
-    passages: dict[str, list[int]] = {}
-    for index, item in enumerate(items):
-        if item.passage:
-            passages.setdefault(item.passage, []).append(index)
-    solved = solve_jointly(
-        {name: [rows[index]["scores"]["acc"] for index in members] for name, members in passages.items()}
-    )
-    for name, members in passages.items():
-        for index, pred in zip(members, solved[name], strict=True):
-            if items[index].gold is not None:
-                rows[index]["credit"]["acc_joint"] = float(pred == items[index].gold)
-            if metric == "acc_joint":
-                rows[index]["pred"] = pred
-
-
-def _written_rows(model: Subject, prompter: Prompter, asked: _Asked, shots, counter: _Counter) -> list[dict[str, Any]]:
-    def judge(index: int, text: str) -> dict[str, Any]:
-        item = asked.items[index]
-        answer = next((line.strip() for line in text.splitlines() if line.strip()), "")
-        return {
-            "where": item.where,
-            "key": item.key,
-            "group": item.group,
-            "prompt": item.prompt,
-            "answer": answer,
-            "references": list(item.references),
-            "credit": span_scores(answer, item.references),
-        }
-
-    def on_batch(texts: dict[int, str], num_tokens: int) -> None:
-        counter.count(
-            [judge(index, text)["credit"][prompter.rules.metric] for index, text in texts.items()], num_tokens
-        )
-
-    texts = model.write(asked.questions, prompter.rules.max_new_tokens, on_batch)
-    return [judge(index, text) for index, text in enumerate(texts)]
+    """Reads the task `name` (settings: those of prepare_task) and examines `model` in it."""
+    prepared = prepare_task(name, data_dir, **settings)
+    return examine(prepared, model, encoder, max_length=max_length, on_progress=on_progress)
 
 
 def _figures(task: Task, rules: Rules, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -109,17 +109,17 @@ class Prompter:
             )
         text = self._before(item.group, shots) + prompt
         ids = self.encoder.prefix_ids(text)
-        return Question(ids, [self.encoder.continuation_ids(text, choice, ids) for choice in item.choices])
+        return Question(ids, self.encoder.continuations_ids(text, item.choices, ids))
 
     def _template(self, item: Item, shots: Sequence[Item]) -> Question:
         """The template filled in with each choice: all of its tokens are scored. A prefix language model is asked for
         what its mask token stands for, which is how it was trained; there the choice alone is scored."""
-        before, encode = self._before(item.group, shots), self.encoder.prefix_ids
+        before = self._before(item.group, shots)
         if self.encoder.is_prefix:
             ids = self.encoder.blank_ids(before + item.prompt, item.after)
-            return Question(ids, [self.encoder.continuation_ids("", choice) for choice in item.choices])
-        rows = [encode(before + item.prompt + choice + item.after) for choice in item.choices]
-        context = encode(before)
+            return Question(ids, self.encoder.continuations_ids("", item.choices, []))
+        texts = [before + item.prompt + choice + item.after for choice in item.choices]
+        context, *rows = self.encoder.prefixes_ids([before, *texts])
         if not context:  # a tokenizer without a begin token: something must predict the first token
             context, rows = [self.encoder.end], [[self.encoder.end, *row] for row in rows]
         shared = min(_common_length(rows), min(map(len, rows)) - 1)

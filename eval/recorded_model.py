@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from keju.eval.evaluation import Subject
+from keju.eval.answers import Examinee
 from keju.eval.scoring import OnBatch, Question
 from keju.records.writing import write_jsonl
 
@@ -22,7 +22,7 @@ class RecordedModel:
     anew. num_recalled: answers that were in the file.
     """
 
-    def __init__(self, model: Subject, path: str | Path, key: str) -> None:
+    def __init__(self, model: Examinee, path: str | Path, key: str) -> None:
         self.model = model
         self.path, self.key = Path(path), key
         self.known = _read(self.path, key)

@@ -16,7 +16,8 @@ import torch
 from transformers import set_seed
 
 from keju.encoding.encoder import Encoder
-from keju.eval.evaluation import SMALL_MASS, Exam, Subject, TaskResult, examine, read_exam
+from keju.eval.answers import Examinee
+from keju.eval.evaluation import SMALL_MASS, PreparedTask, TaskResult, examine, prepare_task
 from keju.eval.local_model import LocalModel
 from keju.eval.recorded_model import RecordedModel
 from keju.eval.served_model import ServedModel, check_url
@@ -98,7 +99,7 @@ class EvalArguments:
 
 def main() -> None:
     (args,) = parse_arguments(EvalArguments, description=__doc__.splitlines()[0])
-    exams = plan(args)  # what is wrong with names and files shows before the model loads
+    tasks = plan(args)  # what is wrong with names and files shows before the model loads
     folder = RunFolder(
         args.output_dir,
         "eval_pretrain",
@@ -110,14 +111,14 @@ def main() -> None:
     tokenizer = load_tokenizer(
         args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
     )
-    model, key, max_length = load_subject(args, tokenizer)
+    model, key, max_length = load_examinee(args, tokenizer)
     recorded = RecordedModel(model, folder.path / "scores.jsonl", key)
     encoder = Encoder(tokenizer, max_length)
 
     header = {"model": args.model_name_or_path, "versions": describe_versions()["versions"]}
     summaries: list[dict[str, Any]] = []
-    for exam in exams:
-        result = run_exam(exam, recorded, encoder, max_length)
+    for prepared in tasks:
+        result = run_task(prepared, recorded, encoder, max_length)
         summaries.append(result.summary)
         write_jsonl(folder.path / f"predictions_{label(result.summary)}.jsonl", result.rows)
         if result.submission is not None:
@@ -134,8 +135,8 @@ def main() -> None:
     )
 
 
-def plan(args: EvalArguments) -> list[Exam]:
-    """The exams of all tasks, ways to ask and numbers of shots. A task is asked by those of --protocol that it knows,
+def plan(args: EvalArguments) -> list[PreparedTask]:
+    """All tasks, read, in all ways to ask and numbers of shots. A task is asked by those of --protocol that it knows,
     and one that does not know --split its own."""
     names = expand_tasks(args.tasks)
     tasks = {name: load_task(name) for name in names}
@@ -144,7 +145,7 @@ def plan(args: EvalArguments) -> list[Exam]:
             if not any(value in getattr(task, f"{flag}s") for task in tasks.values()):
                 known = [f"{name} knows {', '.join(getattr(task, f'{flag}s'))}" for name, task in tasks.items()]
                 raise ValueError(f"--{flag} {value}: {'; '.join(known)}")
-    exams = []
+    prepared = []
     for name, task in tasks.items():
         protocols = [protocol for protocol in dict.fromkeys(args.protocol or []) if protocol in task.protocols]
         if args.protocol and not protocols:
@@ -152,8 +153,8 @@ def plan(args: EvalArguments) -> list[Exam]:
         split = args.split if args.split in task.splits else task.splits[0]
         if args.split not in (None, split):
             print(f"warning: {name} has no split {args.split}, its {split} is scored", file=sys.stderr)
-        exams += [
-            read_exam(
+        prepared += [
+            prepare_task(
                 name,
                 args.data_dir,
                 num_shots=num_shots,
@@ -168,10 +169,10 @@ def plan(args: EvalArguments) -> list[Exam]:
             for protocol in protocols or [None]
             for num_shots in dict.fromkeys(args.num_shots)
         ]
-    return exams
+    return prepared
 
 
-def load_subject(args: EvalArguments, tokenizer) -> tuple[Subject, str, int]:
+def load_examinee(args: EvalArguments, tokenizer) -> tuple[Examinee, str, int]:
     """(the model that is examined, what its answers depend on, the longest prompt with a choice)"""
     if args.server_url is not None:
         model = ServedModel(args.server_url, args.model_name_or_path, args.batch_size)
@@ -188,14 +189,15 @@ def load_subject(args: EvalArguments, tokenizer) -> tuple[Subject, str, int]:
     return LocalModel(model, tokenizer, token_budget, args.batch_size), model_key(model), max_length
 
 
-def run_exam(exam: Exam, model: Subject, encoder: Encoder, max_length: int) -> TaskResult:
-    with Progress(len(exam.items), f"{exam.name} {exam.protocol} {exam.num_shots}-shot", unit="questions") as bar:
+def run_task(prepared: PreparedTask, model: Examinee, encoder: Encoder, max_length: int) -> TaskResult:
+    title = f"{prepared.name} {prepared.protocol} {prepared.num_shots}-shot"
+    with Progress(len(prepared.items), title, unit="questions") as bar:
 
         def on_progress(done: int, total: int, tokens: int, accuracy: float | None) -> None:
             bar.total = total
             bar.advance(done - bar.done, tokens=tokens, **({} if accuracy is None else {"right": f"{accuracy:.1%}"}))
 
-        result = examine(exam, model, encoder, max_length=max_length, on_progress=on_progress)
+        result = examine(prepared, model, encoder, max_length=max_length, on_progress=on_progress)
     print(f"The first prompt, as the model reads it:\n{shortened(result.example)}\n")
     for line in remarks(result.summary, max_length):
         print(f"warning: {line}", file=sys.stderr)

@@ -81,3 +81,51 @@ def test_readmes_have_the_same_sections_and_link_to_each_other():
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "LICENSE", "CHANGELOG.md"])
 def test_front_matter_is_there(name):
     assert (REPO / name).stat().st_size > 200
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_readme_states_how_each_protocol_counts(name):
+    from keju.eval.task import load_task, task_names
+
+    stated = {}
+    for line in readme(name).splitlines():
+        cells = [re.findall(r"`(\w+)`", cell) for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and len(cells[2]) == 1 and cells[2][0] in ("letter", "text", "template", "written"):
+            rows = [(task, protocol) for task in cells[0] for protocol in cells[1]]
+            assert not stated.keys() & set(rows)
+            stated |= dict.fromkeys(rows, tuple(cell[0] for cell in cells[2:]))
+    assert stated == {
+        (task, protocol): (rules.scored, rules.metric, rules.average)
+        for task in task_names()
+        for protocol, rules in load_task(task).protocols.items()
+    }
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_task_that_readme_shows_can_be_added(name, tmp_path, monkeypatch):
+    from char_tokenizer import build_char_tokenizer
+    from exam_takers import Indifferent
+
+    from keju.encoding.encoder import Encoder
+    from keju.eval import tasks
+    from keju.eval.evaluation import evaluate
+
+    (source,) = (block for block in re.findall(r"```python\n(.*?)```", readme(name), re.S) if "TASK =" in block)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/capitals.py").write_text(source, encoding="utf-8")
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path / "tasks")])
+    rows = [
+        {"country": "甲", "cities": ["乙", "丙"], "capital": "丙"},
+        {"country": "丁", "cities": ["乙"], "capital": "戊"},
+    ]
+    for split in ("test", "train"):
+        text = "\n".join(json.dumps(row) for row in rows).replace(
+            "\\u7532", "\\u5df1" if split == "train" else "\\u7532"
+        )
+        (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    encoder = Encoder(build_char_tokenizer("甲乙丙丁戊己的首都是"), 64)
+    settings = {"num_shots": 1, "max_length": 64}
+    with pytest.raises(ValueError, match='test.jsonl:2: "capital" is none of the cities'):
+        evaluate("capitals", Indifferent(), encoder, tmp_path, **settings)
+    result = evaluate("capitals", Indifferent(), encoder, tmp_path, on_bad_row="skip", **settings)
+    assert result.summary["accuracy"] == 0.5 and "己的首都是丙" in "".join(result.example.split())
