@@ -125,9 +125,10 @@ def _clue_fact(task: str, protocol: str, row: dict) -> Fact:
     noun, pronoun = target["span1_text"], target["span2_text"]
     if pangu:
         return Fact((), f"{row['text']}其中“{pronoun}”{'指的是' if true else '不是指'}“{noun}”。")
-    ends = sorted(target[f"span{n}_index"] + len(target[f"span{n}_text"]) for n in "12")
-    parts = (row["text"][: ends[0]] + "（", row["text"][ends[1] :], f"代词“{pronoun}”指的是“{noun}”吗")
-    return Fact(parts, f"答案：{'是' if true else '不是'}")
+    ends = {target[f"span{n}_index"] + len(target[f"span{n}_text"]): mark for n, mark in (("1", "候选"), ("2", "代"))}
+    marks = [f"（{ends[place]}词）" if place in ends else "" for place in range(1, len(row["text"]) + 1)]
+    marked = "".join(character + mark for character, mark in zip(row["text"], marks, strict=True))
+    return Fact((marked, f"代词“{pronoun}”指的是“{noun}”吗"), f"答案：{'是' if true else '不是'}")
 
 
 def _exam_facts(folder: Path, exam: str, protocol: str, split: str) -> Iterator[Fact]:

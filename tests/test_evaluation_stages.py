@@ -111,6 +111,34 @@ def test_an_examination_by_subjects_with_a_report(folder, tmp_path, monkeypatch,
     assert "| ceval | harness | 2 | 12 | accuracy |" in table and "| Humanities |" in table
 
 
+def test_remarks_name_what_a_reader_must_know():
+    summary = {"task": "mmlu", "protocol": "official", "num_shots": 5, "num_items": 9, "scored": "letter"}
+    quiet = dict.fromkeys(("shots_dropped", "items_among_shots", "num_skipped", "num_shots_skipped"), 0)
+    assert eval_pretrain.remarks({**summary, **quiet, "choice_mass": 0.1}, 512) == []
+    loud = {
+        "shots_dropped": 7,
+        "items_with_shots_dropped": 3,
+        "items_among_shots": 1,
+        "num_skipped": 2,
+        "choice_mass": 0.09,
+    }
+    loud |= {"skipped": ["a:1: x", "b:2: y"], "num_shots_skipped": 4, "shots_skipped": ["c:3: z"]}
+    lines = eval_pretrain.remarks({**summary, **loud}, 512)
+    assert all(line.startswith("mmlu_official_5shot: ") for line in lines)
+    for part, line in zip(
+        (
+            "3 of 9 prompts had no room for all 5 shots in 512 tokens; 7 shots were left out",
+            "1 questions also stand among their shots",
+            "2 rows were not scored, such as a:1: x",
+            "4 rows are no shots, such as c:3: z",
+            "the choices have 9.00% of the probability",
+        ),
+        lines,
+        strict=True,
+    ):
+        assert part in line
+
+
 def test_test_questions_become_a_submission(folder, tmp_path, monkeypatch):
     exam(folder)
     out = tmp_path / "exam"

@@ -43,6 +43,8 @@ def test_degrees_have_an_interval_of_their_spread():
     assert found["low"] == pytest.approx(mean - Z * deviation / 2)
     assert found["high"] == pytest.approx(mean + Z * deviation / 2)
     assert mean_interval([1.0]) == (0.0, 1.0)
+    figures = benchmark_figures(load_task("cmrc2018"), "micro", {"f1": values, "em": values}, "f1")
+    assert figures["metrics"]["f1"] == figures["micro"] == found != figures["metrics"]["em"]
 
 
 def test_the_macro_interval_covers_the_truth_as_often_as_it_says():

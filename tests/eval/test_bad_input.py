@@ -113,6 +113,13 @@ def test_bad_rows_of_a_pool_are_left_out_and_reported(ceval, encoder):
     assert 'law_dev.csv:2: the answer is "Z"' in summary["shots_skipped"][0]
 
 
+def test_questions_that_stand_among_their_shots_are_counted(ceval, encoder):
+    dev = (ceval / "ceval/dev/law_dev.csv").read_text(encoding="utf-8").splitlines()
+    write(ceval, "val", "law", [HEADER, ROW.format(0, 0, "A"), dev[1]])
+    assert examine(ceval, encoder, num_shots=2).summary["items_among_shots"] == 1
+    assert examine(ceval, encoder, num_shots=0).summary["items_among_shots"] == 0
+
+
 def test_a_question_longer_than_the_model_reads(ceval, encoder):
     write(ceval, "val", "law", [HEADER, ROW.format(0, "0" * 300, "A"), ROW.format(1, 1, "B")])
     with pytest.raises(ValueError, match=r"law_val.csv:2: \d+ tokens without any shot, the model reads 200 at most"):
@@ -202,6 +209,14 @@ def test_files_of_other_shapes_are_named(tmp_path):
         Files(tmp_path / "absent")
     with pytest.raises(ValueError, match="--on_bad_row ignore: choose from error, skip"):
         Files(tmp_path, on_bad_row="ignore")
+
+
+def test_byte_order_marks_do_not_matter(ceval, encoder):
+    path = ceval / "ceval/val/law_val.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert examine(ceval, encoder).summary["num_items"] == 8
+    (ceval / "dev.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"sentence": "甲", "label": "116"}).encode())
+    assert len(load_task("tnews").items(Files(ceval), "official", "dev")) == 1
 
 
 def test_where_the_files_of_a_benchmark_may_lie(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,12 @@ from keju.data_prepare.corpora import idiom as idiom_corpus
 from keju.encoding.encoder import Encoder
 from keju.eval.benchmark_files import Files
 from keju.eval.evaluation import evaluate
-from keju.eval.metrics import ChoiceScores, acc, acc_norm, acc_pmi, acc_token, credit
+from keju.eval.metrics import ChoiceScores, acc, acc_norm, acc_pmi, acc_token, choice_mass, credit, solve_jointly
 from keju.eval.prompts import Prompter, pick_shots
 from keju.eval.scoring import score_questions
 from keju.eval.task import Item, load_task, task_names
 from keju.eval.tasks.idiom import PROMPTS
+from keju.models.generation import generate_responses
 
 NUM_ITEMS = 24
 
@@ -142,6 +144,27 @@ def test_pmi_is_the_difference_to_the_neutral_prompt(data_dir, encoder):
         assert row["scores"]["acc_pmi"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_pmi_takes_the_shots_that_are_left(data_dir, encoder):
+    """Items have room for different numbers of shots; the neutral prompt has those of its item."""
+    model = build_llama(vocab_size=len(encoder.tokenizer))
+    task, files = load_task("idiom"), Files(data_dir)
+    items = task.items(files, "completion", "test")
+    shots = pick_shots(task.shots(files, "completion"), items, 6, 5)[""]
+    whole = [Prompter(encoder, task, "completion", False, 256).question(item, shots)[0] for item in items]
+    limit = sorted(len(question.prompt) + max(map(len, question.choices)) for question in whole)[len(whole) // 2] - 1
+    prompter = Prompter(encoder, task, "completion", False, limit)
+    result = evaluate("idiom", local(model, encoder), encoder, data_dir, num_shots=6, max_length=limit, seed=5)
+    seen = set()
+    for item, row in zip(items, result.rows, strict=True):
+        question, dropped = prompter.question(item, shots)
+        seen.add(dropped)
+        asked = [question, prompter.neutral_question(item, shots[dropped:])]
+        with_idiom, without = score_questions(model, asked, token_budget=512)
+        expected = [first - second for first, second in zip(with_idiom, without, strict=True)]
+        assert row["scores"]["acc_pmi"] == pytest.approx(expected, abs=1e-4)
+    assert len(seen) > 1
+
+
 def test_ties_share_the_credit():
     assert credit([-1.0, -1.0, -2.0], 1) == 0.5
     assert credit([-1.0, -1.0, -2.0], 2) == 0.0
@@ -155,6 +178,24 @@ def test_metrics_by_hand():
     assert acc_token(scores) == [-6.0, -2.0, -4.5]
     assert acc_pmi(scores) == [-1.0, 1.0, 0.0]
     assert acc_pmi(ChoiceScores((-6.0,), None, (2,), (1,))) is None
+
+
+def test_passages_are_solved_by_the_highest_sum():
+    # Alone both questions would choose 0; together 0 and 1 give 1 + 5, 1 and 0 give 0 + 8.
+    assert solve_jointly({"p": [[1.0, 0.0, -9.0], [8.0, 5.0, -9.0]]}) == {"p": [1, 0]}
+    assert solve_jointly({"p": [[1.0, 0.0], [8.0, 5.0], [0.0, 2.0]]}) == {"p": [0, 0, 1]}  # too few choices
+
+
+def test_equal_sums_are_drawn_and_not_decided_by_the_order_of_choices():
+    names = [f"p{number}" for number in range(60)]
+    solved = solve_jointly({name: [[0.0, 0.0, 0.0]] for name in names})
+    assert solved == solve_jointly({name: [[0.0, 0.0, 0.0]] for name in names[::-1]})
+    assert {answer for (answer,) in solved.values()} == {0, 1, 2}
+
+
+def test_the_mass_of_choices():
+    assert choice_mass([math.log(0.2), math.log(0.3)]) == pytest.approx(0.5)
+    assert choice_mass([math.log(0.8), math.log(0.7)]) == 1.0  # one begins the other
 
 
 def test_shots_are_fixed_by_the_seed_and_never_scored_rows():
@@ -184,6 +225,7 @@ def test_shots_are_dropped_whole_from_the_far_end(data_dir, encoder):
     whole, dropped = prompter.question(items[0], shots)
     assert dropped == 0
     longest = len(whole.prompt) + max(map(len, whole.choices))
+    assert Prompter(encoder, task, "completion", False, longest).question(items[0], shots) == (whole, 0)
     shorter, dropped = Prompter(encoder, task, "completion", False, longest - 1).question(items[0], shots)
     assert dropped == 1
     assert shorter == prompter.question(items[0], shots[1:])[0]
@@ -198,6 +240,48 @@ def test_dropped_shots_are_reported(data_dir, encoder):
     result = evaluate("idiom", score, encoder, data_dir, num_shots=6, max_length=90)
     assert result.summary["items_with_shots_dropped"] == NUM_ITEMS
     assert result.summary["shots_dropped"] >= NUM_ITEMS
+
+
+def test_a_passage_is_answered_as_a_whole(tmp_path, encoder):
+    """The answer of each blank in the predictions is that of the solved passage, not the best one by itself."""
+    from keju.eval.local_model import LocalModel
+
+    row = {"candidates": ["甲", "乙"], "content": ["丙#idiom000001#", "丁#idiom000002#"]}
+    (tmp_path / "dev.json").write_text(json.dumps(row), encoding="utf-8")
+    (tmp_path / "dev_answer.json").write_text('{"#idiom000001#": 1, "#idiom000002#": 0}', encoding="utf-8")
+
+    class Sure(LocalModel):
+        def score(self, questions, on_batch):
+            scores = [[1.0, 0.0], [8.0, 5.0]]
+            on_batch(dict(enumerate(scores)), 0)
+            return scores
+
+    result = evaluate("chid", Sure(None, None), encoder, tmp_path, **settings)
+    assert [row["pred"] for row in result.rows] == [1, 0] and result.summary["accuracy"] == 1.0
+    assert result.summary["metrics"]["acc"]["value"] == 0.5
+    alone = evaluate("chid", Sure(None, None), encoder, tmp_path, protocol="pangu", **settings)
+    assert [row["pred"] for row in alone.rows] == [0, 0] and alone.summary["accuracy"] == 0.5
+
+
+def test_an_answer_is_written_to_the_end_of_its_first_line(encoder):
+    """The head is changed so that the model writes a line break in the middle of what it would write."""
+    newline = encoder.tokenizer.convert_tokens_to_ids("\n")
+    prompts = [encoder.prefix_ids(text) for text in (CHARACTERS[3], "".join(CHARACTERS[10:19]))]
+    model = build_llama(vocab_size=len(encoder.tokenizer), tie_word_embeddings=False)
+    settings = {"max_new_tokens": 12, "do_sample": False}
+
+    def full() -> list[str]:
+        made = generate_responses(model, encoder.tokenizer, prompts, **settings)
+        return [encoder.tokenizer.decode(response.ids, skip_special_tokens=True) for (response,) in made]
+
+    (first,), _ = generate_responses(model, encoder.tokenizer, prompts, **settings)
+    head = model.lm_head.weight.data
+    head[[newline, first.ids[5]]] = head[[first.ids[5], newline]]
+    whole = full()
+    assert any("\n" in text.strip() for text in whole)
+    written = local(model, encoder).write(prompts, 12, lambda done, tokens: None)
+    assert [text.lstrip().split("\n")[0] for text in written] == [text.lstrip().split("\n")[0] for text in whole]
+    assert len(written[0].strip("\n")) < len(whole[0].strip("\n"))  # and not much further
 
 
 def test_a_wrong_task_lists_the_right_ones():

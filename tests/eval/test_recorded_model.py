@@ -44,6 +44,7 @@ class Slow:
 
 QUESTIONS = [Question([1, number], [[number], [7, 8]]) for number in range(7)]
 QUESTIONS.append(Question([1, 0], [[0], [7, 8]], num_scored=1))
+QUESTIONS += [Question([1, 2], [[7], [8, 9]]), Question([1, 2], [[7, 8], [9]])]  # the same tokens, cut elsewhere
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path):

@@ -155,6 +155,32 @@ def test_one_row_of_chid_is_many_questions(shared):
     ]  # fmt: skip
 
 
+def test_other_blanks_of_a_text_stay_open(tmp_path):
+    content = "甲#idiom000001#乙#idiom000002#丙"
+    (tmp_path / "dev.json").write_text(json.dumps({"candidates": ["子", "丑"], "content": [content]}), encoding="utf-8")
+    (tmp_path / "dev_answer.json").write_text('{"#idiom000001#": 1, "#idiom000002#": 0}', encoding="utf-8")
+    first, second = load_task("chid").items(Files(tmp_path), "official", "dev")
+    assert (first.solved, second.solved) == ("甲丑乙____丙", "甲____乙子丙")
+
+
+def test_a_choice_that_stands_twice_is_one(tmp_path):
+    question = {"question": "问", "choice": ["甲", "乙", "甲", "丙"], "answer": "丙"}
+    (tmp_path / "dev.json").write_text(json.dumps([[["文"], [question], "1"]]), encoding="utf-8")
+    (item,) = load_task("c3").items(Files(tmp_path), "official", "dev")
+    assert item.choices == ("甲", "乙", "丙") and item.answer == "丙"
+
+
+def test_the_right_name_stands_anywhere_in_a_shortlist(shared):
+    for task in ("tnews", "iflytek"):
+        load = load_task(task)
+        items = load.items(Files(shared / "data/eval", load.folders), "pangu", "dev")[:400]
+        places = [sum(item.gold == place for item in items) for place in range(4)]
+        assert all(len(set(item.choices)) == 4 for item in items)
+        assert min(places) > 70, places
+        again = load.items(Files(shared / "data/eval", load.folders), "pangu", "dev")[:400]
+        assert again == items  # in every run, whatever the hash seed
+
+
 def test_names_of_iflytek_are_those_of_the_file(shared):
     from keju.eval.tasks.iflytek import CLASSES
 
