@@ -14,7 +14,6 @@ import contextlib
 import csv
 import functools
 import io
-import json
 import logging
 import statistics
 import time
@@ -28,8 +27,7 @@ import transformers
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from side_by_side import ours, shared_folder, with_attention
-from transformers import LlamaConfig, LlamaForCausalLM
+from side_by_side import ours, report, shared_folder, tiny_llama, with_attention
 
 from keju.encoding.encoder import Encoder
 from keju.eval.evaluation import evaluate
@@ -70,9 +68,7 @@ def main() -> None:
         return
     seconds = {side: sum(result[side] for result in results) for side in ("ours", "peer")}
     questions = sum(result["questions"] for result in results)
-    line = {"name": "eval", "ours": questions / seconds["ours"], "peer": questions / seconds["peer"]}
-    print(json.dumps({**{key: value if key == "name" else round(value, 3) for key, value in line.items()},
-                      "ratio": round(seconds["peer"] / seconds["ours"], 2), "unit": "questions/s"}))  # fmt: skip
+    report("eval", questions / seconds["ours"], questions / seconds["peer"], "questions/s")
 
 
 def arguments() -> argparse.Namespace:
@@ -98,18 +94,8 @@ def build(args: argparse.Namespace):
         tokenizer = load_tokenizer(args.model)
         return load_causal_lm(args.model, tokenizer=tokenizer), tokenizer
     tokenizer = load_tokenizer(str(shared_folder() / "data/tokenizers/llama"))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=args.hidden_size,
-        intermediate_size=args.hidden_size * 8 // 3 // 32 * 32,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden_size // 64,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-    )
-    return LlamaForCausalLM(config).float().eval(), tokenizer
+    args.vocab_size = len(tokenizer)
+    return tiny_llama(args).eval(), tokenizer
 
 
 def long_shots(exam: str, tokenizer, args: argparse.Namespace) -> list[str]:

@@ -147,6 +147,10 @@ def test_pmi_is_the_difference_to_the_neutral_prompt(data_dir, encoder):
 def test_pmi_takes_the_shots_that_are_left(data_dir, encoder):
     """Items have room for different numbers of shots; the neutral prompt has those of its item."""
     model = build_llama(vocab_size=len(encoder.tokenizer))
+    labels = ["".join(CHARACTERS[start : start + 3]) for start in (0, 5, 9)]
+    rows = [{"idiom": "".join(CHARACTERS[: number % 9 + 1]), "choices": labels, "answer": 0} for number in range(12)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (data_dir / "idiom_mc_test.jsonl").write_text(text, encoding="utf-8")
     task, files = load_task("idiom"), Files(data_dir)
     items = task.items(files, "completion", "test")
     shots = pick_shots(task.shots(files, "completion"), items, 6, 5)[""]
