@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmark_slices import write_slices
 from char_tokenizer import CHARACTERS, build_char_tokenizer
 from smollm2 import smollm2_folder
 from tiny_models import build_llama
@@ -21,14 +22,15 @@ REPO = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
 
 
-def test_the_harness_protocol_is_that_of_the_harness(shared):
-    """Every log-likelihood, and the accuracies; the benchmark stops where they differ."""
-    size = ["--hidden_size", "64", "--layers", "2", "--subjects", "4", "--shot_tokens", "300", "--rounds", "1"]
+def test_the_harness_protocol_is_that_of_the_harness(shared, tmp_path):
+    """Every log-likelihood, and the accuracies; the benchmark stops where they differ. The rows of CMMLU are MMLU's."""
+    write_slices(shared / "data", tmp_path)
+    size = ["--hidden_size", "64", "--layers", "2", "--shot_tokens", "0", "--rounds", "1", "--data_dir", str(tmp_path)]
     command = [sys.executable, str(REPO / "tests/bench/eval.py"), *size]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.strip().splitlines()
-    assert [line.split(":")[0] for line in lines if "largest difference" in line] == ["ceval", "mmlu"]
+    assert [line.split(":")[0] for line in lines if "largest difference" in line] == ["ceval", "mmlu", "cmmlu"]
     result = json.loads(lines[-1])
     assert result.keys() == {"name", "ours", "peer", "ratio", "unit"} and result["name"] == "eval"
 

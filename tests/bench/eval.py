@@ -102,8 +102,11 @@ def long_shots(exam: str, tokenizer, args: argparse.Namespace) -> list[str]:
     """The first subjects of the exam whose shots have at least --shot_tokens tokens."""
     task = load_task(exam)
     found = []
-    for subject in task.names:
-        with (args.data_dir / exam / task.file_name(subject, "dev")).open(encoding="utf-8", newline="") as file:
+    paths = {subject: args.data_dir / exam / task.file_name(subject, "dev") for subject in task.names}
+    for subject, path in paths.items():
+        if not path.is_file():
+            continue
+        with path.open(encoding="utf-8", newline="") as file:
             text = "\n".join("\n".join(row[:7]) for row in csv.reader(file))
         if len(tokenizer.encode(text)) >= args.shot_tokens:
             found.append(subject)
