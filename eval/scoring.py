@@ -39,7 +39,7 @@ class Question:
     @property
     def context(self) -> Sequence[int]:
         """The prompt without what is scored: that part alone is shared with other questions."""
-        return self.prompt[: len(self.prompt) - self.num_scored]
+        return self.prompt[: len(self.prompt) - self.num_scored] if self.num_scored else self.prompt
 
     def length_after(self, shared: int) -> int:
         """Tokens to compute beyond the first `shared` of its prompt; the last token of a choice is only predicted."""
