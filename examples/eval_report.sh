@@ -6,7 +6,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
 if [ $# -eq 0 ]; then
-    set -- "$REPO"/runs/quickstart/eval_*/
+    set -- "$REPO"/runs/quickstart/eval_{untrained,pretrain,sft,dpo,ppo}
     [ -d "$1" ] || _fail "no folder is given, and there is no $REPO/runs/quickstart to show"
 fi
 python -m keju.eval_report --output_dir "${OUTPUT_DIR:-$REPO/runs/eval_report}" --runs "$@"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
+from markupsafe import Markup
 
 from keju.report.charts import Bar, bar_chart
 from keju.report.page import page_context, page_environment
@@ -48,7 +49,8 @@ def write_evaluation_report(folders: Sequence[str | Path], out: str | Path) -> P
     runs = _read_runs([Path(folder) for folder in folders])
     keys = list(dict.fromkeys(_key(result) for run in runs for result in run.results))
     rows = [_row(key, runs) for key in keys]
-    context = {"runs": runs, "rows": rows, "differing": [row["title"] for row in rows if row["differs"]]}
+    differing = [row["title"] for row in rows if row["differs"]]
+    context = {"runs": runs, "rows": rows, "differing": differing, "measures": MEASURES}
     environment = page_environment()
     environment.filters["percent"] = _percent
     page = environment.get_template("evaluations.html.j2").render(**context, **page_context())
@@ -108,20 +110,29 @@ def _row(key: tuple, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
         "results": results,
         "pairs": pairs,
         "differs": any(len({result.get(name) for result in known}) > 1 for name in SAME),
-        "charts": [_chart(run, result) for run, result in pairs if result["accuracy"] is not None],
+        "charts": _charts([pair for pair in pairs if pair[1]["accuracy"] is not None]),
         "parts": _parts(known, "categories") + _parts(known, "subsets"),
         "subjects": _parts(known, "subjects"),
         # All measures of letters are the same.
-        "others": [(run, _others(result)) for run, result in pairs if result["scored"] != "letter"],
+        "others": [] if first["scored"] == "letter" else [name for name in first["metrics"] if name != first["metric"]],
     }
 
 
-def _chart(run: EvaluatedRun, result: Mapping[str, Any]):
-    """Bars by category, the whole benchmark first."""
-    parts = {**result.get("categories", {}), **result.get("subsets", {})}
-    bars = [Bar("all", result["accuracy"], tuple(result["interval"]))]
-    bars += [Bar(name, part["value"], (part["low"], part["high"])) for name, part in parts.items()]
-    return bar_chart(bars, title=run.name, chance=result["chance"])
+def _charts(pairs: Sequence[tuple[EvaluatedRun, Mapping[str, Any]]]) -> list[Markup]:
+    """For a benchmark with categories bars of them, the whole first, for each model; otherwise a bar for each model."""
+    charts, whole = [], []
+    for run, result in pairs:
+        parts = {**result.get("categories", {}), **result.get("subsets", {})}
+        bars = [Bar(name, part["value"], (part["low"], part["high"])) for name, part in parts.items()]
+        alone = Bar("all" if parts else run.name, result["accuracy"], tuple(result["interval"]))
+        if parts:
+            charts.append(bar_chart([alone, *bars], title=run.name, chance=result["chance"]))
+        else:
+            whole.append(alone)
+    if whole:
+        measure = MEASURES.get(pairs[0][1]["metric"], pairs[0][1]["metric"])
+        charts.append(bar_chart(whole, title=measure, chance=pairs[0][1]["chance"]))
+    return charts
 
 
 def _parts(results: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -135,11 +146,6 @@ def _parts(results: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, An
         category = known.get("category", "")
         rows.append({"name": name, "category": category, "scores": scores, "num_items": known["num_items"]})
     return rows
-
-
-def _others(result: Mapping[str, Any]) -> str:
-    others = {name: figure for name, figure in result["metrics"].items() if name != result["metric"]}
-    return ", ".join(f"{MEASURES.get(name, name)} {_percent(figure['value'])}" for name, figure in others.items())
 
 
 def _percent(value: float | None) -> str:
