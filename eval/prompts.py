@@ -120,8 +120,10 @@ class Prompter:
             return Question(ids, self.encoder.continuations_ids("", item.choices, []))
         texts = [before + item.prompt + choice + item.after for choice in item.choices]
         context, *rows = self.encoder.prefixes_ids([before, *texts])
-        if not context:  # a tokenizer without a begin token: something must predict the first token
-            context, rows = [self.encoder.end], [[self.encoder.end, *row] for row in rows]
+        if not context:  # nothing stands at the beginning of a text, but something must predict its first token
+            begin = self.encoder.tokenizer.bos_token_id
+            begin = self.encoder.end if begin is None else begin
+            context, rows = [begin], [[begin, *row] for row in rows]
         shared = min(_common_length(rows), min(map(len, rows)) - 1)
         scored_from = min(shared, _common_length([context, rows[0]]))
         return Question(rows[0][:shared], [row[shared:] for row in rows], num_scored=shared - scored_from)

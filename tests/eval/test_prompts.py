@@ -132,17 +132,21 @@ def test_a_template_is_scored_from_its_first_token_to_its_last(encoder):
                 assert question.num_scored + len(tokens) == len(row) - len(head)
 
 
-def test_without_a_begin_token_something_predicts_the_first(encoder):
+@pytest.mark.parametrize("has_begin", [True, False])
+def test_something_predicts_the_first_token(has_begin):
+    """The begin token, which this tokenizer does not write itself; or where it has none, the end token."""
     from tokenizers import processors
 
     tokenizer = build_char_tokenizer(TEMPLATE)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    if not has_begin:
+        tokenizer.bos_token = None
     bare = Encoder(tokenizer, 4096)
     assert bare.prefix_ids("") == []
-    question, _ = Prompter(bare, load_task("tnews"), "pangu", False, 4096).question(
-        template("", ("丙", "丁"), "甲"), []
-    )
-    assert question.prompt == [bare.end] and [decoded(bare, choice) for choice in question.choices] == ["丙甲", "丁甲"]
+    item = template("", ("丙", "丁"), "甲")
+    question, _ = Prompter(bare, load_task("tnews"), "pangu", False, 4096).question(item, [])
+    assert decoded(bare, question.prompt) == ("<s>" if has_begin else "</s>")
+    assert [decoded(bare, choice) for choice in question.choices] == ["丙甲", "丁甲"]
 
 
 def test_shots_are_left_out_of_templates_whole(encoder):
