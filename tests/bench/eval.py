@@ -81,6 +81,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.data_dir = Path(args.data_dir)
     args.exams = [exam for exam in EXAMS if (args.data_dir / exam).is_dir()]
+    if not args.exams:
+        parser.error(f"--data_dir {args.data_dir}: there is no folder {', '.join(EXAMS)} in it")
     args.timed = [exam for exam in args.exams if exam != "cmmlu"]
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
