@@ -8,7 +8,7 @@ share what they share, so that no boundary of the text can change a token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -65,26 +65,54 @@ def score_questions(
     """Summed log-probability (natural) of each choice of each question, in their order.
 
     `token_budget`: tokens of a row, the bound of memory. `on_batch` is told the scores of each row by the questions'
-    indices, as soon as they are there, and its tokens. Raises ValueError when a single question does not fit the
-    budget.
+    indices, as soon as all of its choices are there, and its tokens. Raises ValueError when a question does not fit the
+    budget with a single choice.
     """
+    pieces: list[Question] = []
+    owners: list[int] = []  # the question of each piece
+    places: list[range] = []  # the pieces of each question
+    for index, question in enumerate(questions):
+        parts = split_choices(question, token_budget)
+        places.append(range(len(pieces), len(pieces) + len(parts)))
+        pieces += parts
+        owners += [index] * len(parts)
+    found: list[list[float]] = [[] for _ in pieces]
     scores: list[list[float]] = [[] for _ in questions]
     # Where the tokens of a prompt see each other in both directions, no two prompts begin alike.
     shares_prompts = not isinstance(backbone_of(model), PrefixLM)
-    bundles = bundle(questions, token_budget, shares_prompts=shares_prompts)
+    bundles = bundle(pieces, token_budget, shares_prompts=shares_prompts)
     was_training = model.training
     model.eval()
-    for row in pack([_length(item, questions) for item in bundles], token_budget):
-        members = [index for number in row for index in bundles[number].members]
-        batch = PackedBatch.from_trees([_tree(bundles[number], questions) for number in row])
-        last_tokens = [choice[-1] for index in members for choice in questions[index].choices]
+    for row in pack([_length(item, pieces) for item in bundles], token_budget):
+        members = [place for number in row for place in bundles[number].members]
+        batch = PackedBatch.from_trees([_tree(bundles[number], pieces) for number in row])
+        last_tokens = [choice[-1] for place in members for choice in pieces[place].choices]
         sums = iter(_choice_logprobs(model, batch, last_tokens))
-        done = {index: [next(sums) for _ in questions[index].choices] for index in members}
-        for index, sums_of_choices in done.items():
-            scores[index] = sums_of_choices
+        for place in members:
+            found[place] = [next(sums) for _ in pieces[place].choices]
+        touched = dict.fromkeys(owners[place] for place in members)
+        whole = [index for index in touched if all(found[place] for place in places[index])]
+        done = {index: [value for place in places[index] for value in found[place]] for index in whole}
+        for index, values in done.items():
+            scores[index] = values
         on_batch(done, batch.num_tokens)
     model.train(was_training)
     return scores
+
+
+def split_choices(question: Question, token_budget: int) -> list[Question]:
+    """The question, or several with some of its choices each, so that each fits the budget if a single choice does."""
+    if question.length_after(0) <= token_budget:
+        return [question]
+    groups: list[list[Sequence[int]]] = []
+    length = 0
+    for choice in question.choices:
+        if not groups or length + len(choice) - 1 > token_budget:
+            groups.append([])
+            length = len(question.prompt)
+        groups[-1].append(choice)
+        length += len(choice) - 1
+    return [replace(question, choices=choices) for choices in groups]
 
 
 def bundle(questions: Sequence[Question], token_budget: int, *, shares_prompts: bool = True) -> list[Bundle]:
@@ -98,7 +126,7 @@ def bundle(questions: Sequence[Question], token_budget: int, *, shares_prompts: 
         room = token_budget - shared
         if max(lengths) > room:
             raise ValueError(
-                f"--token_budget {token_budget}: a question takes {shared + max(lengths)} tokens with its choices"
+                f"--token_budget {token_budget}: a question takes {shared + max(lengths)} tokens with a choice"
             )
         bundles += [Bundle(shared, tuple(members[place] for place in part)) for part in pack(lengths, room)]
     return bundles

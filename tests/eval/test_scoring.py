@@ -102,6 +102,20 @@ def test_choices_of_one_token_cost_nothing():
     assert question.length_after(0) == 3
 
 
+def test_choices_that_do_not_fit_together_are_split():
+    model, rng = build_llama(vocab_size=VOCABULARY), random.Random(2)
+    long = [[rng.randrange(5, VOCABULARY) for _ in range(length)] for length in (30, 1, 25, 40, 2, 3)]
+    questions = [Question([1, 5, 6, 7], long, num_scored=2), Question([1, 5, 6, 7], [[8], [9, 10]])]
+    told = []
+    scores = score_questions(model, questions, token_budget=50, on_batch=lambda *batch: told.append(batch))
+    for question, got in zip(questions, scores, strict=True):
+        assert got == pytest.approx(one_by_one(model, question), abs=1e-5)
+    assert max(tokens for _, tokens in told) <= 50 and len(told) > 2
+    # A question is done when all of its choices are, once.
+    assert [index for done, _ in told for index in done].count(0) == 1
+    assert {index: sums for done, _ in told for index, sums in done.items()} == dict(enumerate(scores))
+
+
 def test_a_question_beyond_the_budget_is_an_error(causal_lm):
-    with pytest.raises(ValueError, match="--token_budget 10: a question takes 24 tokens"):
+    with pytest.raises(ValueError, match="--token_budget 10: a question takes 22 tokens with a choice"):
         score_questions(causal_lm, [Question([1] * 20, [[15, 16, 7], [15, 16, 8]])], token_budget=10)
