@@ -24,7 +24,8 @@ def wilson_interval(correct: float, total: int, z: float = Z) -> Interval:
     share = correct / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(max(0.0, share * (1 - share) / total + z * z / (4 * total * total)))
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+    # At 0 and 1 rounding may carry an end past the share itself.
+    return Interval(max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
 def macro_interval(groups: Sequence[tuple[float, int]], z: float = Z) -> Interval:
@@ -43,10 +44,13 @@ def macro_interval(groups: Sequence[tuple[float, int]], z: float = Z) -> Interva
 
 
 def mean_interval(values: Sequence[float], z: float = Z) -> Interval:
-    """The interval of the mean of scores of 0..1 that are no plain right or wrong (F1), by the normal approximation."""
+    """The interval of the mean of scores of 0..1 that are no plain right or wrong (F1), by the normal approximation.
+
+    Scores that are all equal do not make the mean certain: then it is that of a share.
+    """
     mean = sum(values) / len(values)
-    if len(values) < 2:
-        return Interval(0.0, 1.0)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    half = z * math.sqrt(variance / len(values))
+    squares = sum((value - mean) ** 2 for value in values)
+    if not squares:
+        return wilson_interval(sum(values), len(values), z)
+    half = z * math.sqrt(squares / (len(values) - 1) / len(values))
     return Interval(max(0.0, mean - half), min(1.0, mean + half))

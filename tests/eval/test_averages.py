@@ -42,7 +42,7 @@ def test_degrees_have_an_interval_of_their_spread():
     deviation = math.sqrt(sum((value - mean) ** 2 for _, value in values) / 3)
     assert found["low"] == pytest.approx(mean - Z * deviation / 2)
     assert found["high"] == pytest.approx(mean + Z * deviation / 2)
-    assert mean_interval([1.0]) == (0.0, 1.0)
+    assert mean_interval([1.0]) == wilson_interval(1, 1) and mean_interval([0.0] * 9) == wilson_interval(0, 9)
     figures = benchmark_figures(load_task("cmrc2018"), "micro", {"f1": values, "em": values}, "f1")
     assert figures["metrics"]["f1"] == figures["micro"] == found != figures["metrics"]["em"]
 

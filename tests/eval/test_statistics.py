@@ -22,3 +22,10 @@ def test_wilson_is_symmetric_and_within_bounds():
 def test_nothing_scored_is_an_error():
     with pytest.raises(ValueError, match="nothing was scored"):
         wilson_interval(0, 0)
+
+
+def test_the_share_lies_within_its_interval():
+    for total in range(1, 700):
+        for correct in (0, 1, total - 1, total):
+            low, high = wilson_interval(correct, total)
+            assert 0 <= low <= correct / total <= high <= 1
