@@ -105,7 +105,8 @@ def plot_bars(
     chance: float | None = None,
 ) -> None:
     """One bar a name. errors: half-widths, or (below, above). chance: a dashed line that a guess would reach."""
-    figure = _figure(max(4.0, 1.2 * len(values) + 1.5), 3.8)
+    width = 1.2 if len(values) <= 8 else 0.7  # of a bar with the room beside it
+    figure = _figure(max(4.0, width * len(values) + 1.5), 3.8)
     axes = figure.subplots()
     names = list(values)
     bars = axes.bar(names, [values[name] for name in names], width=0.6, color=COLORS[0])
