@@ -66,23 +66,27 @@ def chosen_rows(model: Examinee, prompter: Prompter, asked: Asked, shots, counte
             question = prompter.neutral_question(item, shots[item.group][dropped:])
             known[same] = [(tuple(question.prompt), tuple(choice)) for choice in question.choices]
         neutral.append(known[same])
-    alone = dict.fromkeys((key for keys in known.values() for key in keys), 0.0)
-    singles = [Question(prompt, [choice]) for prompt, choice in alone]
+    different = list(dict.fromkeys(key for keys in known.values() for key in keys))
+    singles = [Question(prompt, [choice]) for prompt, choice in different]
     found = model.score(singles, lambda scores, num_tokens: counter.count([], num_tokens)) if singles else []
-    alone = dict(zip(alone, (value for (value,) in found), strict=True))
+    alone = dict(zip(different, (value for (value,) in found), strict=True))
+    rows: dict[int, dict[str, Any]] = {}
 
     def judge(index: int, logprobs: Sequence[float]) -> dict[str, Any]:
         keys = neutral[index]
         return _row(asked.items[index], asked.questions[index], logprobs, keys and [alone[key] for key in keys], metric)
 
     def on_batch(scores: dict[int, list[float]], num_tokens: int) -> None:
+        judged = {index: judge(index, logprobs) for index, logprobs in scores.items()}
+        rows.update(judged)
         # Passages are solved when all of them are there; until then each question is by itself.
-        found = [judge(index, logprobs).get("credit", {}) for index, logprobs in scores.items()]
+        found = [row.get("credit", {}) for row in judged.values()]
         counter.count([credits.get(metric, credits.get("acc")) for credits in found], num_tokens)
 
-    rows = [judge(index, logprobs) for index, logprobs in enumerate(model.score(asked.questions, on_batch))]
-    _solve_passages(asked.items, rows, metric)
-    return rows
+    model.score(asked.questions, on_batch)
+    in_order = [rows[index] for index in range(len(asked.items))]
+    _solve_passages(asked.items, in_order, metric)
+    return in_order
 
 
 def _row(
@@ -132,7 +136,9 @@ def _solve_passages(items: Sequence[Item], rows: list[dict[str, Any]], metric: s
                 rows[index]["pred"] = pred
 
 
-def written_rows(model: Examinee, prompter: Prompter, asked: Asked, shots, counter: Counter) -> list[dict[str, Any]]:
+def written_rows(model: Examinee, prompter: Prompter, asked: Asked, counter: Counter) -> list[dict[str, Any]]:
+    rows: dict[int, dict[str, Any]] = {}
+
     def judge(index: int, text: str) -> dict[str, Any]:
         item = asked.items[index]
         answer = next((line.strip() for line in text.splitlines() if line.strip()), "")
@@ -147,9 +153,9 @@ def written_rows(model: Examinee, prompter: Prompter, asked: Asked, shots, count
         }
 
     def on_batch(texts: dict[int, str], num_tokens: int) -> None:
-        counter.count(
-            [judge(index, text)["credit"][prompter.rules.metric] for index, text in texts.items()], num_tokens
-        )
+        judged = {index: judge(index, text) for index, text in texts.items()}
+        rows.update(judged)
+        counter.count([row["credit"][prompter.rules.metric] for row in judged.values()], num_tokens)
 
-    texts = model.write(asked.questions, prompter.rules.max_new_tokens, on_batch)
-    return [judge(index, text) for index, text in enumerate(texts)]
+    model.write(asked.questions, prompter.rules.max_new_tokens, on_batch)
+    return [rows[index] for index in range(len(asked.items))]

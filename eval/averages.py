@@ -50,9 +50,7 @@ def benchmark_figures(task: Task, average: str, credits: Mapping[str, Credits], 
             subject: {**figure([(subject, value) for value in values], "micro"), "category": task.categories[subject]}
             for subject, values in by_subject(of_main).items()
         }
-        categories = {category: [name for name in task.categories if task.categories[name] == category]
-                      for category in dict.fromkeys(task.categories.values())}  # fmt: skip
-        figures["categories"] = _parts(of_main, average, categories)
+        figures["categories"] = _parts(of_main, average, task.subjects_by_category())
         figures["subsets"] = _parts(of_main, average, task.subsets)
     return figures
 

@@ -22,10 +22,10 @@ class Row:
     fields: Mapping[str, Any]
     group: str = ""
 
-    def text(self, name: str, *, empty: bool = False) -> str:
-        """The text in a field. Raises BadRow where it is missing, no text, or (without `empty`) blank."""
+    def text(self, name: str) -> str:
+        """The text in a field. Raises BadRow where it is missing, no text, or blank."""
         value = self.fields.get(name)
-        if not isinstance(value, str) or not (empty or value.strip()):
+        if not isinstance(value, str) or not value.strip():
             raise BadRow(f'"{name}" must be a text')
         return value
 
@@ -76,7 +76,7 @@ class Files:
         others = f" (nor {', '.join(names[1:])})" if len(names) > 1 else ""
         raise ValueError(f"--data_dir: {self.folder / names[0]} does not exist{others}")
 
-    def json_lines(self, path: Path, group: str = "") -> Iterator[Row]:
+    def json_lines(self, path: Path) -> Iterator[Row]:
         """A row for each line, which must be a JSON object."""
         for number, line in enumerate(_text(path).split("\n"), start=1):
             if not line.strip():
@@ -88,7 +88,7 @@ class Files:
                 self.reject(where, f"malformed JSON ({error})")
                 continue
             if isinstance(fields, dict):
-                yield Row(where, fields, group)
+                yield Row(where, fields)
             else:
                 self.reject(where, "expected a JSON object")
 

@@ -122,8 +122,10 @@ def examine(
     if not asked.items:
         raise ValueError(f"--tasks {prepared.name}: not one question can be asked{_why(files)}")
     counter = Counter(on_progress, len(asked.items))
-    answer = written_rows if rules.scored == "written" else chosen_rows
-    rows = answer(model, prompter, asked, prepared.shots, counter)
+    if rules.scored == "written":
+        rows = written_rows(model, prompter, asked, counter)
+    else:
+        rows = chosen_rows(model, prompter, asked, prepared.shots, counter)
     summary = {
         "task": prepared.name,
         "version": prepared.task.version,

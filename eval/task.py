@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from keju.eval import tasks
@@ -112,6 +112,12 @@ class Task(ABC):
     def shots(self, files: Files, protocol: str) -> list[Item]:
         return self._items(self.read_shots(files), files, protocol)
 
+    def subjects_by_category(self) -> dict[str, list[str]]:
+        subjects: dict[str, list[str]] = {}
+        for subject, category in self.categories.items():
+            subjects.setdefault(category, []).append(subject)
+        return subjects
+
     def chosen_subjects(self, names: Sequence[str] | None) -> list[str] | None:
         """The subjects that `names` stand for, which may be categories and subsets too; None: all.
 
@@ -119,10 +125,7 @@ class Task(ABC):
         """
         if names is None:
             return None
-        parts = {subject: [subject] for subject in self.categories}
-        for subject, category in self.categories.items():
-            parts.setdefault(category, []).append(subject)
-        parts |= {name: list(subjects) for name, subjects in self.subsets.items()}
+        parts = {subject: [subject] for subject in self.categories} | self.subjects_by_category() | self.subsets
         for name in names:
             if name not in parts:
                 known = ", ".join(reversed(parts)) or "none"
@@ -142,12 +145,8 @@ class Task(ABC):
             except BadRow as error:
                 files.reject(row.where, error)
             else:
-                items.append(_placed(item, row))
+                items.append(replace(item, group=row.group, where=row.where))
         return items
-
-
-def _placed(item: Item, row: Row) -> Item:
-    return Item(**{**vars(item), "group": row.group, "where": row.where})
 
 
 def task_names() -> list[str]:
@@ -163,12 +162,12 @@ def load_task(name: str) -> Task:
 
 def expand_tasks(names: Iterable[str]) -> list[str]:
     """Names of tasks and of suites ("clue") -> names of tasks, each once. Raises ValueError listing the right ones."""
-    suites: dict[str, list[str]] = {}
-    for name in task_names():
+    tasks_there, suites = task_names(), {}
+    for name in tasks_there:
         for suite in load_task(name).suites:
             suites.setdefault(suite, []).append(name)
-    unknown = [name for name in names if name not in task_names() and name not in suites]
+    unknown = [name for name in names if name not in tasks_there and name not in suites]
     if unknown:
-        known = ", ".join([*task_names(), *(f"{suite} (all of its tasks)" for suite in suites)])
+        known = ", ".join([*tasks_there, *(f"{suite} (all of its tasks)" for suite in suites)])
         raise ValueError(f"--tasks {unknown[0]}: choose from {known}")
     return list(dict.fromkeys(task for name in names for task in suites.get(name, [name])))

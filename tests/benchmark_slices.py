@@ -7,7 +7,6 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -193,8 +192,3 @@ def characters(folder: Path) -> str:
 
 def _is_json(path: Path) -> bool:
     return path.name.endswith("_answer.json") or path.parent.name in ("c3", "cmrc2018")
-
-
-def first_lines(path: Path, count: int) -> list[str]:
-    with path.open(encoding="utf-8") as file:
-        return list(islice(file, count))
