@@ -11,12 +11,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before anything imports Triton: its kernels run on CPU tensors then. Nothing but the kernels' tests asks for them.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from tiny_models import BUILDERS
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without a CUDA device the tests marked gpu count as deselected."""
+    if not torch.cuda.is_available():
+        chosen = [item for item in items if item.get_closest_marker("gpu") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu")])
+        items[:] = chosen
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,120 @@
+"""Which implementation of an op runs: Triton on CUDA, the plain torch reference elsewhere.
+
+KEJU_KERNELS=reference or =triton forces one of them for everything; with TRITON_INTERPRET=1, set before Triton is
+imported, Triton runs on the CPU as well (slowly: it is for tests).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from typing import Any
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # macOS and Windows: every op has its reference
+    triton = tl = None
+
+# Ampere is the first generation with bfloat16 matrix units, which these kernels count on.
+MIN_CAPABILITY = (8, 0)
+
+
+def jit(function):
+    """triton.jit where Triton is installed."""
+    return triton.jit(function) if triton is not None else function
+
+
+def use_triton(tensor: torch.Tensor) -> bool:
+    """Whether an op on this tensor runs in Triton. Raises ValueError for a choice in KEJU_KERNELS that cannot be."""
+    choice = os.environ.get("KEJU_KERNELS", "")
+    if choice == "triton":
+        if triton is None:
+            raise ValueError("KEJU_KERNELS=triton: Triton is not installed here")
+        if not (tensor.is_cuda or is_interpreted()):
+            raise ValueError(f"KEJU_KERNELS=triton: a tensor on {tensor.device} needs TRITON_INTERPRET=1 as well")
+        return True
+    if choice not in ("", "reference"):
+        raise ValueError(f'KEJU_KERNELS={choice}: choose "reference" or "triton", or leave it out')
+    # Gradients in double precision are for checking things; consumer GPUs are slow at them in any case.
+    return not choice and tensor.is_cuda and tensor.dtype != torch.float64 and _is_new_enough(tensor.device)
+
+
+def is_interpreted() -> bool:
+    return triton is not None and bool(triton.knobs.runtime.interpret)
+
+
+@functools.cache
+def _is_new_enough(device: torch.device) -> bool:
+    if triton is None:
+        return False
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        wanted = ".".join(map(str, MIN_CAPABILITY))
+        warnings.warn(
+            f"{torch.cuda.get_device_name(device)} is older than compute capability {wanted}: "
+            "Keju runs the plain torch references of its kernels on it",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Runs a kernel on the device of its first argument; nothing happens for an empty grid."""
+    if 0 not in grid:
+        with torch.cuda.device_of(args[0]):  # no effect for CPU tensors
+            kernel[grid](*args, **options)
+
+
+def num_programs(tensor: torch.Tensor, per_processor: int = 1) -> int:
+    """How many programs fill the device, for kernels whose programs each take a share of the rows."""
+    if not tensor.is_cuda:
+        return 3  # interpreted: few enough to be fast, and a number that divides nothing evenly
+    return per_processor * torch.cuda.get_device_properties(tensor.device).multi_processor_count
+
+
+def compute_dtype(tensor: torch.Tensor) -> Any:
+    """The dtype that a kernel computes in: float32, or float64 for float64."""
+    return tl.float64 if tensor.dtype == torch.float64 else tl.float32
+
+
+def as_autocast(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """The tensors in the dtype that a matrix product would take them in under torch.autocast; otherwise as they are."""
+    device_type = next(tensor for tensor in tensors if tensor is not None).device.type
+    if not torch.is_autocast_enabled(device_type):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device_type)
+    return [tensor if tensor is None or not tensor.is_floating_point() else tensor.to(dtype) for tensor in tensors]
+
+
+def check_floating(**tensors: torch.Tensor | None) -> None:
+    """Raises ValueError unless all of them are floating-point tensors on one device; None is skipped."""
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first, device = next((name, tensor.device) for name, tensor in present.items())
+    for name, tensor in present.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point, not {tensor.dtype}")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, but {first} on {device}")
+
+
+def check_shape(name: str, tensor: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the tensor has this shape; None is skipped."""
+    if tensor is not None and tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} must be {list(shape)}, not {list(tensor.shape)}")
+
+
+def check_targets(target: torch.Tensor, count: int, vocab_size: int, device: torch.device) -> None:
+    """Raises ValueError unless target is int64 [count] on the device and within the vocabulary."""
+    check_shape("target", target, (count,))
+    if target.dtype != torch.int64:
+        raise ValueError(f"target must be torch.int64, not {target.dtype}")
+    if target.device != device:
+        raise ValueError(f"target is on {target.device}, but hidden on {device}")
+    if count:
+        low, high = torch.stack(torch.aminmax(target)).tolist()
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"target holds {low if low < 0 else high}, but the vocabulary has {vocab_size} tokens")
