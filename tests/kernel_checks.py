@@ -26,7 +26,7 @@ def draw(*shape: int, dtype=torch.float32, device="cpu", seed: int = 0, strided:
 def assert_near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, name: str) -> None:
     assert found.shape == expected.shape, f"{name}: {list(found.shape)} instead of {list(expected.shape)}"
     if expected.numel():
-        limit = TOLERANCE[dtype] * max(1e-3, expected.abs().max().item())
+        limit = TOLERANCE[dtype] * max(0.01, expected.abs().max().item())
         torch.testing.assert_close(
             found.cpu().double(), expected.cpu().double(), rtol=0, atol=limit, msg=lambda text: f"{name}: {text}"
         )

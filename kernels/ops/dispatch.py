@@ -76,6 +76,13 @@ def num_programs(tensor: torch.Tensor, per_processor: int = 1) -> int:
     return per_processor * torch.cuda.get_device_properties(tensor.device).multi_processor_count
 
 
+def shared_memory(tensor: torch.Tensor) -> int:
+    """Bytes of shared memory that one program may use; 0 where kernels are interpreted."""
+    if not tensor.is_cuda:
+        return 0
+    return torch.cuda.get_device_properties(tensor.device).shared_memory_per_block_optin
+
+
 def compute_dtype(tensor: torch.Tensor) -> Any:
     """The dtype that a kernel computes in: float32, or float64 for float64."""
     return tl.float64 if tensor.dtype == torch.float64 else tl.float32

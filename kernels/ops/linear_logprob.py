@@ -1,18 +1,23 @@
 """Log-probabilities of targets from hidden states, without the [tokens, vocabulary] logits of the whole batch.
 
-The LM head and the log-softmax run over chunks of positions; a chunk's logits are computed again in the backward pass
-instead of being kept, once there is more than one chunk.
+The vocabulary goes by in pieces: all rows meet one piece, and of its logits only a few sums per row stay. The backward
+pass computes each piece once more, and with it the gradient of that share of the head in one product: nothing has the
+size of the logits, nothing is accumulated in low precision. If the head is frozen (LoRA), rows go by in pieces instead,
+and the gradient of the hidden states is made in the forward pass: nothing is computed twice.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-MAX_LOGITS = 64 * 2**20  # elements of float32 logits alive at once: 256 MiB
+from keju.kernels.dispatch import as_autocast, check_floating, check_shape, check_targets
+from keju.kernels.logit_chunks import Statistics, Transform, Upstream, gradient, locate, max_logits, statistics
+
+VOCAB_MULTIPLE = 128
 
 
 class LinearLogprob(NamedTuple):
@@ -20,6 +25,95 @@ class LinearLogprob(NamedTuple):
 
     logprobs: torch.Tensor
     entropy: torch.Tensor | None
+
+
+class SoftmaxFigures(torch.autograd.Function):
+    """(log p(target), log sum exp, entropy or None, mean logit or None), [N] each; all with gradients.
+
+    options: transform, with_entropy, with_mean, max_logits.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, target, options: dict[str, Any]):
+        transform, vocab_size = options["transform"], weight.shape[0]
+        width = options["max_logits"] // max(1, len(hidden)) // VOCAB_MULTIPLE * VOCAB_MULTIPLE
+        width = min(vocab_size, max(VOCAB_MULTIPLE, width))
+        found = chosen = None
+        for first in range(0, vocab_size, width):
+            raw = _raw_logits(hidden, weight, bias, first, width)
+            here, local = locate(target, first, raw.shape[1])
+            picked = transform(raw.gather(1, local[:, None]).squeeze(1))
+            chosen = picked if chosen is None else torch.where(here, picked, chosen)
+            piece = statistics(raw, transform, with_expected=options["with_entropy"], with_total=options["with_mean"])
+            found = piece if found is None else found.merged(piece)
+        # One piece is all there is: it stays.
+        ctx.save_for_backward(hidden, weight, bias, target, raw if width == vocab_size else None, *found)
+        ctx.transform, ctx.width = transform, width
+        ctx.set_materialize_grads(False)
+        entropy = found.lse - found.expected if options["with_entropy"] else None
+        mean = found.total / vocab_size if options["with_mean"] else None
+        return chosen - found.lse, found.lse.clone(), entropy, mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_logprob, d_lse, d_entropy, d_mean):
+        hidden, weight, bias, target, kept, *found = ctx.saved_tensors
+        found, vocab_size = Statistics(*found), weight.shape[0]
+        if d_logprob is None:
+            d_logprob = torch.zeros_like(found.lse)
+        upstream = Upstream(d_logprob, d_lse, d_entropy, d_mean)
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
+        d_hidden = torch.zeros(hidden.shape, dtype=found.lse.dtype, device=hidden.device) if for_hidden else None
+        d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if for_weight else None
+        d_bias = torch.empty_like(bias) if for_bias else None
+        for first in range(0, vocab_size, ctx.width):
+            piece = slice(first, first + ctx.width)
+            raw = kept if kept is not None else _raw_logits(hidden, weight, bias, first, ctx.width)
+            d_raw = gradient(raw, target, found, upstream, ctx.transform, first=first, vocab_size=vocab_size)
+            if for_hidden:
+                accumulate(d_hidden, d_raw, weight[piece])
+            if for_weight:
+                torch.mm(d_raw.t(), hidden, out=d_weight[piece])
+            if for_bias:
+                d_bias[piece] = d_raw.sum(0)
+        return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, d_bias, None, None
+
+
+class _OfFrozenHead(torch.autograd.Function):
+    """log p(target) [N]; its gradient with respect to each hidden state is found in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, target, options: dict[str, Any]):
+        transform, rows = options["transform"], max(1, options["max_logits"] // weight.shape[0])
+        logprobs, slope = [], torch.empty_like(hidden, memory_format=torch.contiguous_format)
+        for start in range(0, len(hidden), rows):
+            piece = slice(start, start + rows)
+            raw = F.linear(hidden[piece], weight, bias)
+            found = statistics(raw, transform, with_expected=False, with_total=False)
+            logprobs.append(transform(raw.gather(1, target[piece, None]).squeeze(1)) - found.lse)
+            one = Upstream(torch.ones_like(found.lse))
+            torch.mm(gradient(raw, target[piece], found, one, transform), weight, out=slope[piece])
+        ctx.save_for_backward(slope)
+        return torch.cat(logprobs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_logprob):
+        (slope,) = ctx.saved_tensors
+        return (d_logprob[:, None] * slope).to(slope.dtype), None, None, None, None
+
+
+def _raw_logits(hidden, weight, bias, first: int, width: int) -> torch.Tensor:
+    piece = slice(first, first + width)
+    return F.linear(hidden, weight[piece], None if bias is None else bias[piece])
+
+
+def accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total += left @ right; the sum is kept in the dtype of total."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def linear_logprob(
@@ -32,36 +126,44 @@ def linear_logprob(
     scale: float = 1.0,
     softcap: float | None = None,
     with_entropy: bool = False,
-    chunk_size: int | None = None,
+    max_elements: int | None = None,
 ) -> LinearLogprob:
-    """log softmax(logits / temperature)[target], logits = softcap(scale * (hidden @ weight.T + bias)).
+    """log softmax(logits)[target], logits = softcap(scale * (hidden @ weight.T + bias)) / temperature.
 
     hidden [N, H], weight [V, H], target int64 [N], bias [V]; softcap(x) = c * tanh(x / c) as Gemma 2 has it. Softmax
-    and results are float32 whatever the input. `chunk_size` positions at a time; by default as many as keep the logits
-    under 256 MiB.
+    and results are float32 (float64 for float64). Both results have gradients. At most `max_elements` logits are alive
+    at once; by default 2^24 on the CPU, 2^27 on a GPU. Under torch.autocast the products are taken in its dtype. Raises
+    ValueError for shapes, dtypes and devices that do not match, and for targets outside of the vocabulary.
     """
+    options = checked_options(hidden, weight, target, bias, max_elements, Transform(temperature, scale, softcap))
+    hidden, weight, bias = as_autocast(hidden, weight, bias)
+    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    if len(hidden) and frozen and hidden.requires_grad and torch.is_grad_enabled() and not with_entropy:
+        return LinearLogprob(_OfFrozenHead.apply(hidden, weight, bias, target, options), None)
+    options |= {"with_entropy": with_entropy, "with_mean": False}
+    logprobs, _, entropy, _ = SoftmaxFigures.apply(hidden, weight, bias, target, options)
+    return LinearLogprob(logprobs, entropy)
 
-    def logprobs_of(hidden, weight, target, bias):
-        logits = F.linear(hidden, weight, bias).float()
-        if scale != 1.0:
-            logits = logits * scale
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        if temperature != 1.0:
-            logits = logits / temperature
-        # One fused pass forward and one backward, where logsumexp and gather take several each
-        logprobs = -F.cross_entropy(logits, target, reduction="none")
-        if not with_entropy:
-            return logprobs, None
-        # H = log Z - E[logit]
-        return logprobs, torch.logsumexp(logits, dim=-1) - (torch.softmax(logits, dim=-1) * logits).sum(-1)
 
-    chunk_size = chunk_size or max(1, MAX_LOGITS // weight.shape[0])
-    if hidden.shape[0] <= chunk_size:
-        return LinearLogprob(*logprobs_of(hidden, weight, target, bias))
-    pieces = [
-        checkpoint(logprobs_of, rows, weight, ids, bias, use_reentrant=False)
-        for rows, ids in zip(hidden.split(chunk_size), target.split(chunk_size), strict=True)
-    ]
-    logprobs, entropies = zip(*pieces, strict=True)
-    return LinearLogprob(torch.cat(logprobs), torch.cat(entropies) if with_entropy else None)
+def checked_options(hidden, weight, target, bias, max_elements: int | None, transform: Transform) -> dict[str, Any]:
+    """Raises ValueError naming what is wrong with the arguments of this op and of linear_cross_entropy."""
+    check_floating(hidden=hidden, weight=weight, bias=bias)
+    if hidden.dim() != 2:
+        raise ValueError(f"hidden must be [N, H], not {list(hidden.shape)}")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[1]:
+        raise ValueError(f"weight must be [V, {hidden.shape[1]}], not {list(weight.shape)}")
+    check_shape("bias", bias, weight.shape[:1])
+    check_targets(target, len(hidden), weight.shape[0], hidden.device)
+    if max_elements is not None and max_elements < 1:
+        raise ValueError(f"max_elements {max_elements} must be positive")
+    return {"transform": transform, "max_logits": max_elements or max_logits(hidden)}
+
+
+def reference(
+    hidden, weight, target, bias=None, *, temperature=1.0, scale=1.0, softcap=None, with_entropy=False
+) -> LinearLogprob:
+    """The same in plain torch with all logits at once."""
+    logits = Transform(temperature, scale, softcap)(F.linear(hidden, weight, bias))
+    logprobs = F.log_softmax(logits, dim=-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1) if with_entropy else None
+    return LinearLogprob(logprobs.gather(1, target[:, None]).squeeze(1), entropy)

@@ -157,7 +157,9 @@ def rotary(
     if query.dim() != 4 or key.dim() != 4 or _without_heads(query) != _without_heads(key):
         raise ValueError(f"query {list(query.shape)} and key {list(key.shape)} must be 4-D and differ in heads only")
     if cos.shape != sin.shape or cos.shape[:2] not in [(query.shape[0], query.shape[2]), (1, query.shape[2])]:
-        raise ValueError(f"cos {list(cos.shape)} and sin {list(sin.shape)} must be [{query.shape[0]}, {query.shape[2]}, R]")
+        raise ValueError(
+            f"cos {list(cos.shape)} and sin {list(sin.shape)} must be [{query.shape[0]}, {query.shape[2]}, R]"
+        )
     if 2 * angles > head_dim:
         raise ValueError(f"cos holds {angles} angles, too many for heads of {head_dim}")
     if not 1 <= group <= angles or angles % group:

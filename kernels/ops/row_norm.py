@@ -190,7 +190,10 @@ class RowNorm(torch.autograd.Function):
         launch(
             _backward,
             (programs,),
-            *(dy.reshape(count, size).contiguous(), None if dsummed is None else dsummed.reshape(count, size).contiguous()),
+            *(
+                dy.reshape(count, size).contiguous(),
+                None if dsummed is None else dsummed.reshape(count, size).contiguous(),
+            ),
             *(summed, weight, mean, rstd, dx, dweight, dbias, count, size, summed.stride(0)),
             *(triton.cdiv(count, programs), ctx.offset),
             **{**ctx.flags, "HAS_RESIDUAL": dsummed is not None},

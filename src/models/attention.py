@@ -12,7 +12,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from keju.kernels.column_mask_attention import ColumnMask, column_mask_attention
+from keju.kernels.column_mask import ColumnMask
+from keju.kernels.column_mask_attention import column_mask_attention
 
 NAME = "keju"
 

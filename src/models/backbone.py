@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from keju.kernels.column_mask_attention import ColumnMask
+from keju.kernels.column_mask import ColumnMask
 from keju.kernels.linear_logprob import LinearLogprob, linear_logprob
 from keju.models.prefix_lm import PrefixLM
 

@@ -1,5 +1,8 @@
-"""The ordinary run interprets the Triton kernels on the CPU (tests/conftest.py sets TRITON_INTERPRET=1 where there is no
-CUDA device); the tests marked gpu are the same ones on compiled kernels."""
+"""The ordinary run interprets the Triton kernels on the CPU.
+
+tests/conftest.py sets TRITON_INTERPRET=1 where there is no CUDA device; the tests marked gpu are the same ones on
+compiled kernels.
+"""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ def test_names(device):
 
 
 @pytest.mark.parametrize(
-    ("form", "name"), [("exact", "gelu"), ("tanh", "gelu_new"), ("tanh", "gelu_fast"), ("quick", "quick_gelu"), ("silu", "silu")]
+    ("form", "name"),
+    [("exact", "gelu"), ("tanh", "gelu_new"), ("tanh", "gelu_fast"), ("quick", "quick_gelu"), ("silu", "silu")],
 )
 def test_forms_are_those_of_transformers(form, name, device):
     x = torch.linspace(-12, 12, 400, device=device)

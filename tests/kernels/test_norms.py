@@ -53,7 +53,9 @@ def test_layer_norm(size, dtype, device):
 def test_residual(op, plain, rows, strided, device):
     x, residual = (draw(rows, 65, device=device, seed=seed, strided=strided) for seed in (0, 1))
     weight = draw(65, device=device)
-    compare(lambda x, w, r: op(x, w, residual=r), lambda x, w, r: plain(x, w, residual=r), [x, weight, residual], x.dtype)
+    compare(
+        lambda x, w, r: op(x, w, residual=r), lambda x, w, r: plain(x, w, residual=r), [x, weight, residual], x.dtype
+    )
 
 
 @pytest.mark.parametrize("op, plain", [(rms_norm, plain_rms), (layer_norm, plain_layer)], ids=["rms", "layer"])
@@ -134,7 +136,9 @@ def test_references_are_torch(dtype, monkeypatch):
     x, weight, bias = draw(4, 10, dtype=dtype), draw(10, dtype=dtype), draw(10, dtype=dtype)
     assert torch.equal(rms_norm(x, weight), F.rms_norm(x, (10,), weight, 1e-6))
     assert torch.equal(layer_norm(x, weight, bias), F.layer_norm(x, (10,), weight, bias, 1e-5))
-    compare(lambda *a: rms_norm_module.reference(*a, offset=1.0), lambda *a: plain_rms(*a, offset=1.0), [x, weight], dtype)
+    compare(
+        lambda *a: rms_norm_module.reference(*a, offset=1.0), lambda *a: plain_rms(*a, offset=1.0), [x, weight], dtype
+    )
     y, summed = layer_norm_module.reference(x, residual=x)
     assert torch.equal(summed, 2 * x) and y.shape == x.shape
 

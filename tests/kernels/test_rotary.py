@@ -1,4 +1,4 @@
-"""rotary in the layouts of Llama, GLM-4 and ChatGLM, against complex multiplication in float64 and against the models."""
+"""rotary in the layouts of Llama, GLM-4 and ChatGLM, against the turning of each pair by itself in float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def tables(batch, time, angles, device, dtype=torch.float64):
 
 
 def obvious(states, cos, sin, group):
-    """Each pair is a complex number; pair by pair."""
     turned = states.clone()
     for index in range(cos.shape[-1]):
         first = index // group * 2 * group + index % group
@@ -69,7 +68,9 @@ def test_projections_as_the_models_hand_them_over(in_place, batch, device):
 
     compare(
         lambda p: op(p, lambda q, k: rotary(q, k, cos, sin, in_place_backward=in_place)),
-        lambda p: op(p, lambda q, k: (obvious(q, cos.double(), sin.double(), 3), obvious(k, cos.double(), sin.double(), 3))),
+        lambda p: op(
+            p, lambda q, k: (obvious(q, cos.double(), sin.double(), 3), obvious(k, cos.double(), sin.double(), 3))
+        ),
         [packed],
         torch.float32,
     )
@@ -102,7 +103,10 @@ def test_no_tokens(device):
 
 
 def test_gradcheck(device):
-    query, key = draw(1, 2, 3, 6, dtype=torch.float64, device=device), draw(1, 1, 3, 6, dtype=torch.float64, device=device)
+    query, key = (
+        draw(1, 2, 3, 6, dtype=torch.float64, device=device),
+        draw(1, 1, 3, 6, dtype=torch.float64, device=device),
+    )
     cos, sin = tables(1, 3, 2, device)
     torch.autograd.gradcheck(lambda q, k: rotary(q, k, cos, sin, group=1), (query, key))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from keju.kernels.column_mask_attention import ColumnMask
+from keju.kernels.column_mask import ColumnMask
 from keju.models import attention
 from keju.models.backbone import tree_hidden_states, tree_logprobs
 from keju.models.baichuan import LORA_TARGETS, BaichuanConfig, BaichuanForCausalLM, NormHead
