@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
+
+from keju.kernels.nf4 import NF4
 
 # Of the largest magnitude in the expected tensor: rounding of the result plus that of inner steps.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -62,3 +65,20 @@ def compare(
             assert a.dtype == inputs[index].dtype
             assert_near(a, b, dtype, f"gradient of input {index}")
     return outputs
+
+
+def nested(weight: NF4) -> NF4:
+    """With scales in 8 bits, as double quantisation has them, three blocks to a scale of scales."""
+    generator = torch.Generator().manual_seed(0)
+    blocks, device = len(weight.absmax), weight.device
+    codes = torch.randint(256, (blocks,), generator=generator, dtype=torch.uint8).to(device)
+    scales = torch.rand(-(-blocks // 3), generator=generator).to(device)
+    levels = torch.linspace(-1, 1, 256, device=device)
+    return replace(
+        weight,
+        absmax=codes,
+        nested_absmax=scales,
+        nested_levels=levels,
+        nested_size=3,
+        offset=torch.tensor(1.5, device=device),
+    )

@@ -49,6 +49,8 @@ from keju.kernels import (  # noqa: E402
     gelu,
     glu,
     logit_chunks,
+    lora,
+    nf4,
     products,
     rotary,
     row_norm,
@@ -57,6 +59,7 @@ from keju.kernels.column_mask import ColumnMask  # noqa: E402
 from keju.kernels.layer_norm import layer_norm  # noqa: E402
 from keju.kernels.linear_cross_entropy import linear_cross_entropy  # noqa: E402
 from keju.kernels.linear_logprob import linear_logprob  # noqa: E402
+from keju.kernels.lora import LoraLinear, lora_linear  # noqa: E402
 from keju.kernels.rms_norm import rms_norm  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -76,12 +79,12 @@ def compile_only(kernel, grid, *args, **options):
         "shared": compiled.metadata.shared,
         "registers": registers,
         "stack": stack,
-        "size": options.get("D") or options.get("SIZE") or options.get("BLOCK"),
+        "size": options.get("D") or options.get("SIZE") or options.get("BLOCK") or 0,
     }
     print(json.dumps(record), flush=True)
 
 
-for module in (column_mask_attention, gae, gelu, glu, logit_chunks, rotary, row_norm):
+for module in (column_mask_attention, gae, gelu, glu, logit_chunks, lora, nf4, rotary, row_norm):
     module.launch = compile_only
 dispatch.is_interpreted = lambda: True  # CPU tensors are welcome
 products.is_interpreted = lambda: False  # but products are compiled as they are on a GPU
@@ -129,6 +132,14 @@ def attention(dtype):
         backward([column_mask_attention.column_mask_attention(query, key, key, mask, alibi=alibi)])
 
 
+def quantised(dtype):
+    weight = nf4.quantize_nf4(torch.zeros(256, 128, dtype=dtype))
+    nf4.dequantize_nf4(weight)
+    for rows in (4, 256):
+        a, b = zeros(16, 128, dtype=dtype), zeros(256, 16, dtype=dtype)
+        backward(lora_linear(zeros(rows, 128, dtype=dtype), LoraLinear(weight, a, b, 1.0)))
+
+
 for dtype in (torch.bfloat16, torch.float32):
-    for compile_some in (norms, elementwise, heads_of_models, attention):
+    for compile_some in (norms, elementwise, heads_of_models, attention, quantised):
         compile_some(dtype)

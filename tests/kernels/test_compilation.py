@@ -28,7 +28,7 @@ def test_kernels_compile_and_fit(capability, shared_memory, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     kernels = [json.loads(line) for line in run.stdout.splitlines()]
     files = {kernel["kernel"].split(".")[0] for kernel in kernels}
-    expected = {"attention_kernels", "gae", "gelu", "glu", "logit_chunks", "rotary", "row_norm"}
+    expected = {"attention_kernels", "gae", "gelu", "glu", "logit_chunks", "lora", "nf4", "rotary", "row_norm"}
     assert files >= expected
     for kernel in kernels:
         assert kernel["shared"] <= shared_memory, kernel
