@@ -35,7 +35,7 @@ ALLOWED = {
     "conversion": {"models", "tokenizers", "records"},
     "encoding": {"records", "trees", "tokenizers"},
     "training": {"trees", "losses", "models", "encoding", "records"},
-    "rl": {"trees", "losses", "models", "encoding", "records", "training"},
+    "rl": {"kernels", "trees", "losses", "models", "encoding", "records", "training"},
     "eval": {"models", "tokenizers", "trees", "encoding", "records", "kernels"},
     "data_prepare": {"records"},
     "report": {"training", "records", "eval"},

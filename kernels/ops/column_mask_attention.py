@@ -142,7 +142,8 @@ def _strides(*states: torch.Tensor) -> list[int]:
 
 
 def _mask_and_alibi(mask: ColumnMask, alibi: Alibi | None) -> tuple[torch.Tensor | None, ...]:
-    return mask.visible_from, mask.visible_until, *(alibi or (None, None))
+    tensors = mask.visible_from, mask.visible_until, *(alibi or (None, None))
+    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
 def _flags(query: torch.Tensor, alibi: Alibi | None, options: dict[str, Any], tiles: Tiles) -> dict[str, Any]:

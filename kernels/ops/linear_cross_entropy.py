@@ -35,7 +35,7 @@ class _CrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             piece = slice(start, start + rows)
             raw = F.linear(hidden[piece], weight, bias)
-            found = statistics(raw, transform, with_expected=False, with_total=smoothing > 0)
+            found = statistics(raw, transform, with_entropy=False, with_total=smoothing > 0)
             logprob = transform(raw.gather(1, target[piece, None]).squeeze(1)) - found.lse
             mean = found.total / vocab_size if smoothing else None
             loss += row_losses(logprob, found.lse, mean, smoothing, z_loss).sum()

@@ -44,14 +44,14 @@ class SoftmaxFigures(torch.autograd.Function):
             here, local = locate(target, first, raw.shape[1])
             picked = transform(raw.gather(1, local[:, None]).squeeze(1))
             chosen = picked if chosen is None else torch.where(here, picked, chosen)
-            piece = statistics(raw, transform, with_expected=options["with_entropy"], with_total=options["with_mean"])
+            piece = statistics(raw, transform, with_entropy=options["with_entropy"], with_total=options["with_mean"])
             found = piece if found is None else found.merged(piece)
         # One piece is all there is: it stays.
         ctx.save_for_backward(hidden, weight, bias, target, raw if width == vocab_size else None, *found)
         ctx.transform, ctx.width = transform, width
         ctx.set_materialize_grads(False)
-        entropy = found.lse - found.expected if options["with_entropy"] else None
         mean = found.total / vocab_size if options["with_mean"] else None
+        entropy = None if found.entropy is None else found.entropy.clone()
         return chosen - found.lse, found.lse.clone(), entropy, mean
 
     @staticmethod
@@ -89,7 +89,7 @@ class _OfFrozenHead(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             piece = slice(start, start + rows)
             raw = F.linear(hidden[piece], weight, bias)
-            found = statistics(raw, transform, with_expected=False, with_total=False)
+            found = statistics(raw, transform, with_entropy=False, with_total=False)
             logprobs.append(transform(raw.gather(1, target[piece, None]).squeeze(1)) - found.lse)
             one = Upstream(torch.ones_like(found.lse))
             torch.mm(gradient(raw, target[piece], found, one, transform), weight, out=slope[piece])

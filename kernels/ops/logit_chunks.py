@@ -58,21 +58,23 @@ def max_logits(tensor: torch.Tensor) -> int:
 
 
 class Statistics(NamedTuple):
-    """Of each row: log sum exp, the mean of the logits under their softmax, their sum. [N] each."""
+    """Of each row: log sum exp, the entropy of the softmax, the sum of the logits. [N] each."""
 
     lse: torch.Tensor
-    expected: torch.Tensor | None
+    entropy: torch.Tensor | None
     total: torch.Tensor | None
 
     def merged(self, other: Statistics) -> Statistics:
         """Those of both pieces of the vocabulary together."""
         lse = torch.logaddexp(self.lse, other.lse)
-        expected = total = None
-        if self.expected is not None:
-            expected = (self.lse - lse).exp() * self.expected + (other.lse - lse).exp() * other.expected
+        entropy = total = None
+        if self.entropy is not None:
+            # Of a mixture of two distributions that share no token; differences of large numbers are nowhere taken.
+            shares = (self.lse - lse), (other.lse - lse)
+            entropy = shares[0].exp() * (self.entropy - shares[0]) + shares[1].exp() * (other.entropy - shares[1])
         if self.total is not None:
             total = self.total + other.total
-        return Statistics(lse, expected, total)
+        return Statistics(lse, entropy, total)
 
 
 class Upstream(NamedTuple):
@@ -96,14 +98,14 @@ def _logits(raw, inner, outer, CAPPED: tl.constexpr):
 def _statistics(
     raw,
     lse,
-    expected,
+    entropy,
     total,
     columns,
     stride,
     inner,
     outer,
     CAPPED: tl.constexpr,
-    WITH_EXPECTED: tl.constexpr,
+    WITH_ENTROPY: tl.constexpr,
     WITH_TOTAL: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -120,43 +122,49 @@ def _statistics(
         higher = tl.maximum(highest, tl.max(hidden, axis=0, keep_dims=True))
         shrink = tl.exp(highest - higher)
         weight = tl.exp(hidden - higher)
+        if WITH_ENTROPY:
+            # Sum of weight * (logit - highest): what has been summed so far is measured from another highest.
+            lift = tl.where(mass > 0, highest - higher, 0.0)
+            below = tl.sum(tl.where(col < columns, weight * (x - higher), 0.0), axis=0, keep_dims=True)
+            weighted = shrink * (weighted + lift * mass) + below
         mass = mass * shrink + tl.sum(weight, axis=0, keep_dims=True)
-        if WITH_EXPECTED:
-            weighted = weighted * shrink + tl.sum(weight * x, axis=0, keep_dims=True)
         if WITH_TOTAL:
             plain += tl.sum(tl.where(col < columns, x, 0.0), axis=0, keep_dims=True)
         highest = higher
     one = tl.arange(0, 1)
     tl.store(lse + row + one, highest + tl.log(mass))
-    if WITH_EXPECTED:
-        tl.store(expected + row + one, weighted / mass)
+    if WITH_ENTROPY:
+        tl.store(entropy + row + one, tl.log(mass) - weighted / mass)
     if WITH_TOTAL:
         tl.store(total + row + one, plain)
 
 
-def statistics(raw: torch.Tensor, transform: Transform, *, with_expected: bool, with_total: bool) -> Statistics:
+def statistics(raw: torch.Tensor, transform: Transform, *, with_entropy: bool, with_total: bool) -> Statistics:
     """raw [N, C], a piece of the vocabulary or all of it."""
     if not use_triton(raw):
         logits = transform(raw)
-        expected = (torch.softmax(logits, dim=1) * logits).sum(1) if with_expected else None
-        return Statistics(torch.logsumexp(logits, dim=1), expected, logits.sum(1) if with_total else None)
+        lse, entropy = torch.logsumexp(logits, dim=1), None
+        if with_entropy:
+            logprobs = logits - lse[:, None]
+            entropy = -(logprobs.exp() * logprobs).sum(1)
+        return Statistics(lse, entropy, logits.sum(1) if with_total else None)
     rows, columns = raw.shape
-    lse, expected, total = (
-        raw.new_empty(rows, dtype=wide(raw)) if wanted else None for wanted in (True, with_expected, with_total)
+    lse, entropy, total = (
+        raw.new_empty(rows, dtype=wide(raw)) if wanted else None for wanted in (True, with_entropy, with_total)
     )
     inner, cap, outer = transform.constants
     launch(
         _statistics,
         (rows,),
-        *(raw, lse, expected, total, columns, raw.stride(0), inner, outer),
+        *(raw, lse, entropy, total, columns, raw.stride(0), inner, outer),
         CAPPED=cap > 0,
-        WITH_EXPECTED=with_expected,
+        WITH_ENTROPY=with_entropy,
         WITH_TOTAL=with_total,
         DTYPE=compute_dtype(raw),
         BLOCK=_block(columns),
         num_warps=8,
     )
-    return Statistics(lse, expected, total)
+    return Statistics(lse, entropy, total)
 
 
 @jit
@@ -165,7 +173,7 @@ def _gradient(
     out,
     target,
     lse,
-    expected,
+    entropy,
     d_logprob,
     d_lse,
     d_entropy,
@@ -187,13 +195,14 @@ def _gradient(
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = col < columns
     x = _logits(tl.load(raw + row * stride + col, mask=inside, other=0.0).to(DTYPE), inner, outer, CAPPED)
+    logprob = x - tl.load(lse + row)
     of_target = tl.load(d_logprob + row)
     share = -of_target
     if WITH_LSE:
         share += tl.load(d_lse + row)
     if WITH_ENTROPY:
-        share = share - tl.load(d_entropy + row) * (x - tl.load(expected + row))
-    g = tl.exp(x - tl.load(lse + row)) * share
+        share = share - tl.load(d_entropy + row) * (logprob + tl.load(entropy + row))
+    g = tl.exp(logprob) * share
     if WITH_MEAN:
         g += tl.load(d_mean + row) / vocab_size
     g += tl.where(first + col == tl.load(target + row), of_target, 0.0)
@@ -216,7 +225,8 @@ def gradient(
     """Gradient of the loss with respect to raw [N, C], in its dtype.
 
     raw is the piece of the vocabulary (of `vocab_size` tokens) that begins at `first`; `found` is of the whole. With
-    p = softmax(l): d log p_t / dl = 1_t - p, d lse / dl = p, d entropy / dl = -p (l - E[l]), d mean / dl = 1 / vocab.
+    p = softmax(l): d log p_t / dl = 1_t - p, d lse / dl = p, d entropy / dl = -p (log p + entropy), and d mean / dl =
+    1 / vocab_size.
     """
     rows, columns = raw.shape
     vocab_size = vocab_size or columns
@@ -227,7 +237,7 @@ def gradient(
         launch(
             _gradient,
             (rows, triton.cdiv(columns, block)),
-            *(raw, out, target, found.lse, found.expected, *(None if x is None else x.contiguous() for x in upstream)),
+            *(raw, out, target.contiguous(), found.lse, found.entropy, *(None if x is None else x.contiguous() for x in upstream)),
             *(columns, raw.stride(0), first, vocab_size, inner, outer),
             CAPPED=cap > 0,
             WITH_LSE=upstream.lse is not None,
@@ -240,11 +250,11 @@ def gradient(
         return out
     logits = transform(raw)
     share = -upstream.logprob if upstream.lse is None else upstream.lse - upstream.logprob
-    g = (logits - found.lse[:, None]).exp_()
+    g = logits - found.lse[:, None]
     if upstream.entropy is None:
-        g.mul_(share[:, None])
+        g.exp_().mul_(share[:, None])
     else:
-        g.mul_(share[:, None] - upstream.entropy[:, None] * (logits - found.expected[:, None]))
+        g = g.exp() * (share[:, None] - upstream.entropy[:, None] * (g + found.entropy[:, None]))
     if upstream.mean is not None:
         g.add_(upstream.mean[:, None] / vocab_size)
     here, local = locate(target, first, columns)

@@ -202,7 +202,7 @@ def lora_linear(x: torch.Tensor, *layers: LoraLinear) -> tuple[torch.Tensor, ...
             if weight.dtype != x.dtype:
                 raise ValueError(f"weight is {weight.dtype}, but x {x.dtype}")
             weight = weight.detach()
-        kept.append((weight, None if bias is None else bias.detach().to(x.dtype), scale))
+        kept.append((weight, None if bias is None else bias.detach().to(x.dtype).contiguous(), scale))
         inputs += as_autocast(a, b)
     return _LoraLinears.apply(x, kept, *inputs)
 

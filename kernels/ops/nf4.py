@@ -76,7 +76,9 @@ class NF4:
     def pointers(self) -> tuple[torch.Tensor | int | None, ...]:
         """What `element` wants, in its order."""
         nested = (self.nested_absmax, self.nested_levels, self.offset)
-        return self.packed, self.absmax, self.levels, *nested, self.block_size, self.nested_size
+        tensors = (self.packed, self.absmax, self.levels, *nested)
+        contiguous = (None if tensor is None else tensor.contiguous() for tensor in tensors)
+        return *contiguous, self.block_size, self.nested_size
 
 
 @jit

@@ -149,6 +149,7 @@ class RowNorm(torch.autograd.Function):
         rows = _as_rows(x)
         count, size = rows.shape
         added = None if residual is None else _as_rows(residual)
+        weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (weight, bias))
         summed = rows if added is None else rows.new_empty(rows.shape, dtype=torch.promote_types(x.dtype, added.dtype))
         y = rows.new_empty(rows.shape, dtype=options["dtype"])
         statistic = torch.float64 if summed.dtype == torch.float64 else torch.float32

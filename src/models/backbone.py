@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from keju.kernels.column_mask import ColumnMask
+from keju.kernels.linear_cross_entropy import linear_cross_entropy
 from keju.kernels.linear_logprob import LinearLogprob, linear_logprob
 from keju.models.prefix_lm import PrefixLM
 
@@ -73,21 +74,33 @@ def head_logprobs(
     with_entropy: bool = False,
 ) -> LinearLogprob:
     """Log-probabilities of `target` int64 [N] by the LM head of `model` from `hidden` [N, H]; see linear_logprob."""
+    weight, bias, transform = _head(model)
+    return linear_logprob(hidden, weight, target, bias, temperature=temperature, with_entropy=with_entropy, **transform)
+
+
+def _head(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, float | None]]:
+    """weight [vocab, H] and bias [vocab] of the LM head, and what is done to its logits."""
     model = unwrapped(model)
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
     # What current transformers models do to their logits after the head: Gemma 2 caps, Cohere and Granite scale.
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    return linear_logprob(
-        hidden,
-        head.effective_weight() if isinstance(head, DerivedHead) else head.weight,
-        target,
+    weight = head.effective_weight() if isinstance(head, DerivedHead) else head.weight
+    return (
+        weight,
         getattr(head, "bias", None),
-        temperature=temperature,
-        scale=scale,
-        softcap=getattr(config, "final_logit_softcapping", None),
-        with_entropy=with_entropy,
+        {
+            "scale": scale,
+            "softcap": getattr(config, "final_logit_softcapping", None),
+        },
     )
+
+
+def tree_cross_entropy(model: nn.Module, batch) -> torch.Tensor:
+    """-log p of every prediction of the batch, summed: []. Its gradients are made in the forward pass."""
+    hidden = tree_hidden_states(model, batch)
+    weight, bias, transform = _head(model)
+    return linear_cross_entropy(hidden[batch.source], weight, batch.target, bias, reduction="sum", **transform)
 
 
 def tree_logprobs(model: nn.Module, batch, *, temperature: float = 1.0, with_entropy: bool = False) -> LinearLogprob:

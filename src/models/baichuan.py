@@ -22,7 +22,6 @@ import math
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
@@ -34,11 +33,13 @@ from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.kernels.rotary import rotary
 from keju.models.attention import eager_attention
 from keju.models.backbone import DerivedHead
 from keju.models.causal_lm import CausalLM
+from keju.models.layers import RMSNorm, gated, project
 from keju.models.published_config import PublishedConfig
-from keju.models.rotary import rotary_angles, rotate
+from keju.models.rotary import rotary_angles
 
 logger = logging.get_logger(__name__)
 
@@ -104,7 +105,7 @@ class BaichuanAttention(nn.Module):
         packed = self.W_pack(hidden).unflatten(-1, (3, -1, self.head_dim))
         query, key, value = (states.transpose(1, 2) for states in packed.unbind(2))
         if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
+            query, key = rotary(query, key, *angles, in_place_backward=True)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -118,10 +119,10 @@ class BaichuanMLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.act_fn = ACT2FN[config.hidden_act]
+        self.gated = gated(config.hidden_act)
 
     def forward(self, hidden):
-        return self.down_proj(self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return self.down_proj(self.gated(*project(hidden, self.gate_proj, self.up_proj)))
 
 
 class BaichuanLayer(GradientCheckpointingLayer):
@@ -129,14 +130,14 @@ class BaichuanLayer(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = BaichuanAttention(config, layer_idx)
         self.mlp = BaichuanMLP(config)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden, attention_mask=None, angles=None, past_key_values: Cache | None = None, **kwargs):
         normed = self.input_layernorm(hidden)
         attended, _ = self.self_attn(normed, attention_mask, angles, past_key_values=past_key_values, **kwargs)
-        hidden = hidden + attended
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        normed, hidden = self.post_attention_layernorm(attended, residual=hidden)
+        return hidden + self.mlp(normed)
 
 
 class BaichuanPreTrainedModel(PreTrainedModel):
@@ -161,7 +162,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         frozen = None if config.pad_token_id in ends else config.pad_token_id
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=frozen)
         self.layers = nn.ModuleList(BaichuanLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
 

@@ -37,8 +37,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.kernels.gelu import gelu
+from keju.kernels.rotary import rotary
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
+from keju.models.layers import LayerNorm
 from keju.models.prefix_lm import MaskTokens, PrefixGenerationMixin, PrefixLayout, PrefixLM, prefix_layout
 from keju.models.published_config import PublishedConfig
 
@@ -104,26 +107,20 @@ class ChatGLMConfig(PublishedConfig, PreTrainedConfig):
 
 
 class ChatGLMRotaryEmbedding(nn.Module):
-    """cos and sin [B, 1, T, head_dim]: one half of a head by the first position, the other by the second."""
+    """cos and sin [B, T, head_dim / 2]: one half of the angles by the first position, the other by the second."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__()
         self.half = config.hidden_size // config.num_attention_heads // 2
 
     def forward(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """position_ids [B, 2, T]; the result has the dtype and device of `hidden`."""
+        """position_ids [B, 2, T]; the result is float32 on the device of `hidden`."""
         exponents = torch.arange(0, self.half, 2, dtype=torch.float32, device=hidden.device) / self.half
         # The original keeps its frequencies in float16, so that 0.1 is 0.09998 there, and so it was trained.
         frequencies = (1.0 / 10000**exponents).half().float()
         angles = position_ids[..., None].float() * frequencies  # [B, 2, T, half / 2]
-        angles = torch.cat([angles, angles], dim=-1).transpose(1, 2).flatten(-2)[:, None]
-        return angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
-
-
-def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864) within each half of a head; [B, heads, T, head_dim]."""
-    a, b, c, d = states.chunk(4, dim=-1)
-    return states * cos + torch.cat([-b, a, -d, c], dim=-1) * sin
+        angles = angles.transpose(1, 2).flatten(-2)
+        return angles.cos(), angles.sin()
 
 
 class ChatGLMAttention(nn.Module):
@@ -137,12 +134,13 @@ class ChatGLMAttention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden, rotary, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
-        """hidden [B, T, H]; rotary: cos and sin [B, 1, T, head_dim]; attention_mask is added to scores."""
+    def forward(self, hidden, angles, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
+        """hidden [B, T, H]; angles: cos and sin [B, T, head_dim / 2]; attention_mask is added to scores."""
         # The published matrix holds query, key and value of one head after the other.
         fused = self.query_key_value(hidden).view(*hidden.shape[:-1], self.num_heads, 3 * self.head_dim)
         query, key, value = fused.transpose(1, 2).chunk(3, dim=-1)
-        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        # Rotation within each half of a head
+        query, key = rotary(query, key, *angles, group=self.head_dim // 4, in_place_backward=True)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -160,21 +158,21 @@ class ChatGLMMLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
 
     def forward(self, hidden):
-        return self.dense_4h_to_h(nn.functional.gelu(self.dense_h_to_4h(hidden), approximate="tanh"))
+        return self.dense_4h_to_h(gelu(self.dense_h_to_4h(hidden), "tanh"))
 
 
 class ChatGLMBlock(GradientCheckpointingLayer):
     def __init__(self, config: ChatGLMConfig, layer_idx: int):
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.input_layernorm = LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.attention = ChatGLMAttention(config, layer_idx)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.post_attention_layernorm = LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = ChatGLMMLP(config)
 
-    def forward(self, hidden, rotary=None, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
+    def forward(self, hidden, angles=None, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
         normed = self.input_layernorm(hidden)
-        attended, _ = self.attention(normed, rotary, attention_mask, past_key_values=past_key_values, **kwargs)
-        normed = self.post_attention_layernorm(normed * RESIDUAL_SCALE + attended)
+        attended, _ = self.attention(normed, angles, attention_mask, past_key_values=past_key_values, **kwargs)
+        normed, _ = self.post_attention_layernorm(attended, residual=normed * RESIDUAL_SCALE)
         return normed * RESIDUAL_SCALE + self.mlp(normed)
 
 
@@ -198,7 +196,7 @@ class ChatGLMModel(PrefixLM, ChatGLMPreTrainedModel):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary_emb = ChatGLMRotaryEmbedding(config)
         self.layers = nn.ModuleList(ChatGLMBlock(config, index) for index in range(config.num_layers))
-        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.final_layernorm = LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -248,10 +246,10 @@ class ChatGLMModel(PrefixLM, ChatGLMPreTrainedModel):
         position_ids, attention_mask = self.positions_and_mask(
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values
         )
-        rotary = self.rotary_emb(inputs_embeds, position_ids)
+        angles = self.rotary_emb(inputs_embeds, position_ids)
         hidden = inputs_embeds
         for layer in self.layers:
-            hidden = layer(hidden, rotary, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
+            hidden = layer(hidden, angles, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
         hidden = self.final_layernorm(hidden)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 

@@ -35,9 +35,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.kernels.glu import swiglu
+from keju.kernels.rotary import rotary
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
+from keju.models.layers import RMSNorm
 from keju.models.published_config import PublishedConfig
+from keju.models.rotary import rotary_angles
 
 LORA_TARGETS = ("query_key_value",)
 
@@ -119,22 +123,6 @@ class ChatGLM2Config(PublishedConfig, PreTrainedConfig):
         return any(name in config for name in ("multi_query_attention", "padded_vocab_size", "ffn_hidden_size"))
 
 
-def rotary_tables(position_ids: torch.Tensor, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """position_ids int64 [B, T] -> cos and sin [B, 1, T, head_dim / 4]: one angle for each pair of the first half."""
-    rotary_dim = head_dim // 2
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=position_ids.device) / rotary_dim
-    angles = position_ids[:, None, :, None].float() / 10000.0**exponents
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns the pairs (0, 1), (2, 3), ... of the first half of each head; states [B, heads, T, head_dim]."""
-    turned, rest = states.chunk(2, dim=-1)
-    first, second = turned[..., 0::2], turned[..., 1::2]
-    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
-    return torch.cat((turned, rest), dim=-1)
-
-
 class ChatGLM2Attention(nn.Module):
     def __init__(self, config: ChatGLM2Config, layer_idx: int):
         super().__init__()
@@ -152,13 +140,14 @@ class ChatGLM2Attention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, sum(self.split), bias=qkv_bias)
         self.dense = nn.Linear(query_size, config.hidden_size, bias=config.add_bias_linear)
 
-    def forward(self, hidden, rotary, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
-        """hidden [B, T, H] -> [B, T, H], weights; rotary: what rotary_tables returns."""
+    def forward(self, hidden, angles, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
+        """hidden [B, T, H] -> [B, T, H], weights; angles: what rotary_angles returns."""
         query, key, value = (
             part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for part in self.query_key_value(hidden).split(self.split, dim=-1)
         )
-        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        # Neighbouring pairs, in the first half of a head
+        query, key = rotary(query, key, *angles, group=1, in_place_backward=True)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -183,25 +172,24 @@ class ChatGLM2MLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=bias)
 
     def forward(self, hidden):
-        gate, up = self.dense_h_to_4h(hidden).chunk(2, dim=-1)
-        return self.dense_4h_to_h(nn.functional.silu(gate) * up)
+        return self.dense_4h_to_h(swiglu(self.dense_h_to_4h(hidden)))
 
 
 class ChatGLM2Block(GradientCheckpointingLayer):
     def __init__(self, config: ChatGLM2Config, layer_idx: int):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.self_attention = ChatGLM2Attention(config, layer_idx)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = ChatGLM2MLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden, rotary, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
+    def forward(self, hidden, angles, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
         attended, _ = self.self_attention(
-            self.input_layernorm(hidden), rotary, attention_mask, past_key_values=past_key_values, **kwargs
+            self.input_layernorm(hidden), angles, attention_mask, past_key_values=past_key_values, **kwargs
         )
-        hidden = hidden + self.dropout(attended)
-        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden)))
+        normed, hidden = self.post_attention_layernorm(self.dropout(attended), residual=hidden)
+        return hidden + self.dropout(self.mlp(normed))
 
 
 class ChatGLM2PreTrainedModel(PreTrainedModel):
@@ -227,7 +215,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         self.encoder = nn.ModuleDict(
             {
                 "layers": nn.ModuleList(ChatGLM2Block(config, index) for index in range(config.num_layers)),
-                "final_layernorm": nn.RMSNorm(config.hidden_size, eps=config.layernorm_epsilon),
+                "final_layernorm": RMSNorm(config.hidden_size, eps=config.layernorm_epsilon),
             }
         )
         self.gradient_checkpointing = False
@@ -279,10 +267,10 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
             attention_mask=attention_mask,
             past_key_values=past_key_values,
         )
-        rotary = rotary_tables(position_ids, self.config.kv_channels, inputs_embeds.dtype)
+        angles = rotary_angles(position_ids, self.config.kv_channels // 2)
         hidden = inputs_embeds
         for block in self.encoder["layers"]:
-            hidden = block(hidden, rotary, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
+            hidden = block(hidden, angles, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
         hidden = self.encoder["final_layernorm"](hidden)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 

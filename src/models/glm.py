@@ -30,8 +30,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.kernels.gelu import gelu
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
+from keju.models.layers import LayerNorm
 from keju.models.prefix_lm import MaskTokens, PrefixGenerationMixin, PrefixLayout, PrefixLM, prefix_layout
 from keju.models.published_config import PublishedConfig
 
@@ -131,23 +133,23 @@ class GLMMLP(nn.Module):
         self.dropout = nn.Dropout(config.output_dropout_prob)
 
     def forward(self, hidden):
-        return self.dropout(self.dense_4h_to_h(nn.functional.gelu(self.dense_h_to_4h(hidden))))
+        return self.dropout(self.dense_4h_to_h(gelu(self.dense_h_to_4h(hidden))))
 
 
 class GLMBlock(GradientCheckpointingLayer):
     def __init__(self, config: GLMConfig, layer_idx: int):
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.input_layernorm = LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.attention = GLMAttention(config, layer_idx)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.post_attention_layernorm = LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = GLMMLP(config)
 
     def forward(self, hidden, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
         attended, _ = self.attention(
             self.input_layernorm(hidden), attention_mask, past_key_values=past_key_values, **kwargs
         )
-        hidden = hidden + attended
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        normed, hidden = self.post_attention_layernorm(attended, residual=hidden)
+        return hidden + self.mlp(normed)
 
 
 class GLMTransformer(nn.Module):
@@ -159,7 +161,7 @@ class GLMTransformer(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_sequence_length + 1, config.hidden_size)
         self.block_position_embeddings = nn.Embedding(config.max_sequence_length + 1, config.hidden_size)
         self.layers = nn.ModuleList(GLMBlock(config, index) for index in range(config.num_layers))
-        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.final_layernorm = LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
 
     def forward(self, embeddings, position_ids, **kwargs):
         """embeddings [B, T, H], position_ids [B, 2, T] -> [B, T, H]."""

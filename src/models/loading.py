@@ -23,6 +23,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
 from keju.models import attention
+from keju.models.accelerate import with_kernels
 from keju.models.checkpoint_files import check_config, check_folder, read_object
 from keju.tokenizers import named_templates
 from keju.tokenizers.family import answer_end_id
@@ -212,7 +213,7 @@ def load_checked(from_pretrained: Callable, name: str | None, *, where: str, **k
     if missing:
         raise ValueError(f"{where}: lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}")
     model.config.pad_token_id = getattr(model.config, "pad_token_id", None)
-    return model, info["missing_keys"]
+    return with_kernels(model), info["missing_keys"]
 
 
 def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overrides) -> PreTrainedModel:
@@ -226,7 +227,7 @@ def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overri
         if not hasattr(config, key):
             raise ValueError(f"--config_overrides: {type(config).__name__} has no field {key!r}")
         setattr(config, key, value)
-    return auto_class.from_config(config, dtype=_dtype(dtype), attn_implementation=attention.NAME)
+    return with_kernels(auto_class.from_config(config, dtype=_dtype(dtype), attn_implementation=attention.NAME))
 
 
 def load_config(name: str) -> PretrainedConfig:

@@ -18,7 +18,6 @@ import math
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
@@ -31,6 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
+from keju.models.layers import LayerNorm, activation, project
 from keju.models.published_config import PublishedConfig
 
 LORA_TARGETS = ("q_proj", "v_proj")
@@ -95,9 +95,11 @@ class PanguAttention(nn.Module):
     def forward(self, hidden, query_states, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
         """Keys and values come from `hidden` [B, T, H], queries from `query_states` [B, T, H]."""
         shape = (*hidden.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(query_states).view(shape).transpose(1, 2)
-        key = self.k_proj(hidden).view(shape).transpose(1, 2)
-        value = self.v_proj(hidden).view(shape).transpose(1, 2)
+        if query_states is hidden:
+            projected = project(hidden, self.q_proj, self.k_proj, self.v_proj)
+        else:
+            projected = (*project(query_states, self.q_proj), *project(hidden, self.k_proj, self.v_proj))
+        query, key, value = (states.view(shape).transpose(1, 2) for states in projected)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -120,7 +122,7 @@ class PanguMLP(nn.Module):
         inner = config.intermediate_size or 4 * config.hidden_size
         self.c_fc = nn.Linear(config.hidden_size, inner)
         self.c_proj = ResidualProjection(inner, config.hidden_size)
-        self.act = ACT2FN[config.activation_function]
+        self.act = activation(config.activation_function)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden):
@@ -130,9 +132,9 @@ class PanguMLP(nn.Module):
 class PanguBlock(GradientCheckpointingLayer):
     def __init__(self, config: PanguConfig, layer_idx: int):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.ln_1 = LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.attn = PanguAttention(config, layer_idx)
-        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.ln_2 = LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.mlp = PanguMLP(config)
 
     def forward(self, hidden, top_query=None, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
@@ -140,8 +142,8 @@ class PanguBlock(GradientCheckpointingLayer):
         normed = self.ln_1(hidden)
         query_states = normed if top_query is None else top_query
         attended, _ = self.attn(normed, query_states, attention_mask, past_key_values=past_key_values, **kwargs)
-        hidden = hidden + attended
-        return hidden + self.mlp(self.ln_2(hidden))
+        normed, hidden = self.ln_2(attended, residual=hidden)
+        return hidden + self.mlp(normed)
 
 
 class PanguPreTrainedModel(PreTrainedModel):
@@ -173,7 +175,7 @@ class PanguModel(PanguPreTrainedModel):
         self.wqe = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(PanguBlock(config, index) for index in range(config.num_layers))
-        self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.ln_f = LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()
 

@@ -33,10 +33,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.kernels.glu import swiglu
+from keju.kernels.rotary import rotary
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
+from keju.models.layers import RMSNorm, project
 from keju.models.published_config import PublishedConfig
-from keju.models.rotary import rotary_angles, rotate
+from keju.models.rotary import rotary_angles
 
 LORA_TARGETS = ("c_attn",)
 
@@ -120,7 +123,7 @@ class QWenAttention(nn.Module):
         """hidden [B, T, H]; angles: what rotary_angles returns; logn: [B, 1, T, 1] scales the queries, or None."""
         packed = self.c_attn(hidden).unflatten(-1, (3, -1, self.head_dim))
         query, key, value = (states.transpose(1, 2) for states in packed.unbind(2))
-        query, key = rotate(query, angles), rotate(key, angles)
+        query, key = rotary(query, key, *angles, in_place_backward=True)
         if logn is not None:
             query = query * logn.to(query.dtype)
         if past_key_values is not None:
@@ -148,21 +151,22 @@ class QWenMLP(nn.Module):
         self.c_proj = ResidualProjection(inner, config.n_embd, bias=not config.no_bias)
 
     def forward(self, hidden):
-        return self.c_proj(self.w1(hidden) * nn.functional.silu(self.w2(hidden)))
+        up, gate = project(hidden, self.w1, self.w2)
+        return self.c_proj(swiglu(gate, up))
 
 
 class QWenBlock(GradientCheckpointingLayer):
     def __init__(self, config: QWenConfig, layer_idx: int):
         super().__init__()
-        self.ln_1 = nn.RMSNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_1 = RMSNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = QWenAttention(config, layer_idx)
-        self.ln_2 = nn.RMSNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_2 = RMSNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = QWenMLP(config)
 
     def forward(self, hidden, past_key_values: Cache | None = None, **kwargs):
         attended, _ = self.attn(self.ln_1(hidden), past_key_values=past_key_values, **kwargs)
-        hidden = hidden + attended
-        return hidden + self.mlp(self.ln_2(hidden))
+        normed, hidden = self.ln_2(attended, residual=hidden)
+        return hidden + self.mlp(normed)
 
 
 class QWenPreTrainedModel(PreTrainedModel):
@@ -192,7 +196,7 @@ class QWenModel(QWenPreTrainedModel):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(QWenBlock(config, index) for index in range(config.n_layer))
-        self.ln_f = nn.RMSNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_f = RMSNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()
 

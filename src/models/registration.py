@@ -38,8 +38,19 @@ from keju.models.lora_targets import add_lora_targets
 # Not families. Listed so that `import keju` does not import them; a test keeps the lists complete.
 PLUMBING = frozenset(
     {
-        *("attention", "backbone", "causal_lm", "checkpoint_files", "generation", "loading", "lora_targets"),
-        *("prefix_lm", "published_config", "registration", "rotary"),
+        *(
+            "accelerate",
+            "accelerated",
+            "accelerated_layers",
+            "attention",
+            "backbone",
+            "causal_lm",
+            "checkpoint_files",
+            "generation",
+            "layers",
+            "loading",
+        ),
+        *("lora_targets", "prefix_lm", "published_config", "registration", "rotary"),
     }
 )
 TOKENIZER_PLUMBING = frozenset(

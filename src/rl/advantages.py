@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keju.kernels import gae as kernel
 from keju.rl.rewards import check_prefix_mask
 
 
@@ -24,16 +25,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     response that was cut off counts as ended, too). Whatever stands outside the mask, NaN included, never enters.
     """
     check_prefix_mask(mask)
-    rewards = torch.where(mask, rewards.float(), 0.0)
-    values = torch.where(mask, values.float(), 0.0)
-    advantages = torch.zeros_like(rewards)
-    next_value = next_advantage = torch.zeros_like(rewards[:, 0])
-    for t in reversed(range(rewards.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        next_advantage = delta + gamma * lam * next_advantage
-        next_value = values[:, t]
-        advantages[:, t] = next_advantage
-    return Advantages(advantages, advantages + values)
+    packed = kernel.gae(rewards[mask].float(), values[mask].float(), mask.sum(1), gamma, lam)
+    return Advantages(*(torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, part) for part in packed))
 
 
 def masked_mean(x: Tensor, mask: Tensor, num_tokens: float | Tensor | None = None) -> Tensor:

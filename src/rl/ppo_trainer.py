@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, get_scheduler
 
-from keju.losses.language_model import language_model_loss
-from keju.models.backbone import tree_logprobs, tree_token_scores
+from keju.models.backbone import tree_cross_entropy, tree_logprobs, tree_token_scores
 from keju.rl.experience import (
     Experience,
     RewardShaping,
@@ -227,8 +226,7 @@ class PPOTrainer:
         num_tokens, loss = sum(tree.num_predictions for tree in trees), 0.0
         for batch in packed(trees, self.token_budget, self.actor.device):
             with self._precision():
-                logprobs = tree_logprobs(self.actor, batch).logprobs
-            part = language_model_loss(logprobs) / num_tokens
+                part = tree_cross_entropy(self.actor, batch) / num_tokens
             (weight * part).backward()
             loss += float(part.detach())
         return loss

@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from keju.encoding.dataset import EncodedRecords, encode_records
 from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
+from keju.models.accelerate import with_kernels
 from keju.models.backbone import backbone_of, tree_layout
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.reading import read_records
@@ -113,7 +114,7 @@ def add_adapters(model: PreTrainedModel, args: ModelArguments, *, task_type: str
         modules_to_save=[*(["score"] if task_type == "SEQ_CLS" else []), *(args.lora_modules_to_save or [])] or None,
     )
     try:
-        return get_peft_model(model, config)
+        return with_kernels(get_peft_model(model, config))
     except ValueError as error:
         raise ValueError(f"--lora_target_modules: {str(error).splitlines()[0]}") from error
 

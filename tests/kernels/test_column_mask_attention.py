@@ -160,6 +160,17 @@ def test_as_the_models_hand_them_over(strided, choice, device):
     )
 
 
+def test_masks_and_positions_with_gaps(device, monkeypatch):
+    """Columns of one table, say."""
+    monkeypatch.setenv("KEJU_KERNELS", "triton")
+    mask, index = random_mask(50, 3, device), torch.arange(50, device=device)
+    table = torch.stack([mask.visible_from, mask.visible_until, index], dim=1)
+    slopes = torch.rand(2, 2, device=device)[:, 0]
+    case = states(50, 2, 2, 16, dtype=torch.float32, device=device)
+    found = column_mask_attention(*case, ColumnMask(table[:, 0], table[:, 1]), alibi=(slopes, table[:, 2]))
+    assert torch.equal(found, column_mask_attention(*case, mask, alibi=(slopes.contiguous(), index)))
+
+
 def test_rows_beyond_32_bits(monkeypatch):
     """Rows so far apart that their addresses do not fit into 32 bits; only the memory that is touched exists."""
     monkeypatch.setenv("KEJU_KERNELS", "triton")

@@ -114,6 +114,12 @@ def test_autocast(device):
     torch.testing.assert_close(loss, F.cross_entropy(logits, target), rtol=1e-3, atol=1e-3)
 
 
+def test_targets_with_gaps(device):
+    hidden, weight, target, bias = inputs(device=device)
+    spread = torch.stack([target, torch.zeros_like(target)], dim=1)[:, 0]
+    compare(linear_cross_entropy, obvious, [hidden, weight, spread, bias], torch.float32)
+
+
 def test_no_rows(device):
     hidden, weight, target, _ = inputs(device=device)
     loss = linear_cross_entropy(hidden[:0], weight, target[:0])

@@ -95,7 +95,7 @@ def test_odd_sizes(count, device):
 
 def test_rows_with_gaps(device):
     hidden, weight = draw(9, 6, device=device, strided=True), draw(200, 6, device=device, strided=True)
-    target = torch.arange(9, device=device) * 20
+    target = (torch.arange(18, device=device) * 10).view(9, 2)[:, 0]
     for max_elements in (None, 9 * 128):
         compare(
             lambda h, w, n=max_elements: linear_logprob(h, w, target, max_elements=n).logprobs,
@@ -127,6 +127,18 @@ def test_logits_far_from_zero(shift, device):
         [hidden, weight, target, bias],
         torch.float32,
     )
+
+
+@pytest.mark.parametrize("max_elements", [None, 1])
+def test_entropy_of_a_sure_prediction(max_elements, device):
+    """Large logits, of which one stands out: the small entropy keeps its digits."""
+    hidden, weight, target, bias = inputs(device=device)
+    with torch.no_grad():
+        bias += 80
+        bias[::150] += 12
+    _, entropy = obvious(*(x.double() if x.is_floating_point() else x for x in (hidden, weight, target, bias)))
+    found = linear_logprob(hidden, weight, target, bias, with_entropy=True, max_elements=max_elements).entropy
+    torch.testing.assert_close(found.double(), entropy, rtol=1e-4, atol=1e-6)
 
 
 def test_entropy_alone(device):

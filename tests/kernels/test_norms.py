@@ -59,6 +59,11 @@ def test_residual(op, plain, rows, strided, device):
 
 
 @pytest.mark.parametrize("op, plain", [(rms_norm, plain_rms), (layer_norm, plain_layer)], ids=["rms", "layer"])
+def test_weight_with_gaps(op, plain, device):
+    compare(op, plain, [draw(7, 100, device=device), draw(100, 2, device=device)[:, 0]], torch.float32)
+
+
+@pytest.mark.parametrize("op, plain", [(rms_norm, plain_rms), (layer_norm, plain_layer)], ids=["rms", "layer"])
 def test_without_weight(op, plain, device):
     compare(op, plain, [draw(7, 100, device=device)], torch.float32)
 

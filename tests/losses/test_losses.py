@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from keju.losses.language_model import language_model_loss
 from keju.losses.pairs import ordered_pairs
 from keju.losses.preference import preference_loss, uses_average
 from keju.losses.reward import last_token_loss, span_loss
@@ -21,10 +20,6 @@ def test_all_ordered_pairs_within_a_tree_and_none_of_ties():
     winner, loser = ordered_pairs(scores, tree)
     # unsorted [3, 1, 5]: three pairs, all the right way round; [2, 2, 1]: two pairs, none between the equals
     assert set(zip(winner.tolist(), loser.tolist(), strict=True)) == {(1, 2), (3, 1), (3, 2), (5, 7), (6, 7)}
-
-
-def test_language_model_loss_is_a_sum():
-    assert language_model_loss(torch.tensor([-0.5, -1.5])).item() == 2.0
 
 
 def test_last_token_loss():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from keju.losses.language_model import language_model_loss
-from keju.models.backbone import tree_logprobs
+from keju.models.backbone import tree_cross_entropy
 from keju.training.objectives.objective import ObjectiveOutput
 from keju.trees.packed_batch import PackedBatch
 
@@ -17,5 +16,4 @@ class LanguageModelObjective:
         return len(batch.target)
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> ObjectiveOutput:
-        logprobs = tree_logprobs(model, batch).logprobs
-        return ObjectiveOutput(language_model_loss(logprobs), {})
+        return ObjectiveOutput(tree_cross_entropy(model, batch), {})
