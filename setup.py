@@ -61,5 +61,14 @@ setup(
         "rich>=13",
         "tqdm>=4.66",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "lm-eval>=0.4.13", "gguf>=0.17"]},
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "hypothesis>=6",
+            "lm-eval>=0.4.13",
+            "gguf>=0.17",
+            "bitsandbytes>=0.50; platform_system == 'Linux'",
+        ]
+    },
 )

@@ -8,12 +8,11 @@ may need more memory than there is).
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
-from harness.case import STEP, Absent, Case, Provider, Setting, Work
+from harness.case import STEP, Case, Provider, Setting, Work
 from harness.peers import liger
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -21,6 +20,8 @@ from transformers.models.llama import modeling_llama
 
 from keju.kernels.column_mask import ColumnMask
 from keju.kernels.linear_cross_entropy import linear_cross_entropy
+from keju.models import attention
+from keju.models.accelerate import accelerate
 
 SIZES = {
     "full": {
@@ -155,12 +156,7 @@ def _patched(**names):
             setattr(modeling_llama, name, value)
 
 
-def _ours(model: torch.nn.Module, length: int) -> Provider | Absent:
-    if importlib.util.find_spec("keju.models.accelerate") is None:
-        return Absent("keju.models.accelerate is not there yet")
-    from keju.models import attention
-    from keju.models.accelerate import accelerate
-
+def _ours(model: torch.nn.Module, length: int) -> Provider:
     model = _twin(model)
     model.set_attn_implementation(attention.NAME)
     accelerate(model)

@@ -237,7 +237,14 @@ def gradient(
         launch(
             _gradient,
             (rows, triton.cdiv(columns, block)),
-            *(raw, out, target.contiguous(), found.lse, found.entropy, *(None if x is None else x.contiguous() for x in upstream)),
+            *(
+                raw,
+                out,
+                target.contiguous(),
+                found.lse,
+                found.entropy,
+                *(None if x is None else x.contiguous() for x in upstream),
+            ),
             *(columns, raw.stride(0), first, vocab_size, inner, outer),
             CAPPED=cap > 0,
             WITH_LSE=upstream.lse is not None,
