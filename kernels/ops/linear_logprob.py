@@ -132,20 +132,25 @@ def linear_logprob(
 
     hidden [N, H], weight [V, H], target int64 [N], bias [V]; softcap(x) = c * tanh(x / c) as Gemma 2 has it. Softmax
     and results are float32 (float64 for float64). Both results have gradients. At most `max_elements` logits are alive
-    at once; by default 2^24 on the CPU, 2^27 on a GPU. Under torch.autocast the products are taken in its dtype. Raises
+    at once; the default depends on the device. Under torch.autocast the products are taken in its dtype. Raises
     ValueError for shapes, dtypes and devices that do not match, and for targets outside of the vocabulary.
     """
-    options = checked_options(hidden, weight, target, bias, max_elements, Transform(temperature, scale, softcap))
-    hidden, weight, bias = as_autocast(hidden, weight, bias)
+    trained = torch.is_grad_enabled() and hidden.requires_grad
     frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
-    if len(hidden) and frozen and hidden.requires_grad and torch.is_grad_enabled() and not with_entropy:
+    by_rows = trained and frozen and not with_entropy
+    transform = Transform(temperature, scale, softcap)
+    options = checked_options(hidden, weight, target, bias, max_elements, transform, by_rows=by_rows)
+    hidden, weight, bias = as_autocast(hidden, weight, bias)
+    if by_rows and len(hidden):
         return LinearLogprob(_OfFrozenHead.apply(hidden, weight, bias, target, options), None)
     options |= {"with_entropy": with_entropy, "with_mean": False}
     logprobs, _, entropy, _ = SoftmaxFigures.apply(hidden, weight, bias, target, options)
     return LinearLogprob(logprobs, entropy)
 
 
-def checked_options(hidden, weight, target, bias, max_elements: int | None, transform: Transform) -> dict[str, Any]:
+def checked_options(
+    hidden, weight, target, bias, max_elements: int | None, transform: Transform, *, by_rows: bool
+) -> dict[str, Any]:
     """Raises ValueError naming what is wrong with the arguments of this op and of linear_cross_entropy."""
     check_floating(hidden=hidden, weight=weight, bias=bias)
     if hidden.dim() != 2:
@@ -156,7 +161,7 @@ def checked_options(hidden, weight, target, bias, max_elements: int | None, tran
     check_targets(target, len(hidden), weight.shape[0], hidden.device)
     if max_elements is not None and max_elements < 1:
         raise ValueError(f"max_elements {max_elements} must be positive")
-    return {"transform": transform, "max_logits": max_elements or max_logits(hidden)}
+    return {"transform": transform, "max_logits": max_elements or max_logits(hidden, by_rows=by_rows)}
 
 
 def reference(

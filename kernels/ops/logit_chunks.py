@@ -13,9 +13,11 @@ import torch
 from keju.kernels.dispatch import compute_dtype, jit, launch, tl, triton, use_triton
 
 BLOCK = 4096
-# Elements of logits alive at once. On the CPU small pieces stay near the cache; a GPU wants large matrix products.
-MAX_LOGITS_CPU = 2**24
+# Elements of logits alive at once. A GPU wants large matrix products. On the CPU pieces of the vocabulary fit into the
+# cache; pieces of rows are larger, because each reads the whole weight.
 MAX_LOGITS_CUDA = 2**27
+MAX_LOGITS_CPU = 2**20
+MAX_LOGITS_CPU_ROWS = 2**24
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,11 @@ def wide(tensor: torch.Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def max_logits(tensor: torch.Tensor) -> int:
-    return MAX_LOGITS_CUDA if tensor.is_cuda else MAX_LOGITS_CPU
+def max_logits(tensor: torch.Tensor, *, by_rows: bool) -> int:
+    """How many logits to have at once, in pieces of rows or of the vocabulary."""
+    if tensor.is_cuda:
+        return MAX_LOGITS_CUDA
+    return MAX_LOGITS_CPU_ROWS if by_rows else MAX_LOGITS_CPU
 
 
 class Statistics(NamedTuple):
