@@ -104,8 +104,7 @@ def linear_cross_entropy(
     the passes. Float32 (float64 for float64), a scalar; the mean of no rows is 0. Raises ValueError as linear_logprob
     does, and for a label_smoothing outside of [0, 1) or another reduction.
     """
-    transform = Transform(1.0, scale, softcap)
-    options = checked_options(hidden, weight, target, bias, max_elements, transform, by_rows=not recompute)
+    options = checked_options(hidden, weight, target, bias, max_elements, Transform(1.0, scale, softcap))
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing {label_smoothing} must be in [0, 1)")
     if reduction not in ("mean", "sum"):

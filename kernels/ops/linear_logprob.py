@@ -30,14 +30,16 @@ class LinearLogprob(NamedTuple):
 class SoftmaxFigures(torch.autograd.Function):
     """(log p(target), log sum exp, entropy or None, mean logit or None), [N] each; all with gradients.
 
-    options: transform, with_entropy, with_mean, max_logits.
+    options: transform, with_entropy, with_mean, max_logits, vocab_piece.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, target, options: dict[str, Any]):
         transform, vocab_size = options["transform"], weight.shape[0]
-        width = options["max_logits"] // max(1, len(hidden)) // VOCAB_MULTIPLE * VOCAB_MULTIPLE
-        width = min(vocab_size, max(VOCAB_MULTIPLE, width))
+        width = vocab_size
+        if len(hidden) * vocab_size > options["max_logits"]:
+            fitting = options["vocab_piece"] // len(hidden) // VOCAB_MULTIPLE * VOCAB_MULTIPLE
+            width = min(vocab_size, max(VOCAB_MULTIPLE, fitting))
         found = chosen = None
         for first in range(0, vocab_size, width):
             raw = _raw_logits(hidden, weight, bias, first, width)
@@ -135,22 +137,17 @@ def linear_logprob(
     at once; the default depends on the device. Under torch.autocast the products are taken in its dtype. Raises
     ValueError for shapes, dtypes and devices that do not match, and for targets outside of the vocabulary.
     """
-    trained = torch.is_grad_enabled() and hidden.requires_grad
-    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
-    by_rows = trained and frozen and not with_entropy
-    transform = Transform(temperature, scale, softcap)
-    options = checked_options(hidden, weight, target, bias, max_elements, transform, by_rows=by_rows)
+    options = checked_options(hidden, weight, target, bias, max_elements, Transform(temperature, scale, softcap))
     hidden, weight, bias = as_autocast(hidden, weight, bias)
-    if by_rows and len(hidden):
+    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    if len(hidden) and frozen and hidden.requires_grad and torch.is_grad_enabled() and not with_entropy:
         return LinearLogprob(_OfFrozenHead.apply(hidden, weight, bias, target, options), None)
     options |= {"with_entropy": with_entropy, "with_mean": False}
     logprobs, _, entropy, _ = SoftmaxFigures.apply(hidden, weight, bias, target, options)
     return LinearLogprob(logprobs, entropy)
 
 
-def checked_options(
-    hidden, weight, target, bias, max_elements: int | None, transform: Transform, *, by_rows: bool
-) -> dict[str, Any]:
+def checked_options(hidden, weight, target, bias, max_elements: int | None, transform: Transform) -> dict[str, Any]:
     """Raises ValueError naming what is wrong with the arguments of this op and of linear_cross_entropy."""
     check_floating(hidden=hidden, weight=weight, bias=bias)
     if hidden.dim() != 2:
@@ -161,7 +158,8 @@ def checked_options(
     check_targets(target, len(hidden), weight.shape[0], hidden.device)
     if max_elements is not None and max_elements < 1:
         raise ValueError(f"max_elements {max_elements} must be positive")
-    return {"transform": transform, "max_logits": max_elements or max_logits(hidden, by_rows=by_rows)}
+    limit, piece = max_logits(hidden) if max_elements is None else (max_elements, max_elements)
+    return {"transform": transform, "max_logits": limit, "vocab_piece": piece}
 
 
 def reference(

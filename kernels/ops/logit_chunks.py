@@ -13,11 +13,11 @@ import torch
 from keju.kernels.dispatch import compute_dtype, jit, launch, tl, triton, use_triton
 
 BLOCK = 4096
-# Elements of logits alive at once. A GPU wants large matrix products. On the CPU pieces of the vocabulary fit into the
-# cache; pieces of rows are larger, because each reads the whole weight.
+# Elements of logits alive at once. What is not more stays in one piece and is not computed twice. A GPU wants large
+# matrix products; on the CPU pieces of the vocabulary, of which there may be many, are to fit into the cache.
 MAX_LOGITS_CUDA = 2**27
-MAX_LOGITS_CPU = 2**20
-MAX_LOGITS_CPU_ROWS = 2**24
+MAX_LOGITS_CPU = 2**24
+VOCAB_PIECE_CPU = 2**20
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,9 @@ def wide(tensor: torch.Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def max_logits(tensor: torch.Tensor, *, by_rows: bool) -> int:
-    """How many logits to have at once, in pieces of rows or of the vocabulary."""
-    if tensor.is_cuda:
-        return MAX_LOGITS_CUDA
-    return MAX_LOGITS_CPU_ROWS if by_rows else MAX_LOGITS_CPU
+def max_logits(tensor: torch.Tensor) -> tuple[int, int]:
+    """How many logits to have at once, and how many in a piece of the vocabulary where there are more."""
+    return (MAX_LOGITS_CUDA, MAX_LOGITS_CUDA) if tensor.is_cuda else (MAX_LOGITS_CPU, VOCAB_PIECE_CPU)
 
 
 class Statistics(NamedTuple):
