@@ -28,19 +28,25 @@ def jit(function):
     return triton.jit(function) if triton is not None else function
 
 
+def choice() -> str:
+    """What KEJU_KERNELS says: "triton", "reference", or "" for what suits the device. Raises ValueError for others."""
+    value = os.environ.get("KEJU_KERNELS", "")
+    if value not in ("", "reference", "triton"):
+        raise ValueError(f'KEJU_KERNELS={value}: choose "reference" or "triton", or leave it out')
+    if value == "triton" and triton is None:
+        raise ValueError("KEJU_KERNELS=triton: Triton is not installed here")
+    return value
+
+
 def use_triton(tensor: torch.Tensor) -> bool:
     """Whether an op on this tensor runs in Triton. Raises ValueError for a choice in KEJU_KERNELS that cannot be."""
-    choice = os.environ.get("KEJU_KERNELS", "")
-    if choice == "triton":
-        if triton is None:
-            raise ValueError("KEJU_KERNELS=triton: Triton is not installed here")
+    chosen = choice()
+    if chosen == "triton":
         if not (tensor.is_cuda or is_interpreted()):
             raise ValueError(f"KEJU_KERNELS=triton: a tensor on {tensor.device} needs TRITON_INTERPRET=1 as well")
         return True
-    if choice not in ("", "reference"):
-        raise ValueError(f'KEJU_KERNELS={choice}: choose "reference" or "triton", or leave it out')
     # Gradients in double precision are for checking things; consumer GPUs are slow at them in any case.
-    return not choice and tensor.is_cuda and tensor.dtype != torch.float64 and _is_new_enough(tensor.device)
+    return not chosen and tensor.is_cuda and tensor.dtype != torch.float64 and _is_new_enough(tensor.device)
 
 
 def is_interpreted() -> bool:
@@ -86,6 +92,12 @@ def shared_memory(tensor: torch.Tensor) -> int:
 def compute_dtype(tensor: torch.Tensor) -> Any:
     """The dtype that a kernel computes in: float32, or float64 for float64."""
     return tl.float64 if tensor.dtype == torch.float64 else tl.float32
+
+
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    """[..., size] -> [rows, size] with neighbouring elements of a row next to each other; a view where possible."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def as_autocast(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:

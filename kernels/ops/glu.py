@@ -8,7 +8,17 @@ from __future__ import annotations
 import torch
 from torch.autograd.function import once_differentiable
 
-from keju.kernels.dispatch import check_floating, check_shape, compute_dtype, jit, launch, tl, triton, use_triton
+from keju.kernels.dispatch import (
+    as_rows,
+    check_floating,
+    check_shape,
+    compute_dtype,
+    jit,
+    launch,
+    tl,
+    triton,
+    use_triton,
+)
 from keju.kernels.gelu_forms import Form, check_form, gate, torch_gate
 
 BLOCK = 1024
@@ -54,17 +64,12 @@ def _backward(
     tl.store(dups + row * dup_stride + col, d * value, mask=inside)
 
 
-def _as_rows(x: torch.Tensor) -> torch.Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
 class _GLU(torch.autograd.Function):
     """up None: both lie in `gate`, one half each, and so do their gradients."""
 
     @staticmethod
     def forward(ctx, gate, up, form: Form):
-        gates, ups = _halves(_as_rows(gate)) if up is None else (_as_rows(gate), _as_rows(up))
+        gates, ups = _halves(as_rows(gate)) if up is None else (as_rows(gate), as_rows(up))
         rows, size = gates.shape
         out = gates.new_empty(rows, size)
         launch(
@@ -84,11 +89,11 @@ class _GLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dout):
         gate, up = ctx.saved_tensors
-        gates, ups = _halves(_as_rows(gate)) if up is None else (_as_rows(gate), _as_rows(up))
+        gates, ups = _halves(as_rows(gate)) if up is None else (as_rows(gate), as_rows(up))
         rows, size = gates.shape
         dgate = gate.new_empty(gate.shape)
         dup = None if up is None else up.new_empty(up.shape)
-        dgates, dups = _halves(_as_rows(dgate)) if up is None else (_as_rows(dgate), _as_rows(dup))
+        dgates, dups = _halves(as_rows(dgate)) if up is None else (as_rows(dgate), as_rows(dup))
         launch(
             _backward,
             (rows, triton.cdiv(size, BLOCK)),

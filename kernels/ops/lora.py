@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from keju.kernels.dispatch import as_autocast, check_floating, check_shape, jit, launch, tl, triton, use_triton
+from keju.kernels.dispatch import as_autocast, as_rows, check_floating, check_shape, jit, launch, tl, triton, use_triton
 from keju.kernels.nf4 import NF4, dequantize_nf4, element
 from keju.kernels.products import dot, precision
 
@@ -123,8 +123,7 @@ class _LoraLinears(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, layers, *adapters):
-        states = x.reshape(-1, x.shape[-1])
-        states = states if states.stride(1) == 1 else states.contiguous()
+        states = as_rows(x)
         outputs = []
         for (weight, bias, scale), a, b in zip(layers, adapters[0::2], adapters[1::2], strict=True):
             low = states.to(a.dtype) @ a.t()

@@ -11,6 +11,25 @@ from keju.kernels.dispatch import check_floating, compute_dtype, jit, launch, tl
 
 
 @jit
+def _turn(
+    source, target, source_head, target_head, heads, first, second, rest, known, is_rest, c, s,
+    COPY: tl.constexpr, DTYPE: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """All heads of one token, pairs (first, second) by the angles; the rest of each head as it is."""
+    head = tl.arange(0, HEADS)[:, None].to(tl.int64)
+    source += head * source_head
+    target += head * target_head
+    inside = (head < heads) & known
+    a = tl.load(source + first, mask=inside, other=0.0).to(DTYPE)
+    b = tl.load(source + second, mask=inside, other=0.0).to(DTYPE)
+    tl.store(target + first, a * c - b * s, mask=inside)
+    tl.store(target + second, b * c + a * s, mask=inside)
+    if COPY:
+        beyond = (head < heads) & is_rest
+        tl.store(target + rest, tl.load(source + rest, mask=beyond), mask=beyond)
+
+
+@jit
 def _rotate(
     query,
     key,
@@ -60,29 +79,14 @@ def _rotate(
     second = first + group
     rest = 2 * angles + tl.arange(0, REST)[None, :]
 
-    head = tl.arange(0, HEADS)[:, None].to(tl.int64)
-    inside = (head < heads) & known
-    source = query + batch * q_batch + head * q_head + time * q_time
-    target = out_query + batch * oq_batch + head * oq_head + time * oq_time
-    a = tl.load(source + first, mask=inside, other=0.0).to(DTYPE)
-    b = tl.load(source + second, mask=inside, other=0.0).to(DTYPE)
-    tl.store(target + first, a * c - b * s, mask=inside)
-    tl.store(target + second, b * c + a * s, mask=inside)
-    if COPY:
-        beyond = (head < heads) & (rest < head_dim)
-        tl.store(target + rest, tl.load(source + rest, mask=beyond), mask=beyond)
-
-    head = tl.arange(0, KV_HEADS)[:, None].to(tl.int64)
-    inside = (head < kv_heads) & known
-    source = key + batch * k_batch + head * k_head + time * k_time
-    target = out_key + batch * ok_batch + head * ok_head + time * ok_time
-    a = tl.load(source + first, mask=inside, other=0.0).to(DTYPE)
-    b = tl.load(source + second, mask=inside, other=0.0).to(DTYPE)
-    tl.store(target + first, a * c - b * s, mask=inside)
-    tl.store(target + second, b * c + a * s, mask=inside)
-    if COPY:
-        beyond = (head < kv_heads) & (rest < head_dim)
-        tl.store(target + rest, tl.load(source + rest, mask=beyond), mask=beyond)
+    _turn(
+        query + batch * q_batch + time * q_time, out_query + batch * oq_batch + time * oq_time, q_head, oq_head, heads,
+        first, second, rest, known, rest < head_dim, c, s, COPY, DTYPE, HEADS,
+    )  # fmt: skip
+    _turn(
+        key + batch * k_batch + time * k_time, out_key + batch * ok_batch + time * ok_time, k_head, ok_head, kv_heads,
+        first, second, rest, known, rest < head_dim, c, s, COPY, DTYPE, KV_HEADS,
+    )  # fmt: skip
 
 
 def _run(query, key, out_query, out_key, cos, sin, group: int, *, backward: bool) -> None:

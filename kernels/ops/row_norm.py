@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from keju.kernels.dispatch import compute_dtype, jit, launch, num_programs, tl, triton
+from keju.kernels.dispatch import as_rows, compute_dtype, jit, launch, num_programs, tl, triton
 
 TILE = 4096  # elements of a program's tile: short rows share one
 MAX_SIZE = 32768  # a row must fit into the registers of one program
@@ -134,21 +134,15 @@ def _tile(size: int) -> dict[str, int]:
     return {"ROWS": max(1, TILE // width), "SIZE": width, "num_warps": min(16, max(4, width // 1024))}
 
 
-def _as_rows(x: torch.Tensor) -> torch.Tensor:
-    """[..., size] -> [rows, size] with neighbouring elements of a row next to each other; a view where possible."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
 class RowNorm(torch.autograd.Function):
     """(y, x + residual or None); `options`: eps, offset, centred, round_first (to the dtype of the hidden state, before
     the weight is applied), dtype (of y)."""
 
     @staticmethod
     def forward(ctx, x, residual, weight, bias, options: dict[str, Any]):
-        rows = _as_rows(x)
+        rows = as_rows(x)
         count, size = rows.shape
-        added = None if residual is None else _as_rows(residual)
+        added = None if residual is None else as_rows(residual)
         weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (weight, bias))
         summed = rows if added is None else rows.new_empty(rows.shape, dtype=torch.promote_types(x.dtype, added.dtype))
         y = rows.new_empty(rows.shape, dtype=options["dtype"])

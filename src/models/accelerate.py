@@ -7,22 +7,25 @@ A module's class is exchanged in place: parameters, their names, hooks and devic
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 import sys
 
 import torch
 from torch import nn
 
+from keju.kernels.dispatch import choice
 from keju.kernels.lora import lora_linear
 from keju.models import accelerated
 from keju.models.layers import PEFT_LORA, as_lora
 
 
 def with_kernels(model: nn.Module) -> nn.Module:
-    """`accelerate` on CUDA unless KEJU_KERNELS=reference; elsewhere only where KEJU_KERNELS=triton asks for it."""
-    choice = os.environ.get("KEJU_KERNELS", "")
-    if choice == "triton" or (choice != "reference" and torch.cuda.is_available()):
+    """`accelerate` on CUDA unless KEJU_KERNELS=reference; elsewhere only where KEJU_KERNELS=triton asks for it.
+
+    Raises ValueError for another value of KEJU_KERNELS.
+    """
+    chosen = choice()
+    if chosen == "triton" or (not chosen and torch.cuda.is_available()):
         accelerate(model)
     return model
 
