@@ -128,7 +128,7 @@ def test_a_killed_evaluation_ends_as_one_that_was_not(tmp_path):
     )
     assert len(whole) == len(killed) == 400
     for a, b in zip(map(json.loads, whole), map(json.loads, killed), strict=True):
-        # Rows that a kill has packed otherwise are rounded otherwise, which these eight layers of large weights amplify.
+        # Rows that a kill has packed otherwise are rounded otherwise; eight layers of large weights amplify that.
         assert a["pred"] == b["pred"] and a["scores"]["acc"] == pytest.approx(b["scores"]["acc"], rel=1e-4)
     assert json.loads((tmp_path / "killed/summary.json").read_text(encoding="utf-8"))["num_recalled"] > 0
     assert scored("killed") == scored("whole")
