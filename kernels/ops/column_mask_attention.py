@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from keju.kernels import attention_kernels
 from keju.kernels.column_mask import ColumnMask
 from keju.kernels.dispatch import (
+    along_rows,
     as_autocast,
     check_floating,
     check_shape,
@@ -76,7 +77,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, mask: ColumnMask, alibi: Alibi | None, options: dict[str, Any]):
-        query, key, value = (_along_rows(states) for states in (query, key, value))
+        query, key, value = (along_rows(states) for states in (query, key, value))
         heads, length, size = query.shape
         out = torch.empty_like(query)
         lse = query.new_empty(heads, length, dtype=torch.promote_types(query.dtype, torch.float32))
@@ -98,7 +99,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dout):
         query, key, value, out, lse = ctx.saved_tensors
-        dout = _along_rows(dout)
+        dout = along_rows(dout)
         mask, alibi, options = ctx.mask, ctx.alibi, ctx.options
         heads, length, size = query.shape
         kv_heads = key.shape[0]
@@ -131,10 +132,6 @@ class _Attention(torch.autograd.Function):
             **_flags(query, alibi, options, tiles_key),
         )
         return dquery, dkey, dvalue, None, None, None
-
-
-def _along_rows(states: torch.Tensor) -> torch.Tensor:
-    return states if states.stride(-1) == 1 else states.contiguous()
 
 
 def _strides(*states: torch.Tensor) -> list[int]:

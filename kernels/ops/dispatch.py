@@ -96,8 +96,12 @@ def compute_dtype(tensor: torch.Tensor) -> Any:
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:
     """[..., size] -> [rows, size] with neighbouring elements of a row next to each other; a view where possible."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+    return along_rows(x.reshape(-1, x.shape[-1]))
+
+
+def along_rows(x: torch.Tensor) -> torch.Tensor:
+    """x with neighbouring elements of its last dimension next to each other; itself where they are."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def as_autocast(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:

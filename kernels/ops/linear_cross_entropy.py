@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from keju.kernels.dispatch import as_autocast
 from keju.kernels.linear_logprob import SoftmaxFigures, accumulate, checked_options
-from keju.kernels.logit_chunks import Transform, Upstream, gradient, statistics, wide
+from keju.kernels.logit_chunks import Transform, Upstream, gradient, logits_at, statistics, wide
 
 Reduction = Literal["mean", "sum"]
 
@@ -36,7 +36,7 @@ class _CrossEntropy(torch.autograd.Function):
             piece = slice(start, start + rows)
             raw = F.linear(hidden[piece], weight, bias)
             found = statistics(raw, transform, with_entropy=False, with_total=smoothing > 0)
-            logprob = transform(raw.gather(1, target[piece, None]).squeeze(1)) - found.lse
+            logprob = logits_at(raw, target[piece], transform) - found.lse
             mean = found.total / vocab_size if smoothing else None
             loss += row_losses(logprob, found.lse, mean, smoothing, z_loss).sum()
             if not options["trained"]:

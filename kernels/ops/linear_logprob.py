@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from keju.kernels.dispatch import as_autocast, check_floating, check_shape, check_targets
-from keju.kernels.logit_chunks import Statistics, Transform, Upstream, gradient, locate, max_logits, statistics
+from keju.kernels.logit_chunks import (
+    Statistics,
+    Transform,
+    Upstream,
+    gradient,
+    locate,
+    logits_at,
+    max_logits,
+    statistics,
+)
 
 VOCAB_MULTIPLE = 128
 
@@ -44,7 +53,7 @@ class SoftmaxFigures(torch.autograd.Function):
         for first in range(0, vocab_size, width):
             raw = _raw_logits(hidden, weight, bias, first, width)
             here, local = locate(target, first, raw.shape[1])
-            picked = transform(raw.gather(1, local[:, None]).squeeze(1))
+            picked = logits_at(raw, local, transform)
             chosen = picked if chosen is None else torch.where(here, picked, chosen)
             piece = statistics(raw, transform, with_entropy=options["with_entropy"], with_total=options["with_mean"])
             found = piece if found is None else found.merged(piece)
@@ -92,7 +101,7 @@ class _OfFrozenHead(torch.autograd.Function):
             piece = slice(start, start + rows)
             raw = F.linear(hidden[piece], weight, bias)
             found = statistics(raw, transform, with_entropy=False, with_total=False)
-            logprobs.append(transform(raw.gather(1, target[piece, None]).squeeze(1)) - found.lse)
+            logprobs.append(logits_at(raw, target[piece], transform) - found.lse)
             one = Upstream(torch.ones_like(found.lse))
             torch.mm(gradient(raw, target[piece], found, one, transform), weight, out=slope[piece])
         ctx.save_for_backward(slope)

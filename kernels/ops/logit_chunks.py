@@ -274,6 +274,11 @@ def gradient(
     return (g if outer == 1.0 else g.mul_(outer)).to(raw.dtype)
 
 
+def logits_at(raw: torch.Tensor, column: torch.Tensor, transform: Transform) -> torch.Tensor:
+    """[N]: of each row of raw [N, C] the logit at its column."""
+    return transform(raw.gather(1, column[:, None]).squeeze(1))
+
+
 def locate(target: torch.Tensor, first: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Whether each target lies in a piece of the vocabulary, and where (some column, if it does not). [N] each."""
     here = (target >= first) & (target < first + columns)

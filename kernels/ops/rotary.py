@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from keju.kernels.dispatch import check_floating, compute_dtype, jit, launch, tl, triton, use_triton
+from keju.kernels.dispatch import along_rows, check_floating, compute_dtype, jit, launch, tl, triton, use_triton
 
 
 @jit
@@ -114,7 +114,7 @@ def _run(query, key, out_query, out_key, cos, sin, group: int, *, backward: bool
 class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, cos, sin, group: int, in_place_backward: bool):
-        query, key = _rows(query), _rows(key)
+        query, key = along_rows(query), along_rows(key)
         out_query, out_key = torch.empty_like(query), torch.empty_like(key)
         _run(query, key, out_query, out_key, cos, sin, group, backward=False)
         ctx.save_for_backward(cos, sin)
@@ -125,14 +125,10 @@ class _Rotary(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dquery, dkey):
         cos, sin = ctx.saved_tensors
-        dquery, dkey = _rows(dquery), _rows(dkey)
+        dquery, dkey = along_rows(dquery), along_rows(dkey)
         targets = (dquery, dkey) if ctx.in_place else (torch.empty_like(dquery), torch.empty_like(dkey))
         _run(dquery, dkey, *targets, cos, sin, ctx.group, backward=True)
         return *targets, None, None, None, None
-
-
-def _rows(states: torch.Tensor) -> torch.Tensor:
-    return states if states.stride(-1) == 1 else states.contiguous()
 
 
 def rotary(

@@ -32,15 +32,10 @@ from keju.trees.packed_batch import PackedBatch
 SIDES = ("ours", "peer")
 
 
-def all_logits(hidden, weight, target, bias=None, **options):
-    """The usual way: every logit, their log-softmax, and what is wanted of it."""
-    return kernel.reference(hidden, weight, target, bias, **options)
-
-
 def work(side: str, args: argparse.Namespace) -> None:
     """A few steps of one side; prints {"loss", "gradient", "seconds", "peak"}, the peak in MiB."""
     if side == "peer":
-        backbone.linear_logprob = all_logits
+        backbone.linear_logprob = kernel.reference  # every logit, their log-softmax, and what is wanted of it
     model = ours(tiny_llama(args)).train()
     trees = ranked_trees(args.prompts, args.answers, args.prompt_length, args.answer_length, args.vocab_size)
     batch, objective = PackedBatch.from_trees(trees), PreferenceObjective(reference_free=True)
