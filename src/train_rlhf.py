@@ -6,31 +6,34 @@ python -m keju.train_rlhf --model_name_or_path runs/sft --reward_model_path runs
 
 from __future__ import annotations
 
-import copy
 import math
-import time
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
-from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
+from keju.models.loading import load_scalar_model, load_tokenizer
 from keju.records.reading import read_records
 from keju.records.record import TextRecord
 from keju.rl.arguments import PPOArguments, PPODataArguments, PPOModelArguments, same_names
-from keju.rl.checkpoint import load_checkpoint, save_checkpoint, save_model
+from keju.rl.checkpoint import load_checkpoint, save_model
 from keju.rl.experience import RewardShaping
+from keju.rl.four_models import Lora, load_models
+from keju.rl.health import HealthMonitor
+from keju.rl.joint import reward_alone
 from keju.rl.ppo_trainer import PPOTrainer, evaluate_policy
 from keju.rl.rewards import AdaptiveKLController, FixedKLController, RunningMoments
 from keju.rl.rollout import Sampler
-from keju.rl.samples import SampleLog, print_samples, sample_rows
+from keju.rl.samples import print_samples
+from keju.rl.scoring import Reader
+from keju.rl.training_loop import TrainingLoop
+from keju.rl.translation import Translation, same_vocabulary
 from keju.training.arguments import parse_arguments
-from keju.training.crash import MissingEos
 from keju.training.launch import run_stage
 from keju.training.plots import plot_loss, plot_metrics
-from keju.training.progress import Progress, describe
-from keju.training.run_folder import RunFolder, read_metrics
+from keju.training.progress import describe
+from keju.training.run_folder import RunFolder
 from keju.training.stage import inspect, read_trees
 from keju.training.stage_model import verify_head
 from keju.trees.segment import Segment
@@ -49,54 +52,51 @@ def main() -> None:
     tokenizer = load_tokenizer(
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
     )
-    check_same_vocabulary(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path"))
-    prompts, held_out, ptx_trees = read_data(data, ppo, tokenizer)
-    trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx_trees)
+    prompts, held_out, ptx_trees, ranked_trees = read_data(data, ppo, tokenizer)
+    trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx_trees, ranked_trees)
     where = [str(data.path(data.train_filename))] * len(prompts)
     inspect(EncodedRecords([Segment(ids) for ids in prompts], where), tokenizer, trainer.actor, form="prompt")
     verify_head(trainer.actor, list(prompts[0]))
     before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
     if folder.checkpoint:
         load_checkpoint(trainer, folder.checkpoint)
-    samples = SampleLog(folder.path / "samples.jsonl", last_step=trainer.step)
 
-    train(trainer, ppo, tokenizer, folder, samples)
+    saves = {} if ppo.save_strategy == "steps" else {"save_steps": 0}
+    monitor = HealthMonitor(ppo.alarm_window)
+    loop = TrainingLoop(trainer, tokenizer, folder, monitor, **same_names(ppo, TrainingLoop) | saves)
+    loop.run()
+    if trainer.is_joint:
+        with reward_alone(trainer.reward_model) as moved:
+            save_model(moved, tokenizer, folder.path / "reward")
+        # Before and after are read by the same eyes: the reward model as it was.
+        trainer.reward_model = load_reader(
+            models.reward_model_path, "--reward_model_path", models, data, tokenizer
+        ).model
     after = evaluate(trainer, held_out, ppo, tokenizer, "after") if held_out else {}
 
     save_model(trainer.actor, tokenizer, folder.path)
     save_model(trainer.critic, tokenizer, folder.path / "critic")
-    if trainer.ema_actor is not None:
-        save_model(trainer.ema_actor.to(trainer.actor.dtype), tokenizer, folder.path / "ema")
+    if trainer.average is not None:
+        with trainer.average.applied(trainer.actor):
+            save_model(trainer.actor, tokenizer, folder.path / "ema")
     plot_loss(folder.metrics_path, folder.path / "loss.png", title="Policy loss")
     for name, columns, unit in (
-        ("reward", ["reward", "terminal_reward"], "mean score"),
+        ("reward", ["reward", "terminal_reward", "judge"], "mean score"),
         ("kl", ["kl"], "nats a response, to the reference"),
         ("response_length", ["response_length"], "tokens"),
         ("health", ["clip_fraction", "fraction_finished", "explained_variance"], "share"),
         ("entropy", ["entropy"], "nats a token"),
     ):
         plot_metrics(folder.metrics_path, folder.path / f"{name}.png", columns, title=name, ylabel=unit)
-    figures = {"num_prompts": len(prompts)}
+    figures = {"num_prompts": len(prompts), "num_alarms": len(loop.alarms)}
     if held_out:
         figures |= {"reward_before": before["reward"], "reward_after": after["reward"], "kl": after["kl"]}
         figures |= {"evaluation_before": before, "evaluation_after": after}
     folder.finish(**figures)
 
 
-def check_same_vocabulary(actor: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> None:
-    """The reward model reads the ids that the actor wrote. Raises ValueError when they mean something else to it."""
-    own, other = actor.get_vocab(), reward.get_vocab()
-    different = next((token for token in own if other.get(token) != own[token]), None)
-    different = different or next((token for token in other if token not in own), None)
-    if different is not None:
-        raise ValueError(
-            f"--reward_model_path: its tokenizer differs from the actor's ({different!r} is {own.get(different)} for "
-            f"the actor, {other.get(different)} for the reward model); train it with the actor's tokenizer"
-        )
-
-
 def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTokenizerBase):
-    """-> prompts to learn from, held-out prompts (token ids), ptx trees."""
+    """-> prompts to learn from, held-out prompts (token ids), ptx trees, ranked trees."""
     encoder = Encoder(tokenizer, max_length=10**9)  # whole; what is too long is left out here, by this stage's flags
 
     def prompts_of(filename: str, flag: str, max_samples: int | None) -> list[list[int]]:
@@ -112,7 +112,14 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
         is_text = isinstance(next(iter(read_records(path, on_bad_line=data.on_bad_line))), TextRecord)
         form = "text" if is_text else "sft"
         ptx_trees = read_trees(data, data.ptx_filename, encoder, form, flag="--ptx_filename", max_samples=None).trees
-    return prompts, held_out, ptx_trees
+    ranked_trees = []
+    if ppo.enable_joint_optimization:
+        encoder = Encoder(tokenizer, max_length=data.token_budget)
+        ranked = read_trees(
+            data, data.ranked_filename, encoder, "ranked", flag="--ranked_filename", max_samples=data.max_train_samples
+        )
+        ranked_trees = ranked.trees
+    return prompts, held_out, ptx_trees, ranked_trees
 
 
 def fitting(encoded: EncodedRecords, limit: int, flag: str) -> list[Segment]:
@@ -124,6 +131,36 @@ def fitting(encoded: EncodedRecords, limit: int, flag: str) -> list[Segment]:
     return kept
 
 
+def reader_settings(
+    path: str, flag: str, data: PPODataArguments, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Translation | None, PreTrainedTokenizerBase]:
+    """How a reward model reads what the actor writes (None: the very ids), and its tokenizer."""
+    own = load_tokenizer(path, flag=flag)
+    if same_vocabulary(tokenizer, own):
+        return None, own
+    print(f"{flag}: another tokenizer than the actor's; responses are rendered again as its text")
+    encoder = Encoder(tokenizer, max_length=10**9)
+    records = {
+        tuple(encoder.prompt_tree(record).tokens): record
+        for name in filter(None, (data.train_filename, data.eval_filename))
+        for record in read_records(data.path(name), on_bad_line=data.on_bad_line)
+    }
+    return Translation(tokenizer, Encoder(own, max_length=10**9), records), own
+
+
+def load_reader(
+    path: str, flag: str, models: PPOModelArguments, data: PPODataArguments, tokenizer: PreTrainedTokenizerBase
+) -> Reader:
+    translation, own = reader_settings(path, flag, data, tokenizer)
+    model = load_scalar_model(path, dtype=models.dtype, tokenizer=own, flag=flag, require_head=True)
+    return Reader(model.to(home_of(models.offload_reward, models)), translation)
+
+
+def home_of(offloaded: bool, models: PPOModelArguments) -> str:
+    """Where a model stays between its passes."""
+    return "cuda" if torch.cuda.is_available() and not models.use_cpu and not offloaded else "cpu"
+
+
 def build_trainer(
     models: PPOModelArguments,
     data: PPODataArguments,
@@ -131,24 +168,26 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     ptx_trees: list[Segment],
+    ranked_trees: list[Segment],
 ) -> PPOTrainer:
-    device = "cuda" if torch.cuda.is_available() and not models.use_cpu else "cpu"
-    actor = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer).to(device)
-    reward_model = load_scalar_model(
+    translation, reward_tokenizer = reader_settings(models.reward_model_path, "--reward_model_path", data, tokenizer)
+    four = load_models(
+        models.model_name_or_path,
         models.reward_model_path,
-        dtype=models.dtype,
+        models.critic_model_path,
         tokenizer=tokenizer,
-        flag="--reward_model_path",
-        require_head=True,
-    ).to(device)
-    # The critic starts as the reward model: it already knows which text is good.
-    critic = (
-        load_scalar_model(
-            models.critic_model_path, dtype=models.dtype, tokenizer=tokenizer, flag="--critic_model_path"
-        ).to(device)
-        if models.critic_model_path
-        else copy.deepcopy(reward_model)
+        reward_tokenizer=reward_tokenizer if translation else None,
+        dtype=models.dtype,
+        joint=ppo.enable_joint_optimization,
+        shared_base=Lora(models.lora_r, models.lora_alpha, models.lora_target_modules) if models.share_base else None,
     )
+    for model, offloaded in (
+        (four.reference, models.offload_reference),
+        (four.reward_model, models.offload_reward),
+        (four.actor, False),
+        (four.critic, False),
+    ):
+        model.to(home_of(offloaded, models))
     max_steps = ppo.max_steps
     if max_steps <= 0:
         max_steps = max(1, math.ceil(ppo.num_train_epochs * len(prompts) / ppo.rollout_batch_size))
@@ -158,10 +197,12 @@ def build_trainer(
     if ppo.kl_target is not None:
         kl_controller = AdaptiveKLController(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)
     return PPOTrainer(
-        actor=actor,
-        critic=critic,
-        reference=copy.deepcopy(actor),
-        reward_model=reward_model,
+        **four._asdict(),
+        translation=translation,
+        judge=load_reader(models.judge_model_path, "--judge_model_path", models, data, tokenizer)
+        if models.judge_model_path
+        else None,
+        ranked_trees=ranked_trees,
         prompts=prompts,
         ptx_trees=ptx_trees,
         sampler=Sampler(tokenizer, batch_size=ppo.generation_batch_size, **same_names(ppo, Sampler)),
@@ -174,37 +215,6 @@ def build_trainer(
         bf16=models.bf16,
         **same_names(ppo, PPOTrainer) | {"max_steps": max_steps, "warmup_steps": int(warmup_steps)},
     )
-
-
-def train(
-    trainer: PPOTrainer, ppo: PPOArguments, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, samples: SampleLog
-) -> None:
-    """The rollouts of the run, each logged with its samples; a checkpoint every --save_steps."""
-    logged = read_metrics(folder.metrics_path)[-1] if trainer.step else {}  # of the run that is resumed
-    unfinished, num_tokens = 0, logged.get("num_tokens", 0)
-    start = time.perf_counter() - logged.get("elapsed", 0.0)
-    with Progress(trainer.max_steps, "rlhf", unit="rollouts", done=trainer.step) as bar:
-        while trainer.step < trainer.max_steps:
-            experience, metrics = trainer.train_step()
-            num_tokens += metrics["num_tokens"]
-            row = {
-                "step": trainer.step,
-                "loss": metrics["policy_loss"],
-                "learning_rate": metrics["actor_learning_rate"],
-            }
-            row |= metrics | {"num_tokens": num_tokens, "elapsed": round(time.perf_counter() - start, 3)}
-            folder.log_metrics(row)
-            folder.write_log(f"step {trainer.step}/{trainer.max_steps}: {describe(row)}")
-            samples.append(sample_rows(experience, tokenizer, trainer.step))
-            shown = {name: metrics[name] for name in ("reward", "kl", "response_length", "tokens_per_second")}
-            bar.advance(1, loss=metrics["policy_loss"], **shown)
-            # Without a single end there is nothing to learn ending from.
-            unfinished = 0 if metrics["fraction_finished"] else unfinished + 1
-            if unfinished == 3 and not ppo.allow_unfinished:
-                raise MissingEos(trainer.step, share=1.0)
-            is_last = trainer.step == trainer.max_steps
-            if ppo.save_strategy == "steps" and trainer.step % ppo.save_steps == 0 and not is_last:
-                save_checkpoint(trainer, tokenizer, folder.path, keep=ppo.save_total_limit)
 
 
 def evaluate(

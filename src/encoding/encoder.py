@@ -164,14 +164,18 @@ class Encoder:
         ]
         return Segment(prompt, branches=branches)
 
-    def prompt_tree(self, record: Record) -> Segment:
-        """The prompt alone, for generation: of ranked answers, of a chat's last answer, or a bare one."""
+    @staticmethod
+    def prompt_of(record: Record) -> tuple[Sequence[Message], str]:
+        """Messages and given prefix that an answer follows: of ranked answers, a chat's last answer, or a bare text."""
         if isinstance(record, RankedRecord):
-            ids = self.prompt_ids(record.messages, record.prefix)
-        elif isinstance(record, ChatRecord):
-            ids = self.prompt_ids(record.prompt)
-        else:
-            ids = self.prompt_ids([Message("user", record.text)])
+            return record.messages, record.prefix
+        if isinstance(record, ChatRecord):
+            return record.prompt, ""
+        return [Message("user", record.text)], ""
+
+    def prompt_tree(self, record: Record) -> Segment:
+        """The prompt alone, for generation."""
+        ids = self.prompt_ids(*self.prompt_of(record))
         prompt, _ = self._fit(ids, [], record.where)
         return Segment(prompt)
 

@@ -110,6 +110,5 @@ def tree_logprobs(model: nn.Module, batch, *, temperature: float = 1.0, with_ent
 
 
 def tree_token_scores(model: nn.Module, batch) -> torch.Tensor:
-    """float32 [T]: the scalar head of a reward model or critic at every token of the row."""
-    hidden = tree_hidden_states(model, batch)
-    return unwrapped(model).score(hidden).squeeze(-1).float()
+    """float32 [T, outputs]: the head of a reward model or critic at every token of the row; most have one output."""
+    return unwrapped(model).score(tree_hidden_states(model, batch)).float()

@@ -20,9 +20,24 @@ class PPOModelArguments:
     _argument_group_name = "models"
 
     model_name_or_path: str = field(metadata={"help": "The actor: an SFT checkpoint. Its start is the reference, too."})
-    reward_model_path: str = field(metadata={"help": "A reward checkpoint; its tokenizer must be the actor's."})
+    reward_model_path: str = field(
+        metadata={"help": "A reward checkpoint. It may have another tokenizer than the actor: it then reads the text."}
+    )
     chat_template: str | None = setting(None, "Chat template by name (llama2, vicuna ...), or a Jinja file.")
-    critic_model_path: str | None = setting(None, "Where the critic starts; the reward model by default.")
+    critic_model_path: str | None = setting(
+        None, "Where the critic starts; by default as the reward model, or as the actor if they differ in tokenizer."
+    )
+    judge_model_path: str | None = setting(
+        None, "A reward model that trains nobody: it watches whether answers get better, for the alarms and figures."
+    )
+    share_base: bool = setting(
+        False, "Keep the actor's start as one frozen base, the reference; actor and critic are LoRA adapters on it."
+    )
+    lora_r: int = setting(8, "Rank of the adapters.")
+    lora_alpha: int = setting(16, "Scale of the adapters, divided by their rank.")
+    lora_target_modules: list[str] | None = setting(None, "Layers that get adapters; all linear layers by default.")
+    offload_reference: bool = setting(False, "Keep the reference in CPU memory between its passes.")
+    offload_reward: bool = setting(False, "Keep reward model and judge in CPU memory between their passes.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Precision of all weights in memory.")
     bf16: bool = setting(False, "Compute in bfloat16 (autocast) over the weights.")
     use_cpu: bool = setting(False, "Stay on the CPU where there is a GPU.")
@@ -37,6 +52,7 @@ class PPODataArguments:
     data_dir: str = field(metadata={"help": "Folder of the record files."})
     train_filename: str = setting("prompts_train.jsonl", "Records whose prompts are answered, in --data_dir.")
     eval_filename: str | None = setting("ranked_dev.jsonl", "Records of held-out prompts: reward before and after.")
+    ranked_filename: str = setting("ranked_train.jsonl", "Ranked records that a jointly optimised reward learns from.")
     ptx_filename: str | None = setting(None, "Text, chat or ranked records for the ptx loss, in --data_dir.")
     max_prompt_length: int = setting(256, "Prompts of more tokens are left out and counted.")
     token_budget: int = setting(4096, "Tokens of one packed row: the unit of memory.")
@@ -73,11 +89,16 @@ class PPOArguments:
     generation_batch_size: int = setting(64, "Responses generated at once.")
     allow_unfinished: bool = setting(False, "Go on when no response of three steps in a row has ended by itself.")
 
+    enable_joint_optimization: bool = setting(
+        False, "The reward model is the critic, too, and both go on learning; by default it is frozen."
+    )
+    reward_coef: float = setting(1.0, "Weight of the reward model's own loss when it is optimised jointly.")
     ppo_mode: Literal["keju", "deepspeed_chat"] = setting("keju", "Differences: see keju/rl/modes.py.")
     ppo_epochs: int = setting(1, "Passes over a rollout.")
     num_mini_batches: int = setting(4, "Optimizer steps a pass.")
     kl_coef: float = setting(0.1, "Weight of the KL to the reference in the reward.")
     kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", "How that KL is estimated at sampled tokens.")
+    kl_in_loss: bool = setting(False, "Put the KL into the policy loss, not into the reward (--kl_estimator k2 or k3).")
     kl_target: float | None = setting(None, "Adapt --kl_coef until a response's KL is so many nats.")
     kl_horizon: int = setting(10000, "Responses over which --kl_coef adapts.")
     normalize_reward: bool | None = setting(None, "Scores in units of their running deviation. [keju: true]")
@@ -87,6 +108,10 @@ class PPOArguments:
     gamma: float = setting(1.0, "Discount.")
     lam: float = setting(0.95, "Lambda of GAE.")
     whiten_advantages: bool | None = setting(None, "Advantages with mean 0, deviation 1 over a rollout. [keju: true]")
+    early_stop_kl: float | None = setting(
+        None, "Leave out the rest of a rollout's updates once the policy has moved so many nats a token."
+    )
+    value_warmup_steps: int = setting(0, "First rollouts that train the critic alone.")
     cliprange: float = setting(0.2, "Of the policy ratio.")
     cliprange_value: float = setting(0.2, "Of the critic's values.")
     ptx_coef: float | None = setting(None, "Weight of the language-model loss. [keju: 0.1, deepspeed_chat: 27.8]")
@@ -98,6 +123,11 @@ class PPOArguments:
     warmup_steps: float = setting(0.03, "Optimizer steps of warm-up; below 1: share of all.")
     max_grad_norm: float = setting(1.0, "Gradients of actor and critic are clipped to it, each by itself.")
     ema_decay: float = setting(0.0, "Moving average of the actor, saved in ema/ (DeepSpeed-Chat: 0.992); 0: none.")
+
+    on_alarm: Literal["warn", "stop", "rollback"] = setting(
+        "warn", "What an alarm of the health monitor does: a line, the end, or a step back with twice the --kl_coef."
+    )
+    alarm_window: int = setting(10, "Steps that the monitor averages: it compares the last ones with the first.")
 
     save_strategy: Literal["steps", "no"] = setting("steps", "Checkpoints every --save_steps, or none.")
     save_steps: int = setting(50, "Rollouts between two checkpoints.")
@@ -117,6 +147,8 @@ class PPOArguments:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        if self.on_alarm == "rollback" and self.save_strategy == "no":
+            raise ValueError("--on_alarm rollback goes back to a checkpoint; it needs --save_strategy steps")
         if self.num_mini_batches > self.rollout_batch_size:
             raise ValueError(
                 f"--num_mini_batches {self.num_mini_batches} exceeds --rollout_batch_size {self.rollout_batch_size}"

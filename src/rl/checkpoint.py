@@ -10,12 +10,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keju.records.writing import write_json
 from keju.rl.ppo_trainer import PPOTrainer
+from keju.training.adapters import has_adapters, load_adapters
 
 NAME = "checkpoint-{step}"
+AVERAGE = "ema.safetensors"
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -40,15 +43,21 @@ def save_checkpoint(trainer: PPOTrainer, tokenizer: PreTrainedTokenizerBase, run
     for name, model in _models(trainer).items():
         model.save_pretrained(aside / name)
         tokenizer.save_pretrained(aside / name)
+    if trainer.average is not None:
+        save_file(trainer.average.weights, aside / AVERAGE)
     for name, optimizer in trainer.optimizers.items():
         torch.save(optimizer.state_dict(), aside / f"{name}_optimizer.pt")
     write_json(aside / "trainer_state.json", {"global_step": trainer.step, **_numbers(trainer)})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
-    checkpoints = sorted(run.glob(NAME.format(step="[0-9]*")), key=lambda path: int(path.name.rpartition("-")[2]))
-    for old in checkpoints[:-keep]:
+    for _, old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the checkpoints of a run, oldest first."""
+    return sorted((int(path.name.rpartition("-")[2]), path) for path in run.glob(NAME.format(step="[0-9]*")))
 
 
 def load_checkpoint(trainer: PPOTrainer, folder: Path) -> None:
@@ -56,9 +65,14 @@ def load_checkpoint(trainer: PPOTrainer, folder: Path) -> None:
     device = trainer.actor.device
     try:
         for name, model in _models(trainer).items():
+            if has_adapters(model):
+                load_adapters(model, folder / name)
+                continue
             # Through from_pretrained, which undoes what save_pretrained does to names and shards.
             saved = type(model).from_pretrained(folder / name, dtype=model.dtype, use_safetensors=True)
             model.load_state_dict(saved.state_dict())
+        if trainer.average is not None:
+            trainer.average.weights = load_file(folder / AVERAGE, device=str(device))
         for name, optimizer in trainer.optimizers.items():
             state = torch.load(folder / f"{name}_optimizer.pt", map_location=device, weights_only=True)
             optimizer.load_state_dict(state)
@@ -75,8 +89,7 @@ def load_checkpoint(trainer: PPOTrainer, folder: Path) -> None:
 
 
 def _models(trainer: PPOTrainer) -> dict[str, PreTrainedModel]:
-    models = {"actor": trainer.actor, "critic": trainer.critic, "ema_actor": trainer.ema_actor}
-    return {name: model for name, model in models.items() if model is not None}
+    return {"actor": trainer.actor, "critic": trainer.critic}
 
 
 def _numbers(trainer: PPOTrainer) -> dict:

@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from keju.records.writing import write_jsonl
-from keju.rl.experience import Experience, Scored
+from keju.rl.experience import Experience
+from keju.rl.scoring import Scored
 
 
 def sample_rows(scored: Scored, tokenizer: PreTrainedTokenizerBase, step: int) -> Iterator[dict]:

@@ -19,7 +19,7 @@ def answer_rewards(
     """For each tree the reward of each of its branches, in order: the scalar head at the branch's last token."""
 
     def rewards(batch: PackedBatch) -> torch.Tensor:
-        return tree_token_scores(model, batch)[batch.segment_end - 1]
+        return tree_token_scores(model, batch)[batch.segment_end - 1, 0]
 
     return _of_branches(model, trees, rewards, token_budget, on_tree)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,35 @@ def plot_metrics(
     labels = names if isinstance(names, Mapping) else {name: name for name in names}
     found = {label: metric_series(rows, name) for name, label in labels.items()}
     plot_lines({label: xy for label, xy in found.items() if xy[0]}, png, title=title, ylabel=ylabel)
+
+
+def plot_panels(
+    metrics: str | Path,
+    png: str | Path,
+    panels: Mapping[str, Sequence[str]],
+    *,
+    marks: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """One small picture a title, of the columns under it (those that the metrics.jsonl has), two abreast.
+
+    marks: steps to draw as dashed lines through all of them, by what they are.
+    """
+    rows = read_metrics(metrics)
+    figure = _figure(10.0, 2.3 * math.ceil(len(panels) / 2))
+    grid = figure.subplots(math.ceil(len(panels) / 2), 2, squeeze=False).flat
+    for axes, (title, names) in zip(grid, panels.items(), strict=False):
+        found = {name: series for name in names if (series := metric_series(rows, name))[0]}
+        for index, (name, (steps, values)) in enumerate(found.items()):
+            marker = "o" if len(steps) <= 30 else None
+            axes.plot(steps, values, color=_color(index), linewidth=1.5, marker=marker, markersize=3, label=name)
+        for name, steps in (marks or {}).items():
+            for number, step in enumerate(steps):
+                axes.axvline(step, color=INK, linestyle="--", linewidth=1, label=None if number else name)
+        _style(axes, title=title)
+        axes.title.set_fontsize(10)
+        if len(found) > 1 or any((marks or {}).values()):
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    _save(figure, png)
 
 
 def plot_histograms(

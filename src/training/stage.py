@@ -16,10 +16,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from keju.encoding.dataset import EncodedRecords, encode_records
 from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
-from keju.models.accelerate import with_kernels
 from keju.models.backbone import backbone_of, tree_layout
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.reading import read_records
+from keju.training.adapters import add_lora
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
@@ -100,23 +100,18 @@ def prepare(model_args: ModelArguments, data: DataArguments, training: StageTrai
 
 
 def add_adapters(model: PreTrainedModel, args: ModelArguments, *, task_type: str) -> PreTrainedModel:
-    """LoRA adapters as --use_peft asks for; the head of a scalar model is trained whole and saved with them."""
+    """LoRA adapters as --use_peft asks for."""
     if not args.use_peft:
         return model
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
+    return add_lora(
+        model,
         task_type=task_type,
         r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=args.lora_target_modules or "all-linear",
-        modules_to_save=[*(["score"] if task_type == "SEQ_CLS" else []), *(args.lora_modules_to_save or [])] or None,
+        alpha=args.lora_alpha,
+        dropout=args.lora_dropout,
+        target_modules=args.lora_target_modules,
+        modules_to_save=args.lora_modules_to_save,
     )
-    try:
-        return with_kernels(get_peft_model(model, config))
-    except ValueError as error:
-        raise ValueError(f"--lora_target_modules: {str(error).splitlines()[0]}") from error
 
 
 def inspect(

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 
 from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
+from keju.training.adapters import has_adapters, load_adapters
 from keju.training.crash import NonFiniteLoss
 from keju.training.objectives.objective import Objective
 from keju.training.sampler import TreeBatchSampler
@@ -192,10 +193,8 @@ class TreeTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         inner = self.accelerator.unwrap_model(self.model).model
         folder = Path(resume_from_checkpoint)
-        if hasattr(inner, "peft_config"):
-            from peft import set_peft_model_state_dict
-
-            set_peft_model_state_dict(inner, load_file(folder / "adapter_model.safetensors"))
+        if has_adapters(inner):
+            load_adapters(inner, folder)
             return
         state = {}
         for shard in sorted(folder.glob("model*.safetensors")):

@@ -110,8 +110,7 @@ def test_term_by_term(trainer_of, ppo_models, rollouts, tokenizer, pad_id, tempe
     with torch.no_grad():
         for parameter in [*trainer.actor.parameters(), *trainer.critic.parameters()]:
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    metrics = {}
-    trainer.backward(ours, ours.trees, metrics)
+    metrics = trainer.backward(ours, ours.trees)
     found = [parameter.grad.clone() for parameter in trainer.actor.parameters()]
     trainer.actor.zero_grad()
     policy, value = losses(ppo_models, theirs, seq, prompt_length, advantages, returns, values)

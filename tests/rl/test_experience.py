@@ -6,16 +6,20 @@ from tiny_models import opening, row_inputs
 
 from keju.models.generation import Response
 from keju.rl.advantages import gae
-from keju.rl.experience import RewardShaping, response_trees, score_rollouts
+from keju.rl.experience import RewardShaping
+from keju.rl.response_trees import branch_trees
 from keju.rl.rewards import FixedKLController, RunningMoments
 from keju.rl.rollout import Rollout
+from keju.rl.scoring import Reader, score_rollouts
 
 PAD = 3
 
 
 def score(models, rollouts, **changes):
-    settings = {"mode": "keju", "pad_id": PAD, "temperature": 1.0, "token_budget": 64, **changes}
-    return score_rollouts(rollouts, **vars(models), **settings)
+    models = {**vars(models)}
+    reward = Reader(models.pop("reward_model"))
+    settings = {"reward": reward, "mode": "keju", "pad_id": PAD, "temperature": 1.0, "token_budget": 64, **changes}
+    return score_rollouts(rollouts, **models, **settings)
 
 
 @torch.no_grad()
@@ -114,11 +118,11 @@ def test_metrics(ppo_models, rollouts):
 
 
 def test_a_tree_that_does_not_fit_is_split_and_a_response_that_does_not_is_an_error():
-    trees = list(response_trees([1, 2], {0: [3, 4], 5: [6, 7], 2: [8]}, token_budget=6))
+    trees = list(branch_trees([1, 2], {0: [3, 4], 5: [6, 7], 2: [8]}, token_budget=6))
     assert [[branch.values["row"] for branch in tree.branches] for tree in trees] == [[0, 5], [2]]
     assert all(tree.num_tokens <= 6 for tree in trees)
     with pytest.raises(ValueError, match="--token_budget 3 .* --max_prompt_length or --max_new_tokens"):
-        list(response_trees([1, 2], {0: [3, 4]}, token_budget=3))
+        list(branch_trees([1, 2], {0: [3, 4]}, token_budget=3))
 
 
 def test_an_unknown_mode_lists_the_right_ones(ppo_models, rollouts):

@@ -67,8 +67,7 @@ def test_an_update_over_trees_is_an_update_over_padded_rows(
     move(trainer.actor, 0)
     move(trainer.critic, 1)
 
-    metrics = {}
-    trainer.backward(experience, experience.trees, metrics)
+    metrics = trainer.backward(experience, experience.trees)
     actor_gradients, critic_gradients = gradients(trainer.actor), gradients(trainer.critic)
     assert 0 < metrics["clip_fraction"] < 1 and 0 < metrics["value_clip_fraction"] < 1
     for optimizer in trainer.optimizers.values():
@@ -154,7 +153,7 @@ def test_minibatches_add_up_whatever_the_packing(trainer_of, rollouts):
     for token_budget in (12, 16, 64):
         trainer = trainer_of(token_budget=token_budget)
         experience = trainer.shaping.experience(trainer.score(rollouts))
-        trainer.backward(experience, experience.trees, {})
+        trainer.backward(experience, experience.trees)
         found.append(gradients(trainer.actor))
         for optimizer in trainer.optimizers.values():
             optimizer.zero_grad()
@@ -167,7 +166,7 @@ def test_ptx_is_added_to_the_same_step(trainer_of, rollouts):
     ptx = [Segment([1, 5, 6, 7], trained=[False, False, True, True]), Segment([8, 9, 10], trained=True)]
     trainer = trainer_of(ptx_trees=ptx, ptx_coef=3.0)
     experience = trainer.shaping.experience(trainer.score(rollouts))
-    trainer.backward(experience, experience.trees, {})
+    trainer.backward(experience, experience.trees)
     loss = trainer._backward_ptx(ptx)
     both = gradients(trainer.actor)
     trainer.actor.zero_grad()
@@ -188,7 +187,7 @@ def test_the_moving_average_follows(trainer_of):
     trainer = trainer_of(ema_decay=0.9, actor_learning_rate=1e-2)
     start = copy.deepcopy(trainer.actor.state_dict())
     trainer.train_step()
-    for name, average in trainer.ema_actor.state_dict().items():
+    for name, average in trainer.average.weights.items():
         expected = 0.9 * start[name] + 0.1 * trainer.actor.state_dict()[name]
         torch.testing.assert_close(average, expected, atol=1e-6, rtol=1e-5)
 

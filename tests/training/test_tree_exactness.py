@@ -174,7 +174,7 @@ def test_ppo_scoring_equals_rows(causal_lm):
     scalar = build_scalar_model(causal_lm)
     with torch.no_grad():
         ours = tree_logprobs(causal_lm, batch, temperature=0.7, with_entropy=True)
-        values = tree_token_scores(scalar, batch)[batch.source]
+        values = tree_token_scores(scalar, batch)[batch.source, 0]
         for side in (None, "left", "right"):
             logprobs, entropy, expected_values = [], [], []
             for hidden, scored, (prompt, answer, _) in zip(

@@ -26,7 +26,7 @@ class RewardObjective:
         return len(ordered_pairs(batch.values["score"], batch.segment_tree).winner)
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> ObjectiveOutput:
-        token_scores = tree_token_scores(model, batch)
+        token_scores = tree_token_scores(model, batch)[:, 0]
         winner, loser = ordered_pairs(batch.values["score"], batch.segment_tree)
         scores = token_scores[batch.segment_end - 1]  # an answer's score: at its last token
         if self.loss_type == "last":

@@ -1,0 +1,101 @@
+"""Actor, reference, critic and reward model: each by itself, as two in one, or all over one frozen base."""
+
+from typing import NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from keju.models.loading import load_causal_lm, load_scalar_model
+from keju.rl.joint import add_value_output
+from keju.rl.weight_sharing import share_weights, twin
+from keju.training.adapters import add_lora, has_adapters, train_adapters
+
+
+class FourModels(NamedTuple):
+    """In joint optimisation critic and reward_model are one model of two outputs."""
+
+    actor: PreTrainedModel
+    reference: PreTrainedModel
+    critic: PreTrainedModel
+    reward_model: PreTrainedModel
+
+
+class Lora(NamedTuple):
+    """The adapters of actor and critic."""
+
+    r: int
+    alpha: int
+    target_modules: list[str] | None = None
+
+
+def load_models(
+    actor_path: str,
+    reward_path: str,
+    critic_path: str | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    reward_tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: str = "float32",
+    joint: bool = False,
+    shared_base: Lora | None = None,
+) -> FourModels:
+    """From checkpoint folders. reward_tokenizer: that of a reward model that does not read the actor's ids.
+
+    The reference is the actor as it starts. The critic starts from `critic_path`; without one as the reward model,
+    which already knows which text is good, or from the actor with a head of zeros where the reward model cannot be
+    copied (it has another tokenizer, or other weights than a shared base). `joint`: the reward model is the critic.
+
+    `shared_base`: the actor's weights become a frozen base. The reference is the base itself, actor and critic are
+    adapters on it; so is a reward model that was trained as adapters on these weights. Raises ValueError naming the
+    flag.
+    """
+    if joint and reward_tokenizer is not None:
+        raise ValueError("--enable_joint_optimization: the reward model must have the actor's tokenizer")
+    if joint and critic_path is not None:
+        raise ValueError("--critic_model_path: with --enable_joint_optimization the reward model is the critic")
+    actor = load_causal_lm(actor_path, dtype=dtype, tokenizer=tokenizer)
+    judge = load_scalar_model(
+        reward_path,
+        dtype=dtype,
+        tokenizer=reward_tokenizer or tokenizer,
+        flag="--reward_model_path",
+        require_head=True,
+    )
+    make_trainable(judge)
+    make_trainable(actor)
+    can_copy = reward_tokenizer is None
+    if shared_base is None:
+        reference = twin(actor)
+    else:
+        if has_adapters(actor):
+            raise ValueError(f"--share_base: {actor_path} holds adapters; the base must be a whole model")
+        reference = actor.requires_grad_(False)
+        actor = _with_lora(twin(reference), shared_base, "CAUSAL_LM")
+        can_copy = can_copy and has_adapters(judge) and share_weights(judge, reference)
+        if joint and not can_copy:
+            raise ValueError(
+                "--share_base: a reward model that is trained jointly must be adapters on the actor's start"
+            )
+    if joint:
+        add_value_output(judge)
+        return FourModels(actor, reference, judge, judge)
+    if critic_path is None and can_copy:
+        return FourModels(actor, reference, twin(judge), judge)
+    critic = load_scalar_model(critic_path or actor_path, dtype=dtype, tokenizer=tokenizer, flag="--critic_model_path")
+    make_trainable(critic)
+    if shared_base is not None:
+        if not share_weights(critic, reference):
+            raise ValueError(f"--share_base: the weights of {critic_path} are not those of the base, {actor_path}")
+        critic = critic if has_adapters(critic) else _with_lora(critic, shared_base, "SEQ_CLS")
+    return FourModels(actor, reference, critic, judge)
+
+
+def make_trainable(model: PreTrainedModel) -> None:
+    """All weights, or the adapters alone where the checkpoint holds some."""
+    if has_adapters(model):
+        train_adapters(model)
+    else:
+        model.requires_grad_(True)
+
+
+def _with_lora(model: PreTrainedModel, lora: Lora, task_type: str) -> PreTrainedModel:
+    return add_lora(model, task_type=task_type, r=lora.r, alpha=lora.alpha, target_modules=lora.target_modules)

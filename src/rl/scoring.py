@@ -1,0 +1,131 @@
+"""What the four models say about rollouts: log-probs, reference log-probs, values and scores, a pass of each."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from keju.models.backbone import tree_logprobs, tree_token_scores
+from keju.rl.joint import REWARD
+from keju.rl.modes import rules_of
+from keju.rl.response_trees import ResponseTrees, action_coordinates, branch_rows, lay_out, packed
+from keju.rl.rewards import kl_estimate
+from keju.rl.rollout import Rollout
+from keju.rl.translation import Translation
+from keju.trees.packed_batch import PackedBatch
+
+
+@dataclass
+class Scored(ResponseTrees):
+    """B responses of up to T actions with what the models say about them."""
+
+    logprobs: Tensor  # [B, T] of the policy that generated
+    ref_logprobs: Tensor  # [B, T]
+    values: Tensor  # [B, T] of the state before each action
+    scores: Tensor  # [B] the reward model's, raw
+    judge_scores: Tensor | None  # [B] those of a held-out judge
+
+    @property
+    def kl(self) -> Tensor:
+        """[B] KL(policy || reference) of each response, summed over its actions: k3, never negative."""
+        return torch.where(self.loss_mask, kl_estimate(self.logprobs, self.ref_logprobs, "k3"), 0.0).sum(dim=1)
+
+
+class Reader(NamedTuple):
+    """A reward model, and how it reads responses when its tokenizer is not the actor's."""
+
+    model: PreTrainedModel
+    translation: Translation | None = None
+
+
+@torch.no_grad()
+def score_rollouts(
+    rollouts: Sequence[Rollout],
+    *,
+    actor: PreTrainedModel,
+    reference: PreTrainedModel,
+    critic: PreTrainedModel,
+    reward: Reader,
+    judge: Reader | None = None,
+    mode: str,
+    pad_id: int,
+    temperature: float,
+    token_budget: int,
+) -> Scored:
+    """Scores rollouts with the four models, which the caller keeps in eval mode (see PPOTrainer).
+
+    `temperature` is that of sampling: the policy that acted is softmax(logits / temperature), and so is the one that is
+    updated. `judge`: another reward model, which only watches. Reference, reward model and judge may stay in another
+    device's memory: they come over for their pass. Raises ValueError when the mode drops every response or one does not
+    fit `token_budget`.
+    """
+    device = actor.device
+    laid_out = lay_out(rollouts, mode=mode, pad_id=pad_id, token_budget=token_budget, device=device)
+    batches = list(packed(laid_out.trees, token_budget, device))
+    temperature = temperature if rules_of(mode).scores_at_temperature else 1.0
+    logprobs = _token_logprobs(actor, batches, laid_out.mask, temperature)
+    with resident(reference, device):
+        ref_logprobs = _token_logprobs(reference, batches, laid_out.mask, temperature)
+    values = torch.zeros_like(logprobs)
+    for batch in batches:
+        # The value of the state in which an action is chosen: at the token before it (the prompt's last, at first).
+        values[action_coordinates(batch)] = state_values(critic, batch)
+    scores = _response_scores(reward, laid_out, batches, token_budget)
+    judge_scores = _response_scores(judge, laid_out, batches, token_budget) if judge is not None else None
+    return Scored(
+        **vars(laid_out),
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        values=values,
+        scores=scores,
+        judge_scores=judge_scores,
+    )
+
+
+def _token_logprobs(model: PreTrainedModel, batches: Sequence[PackedBatch], mask: Tensor, temperature: float) -> Tensor:
+    """float32 [B, T], zero where there is no action."""
+    logprobs = torch.zeros(mask.shape, device=mask.device)
+    for batch in batches:
+        logprobs[action_coordinates(batch)] = tree_logprobs(model, batch, temperature=temperature).logprobs
+    return logprobs
+
+
+def state_values(critic: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """float32 [N]: the critic's value of the state in which each predicted token of a pack is chosen.
+
+    A critic that is the reward model, too, (joint optimisation) has two outputs; its values are the last.
+    """
+    return tree_token_scores(critic, batch)[batch.source, -1]
+
+
+def _response_scores(
+    reader: Reader, laid_out: ResponseTrees, batches: Sequence[PackedBatch], token_budget: int
+) -> Tensor:
+    """float32 [B]: the score of each response, read where the mode says; of a translated one at its last token."""
+    index, device = laid_out.score_index, laid_out.mask.device
+    if reader.translation is not None:
+        trees = reader.translation.trees(laid_out.rollouts, token_budget)
+        batches = list(packed(trees, token_budget, device))
+        index = torch.tensor([len(branch.tokens) - 1 for tree in trees for branch in tree.branches], device=device)
+    scores = torch.zeros(len(index), device=device)
+    with resident(reader.model, device):
+        for batch in batches:
+            segments, rows = branch_rows(batch)
+            at = batch.segment_start[segments] + index[rows]
+            scores[rows] = tree_token_scores(reader.model, batch)[at, REWARD]
+    return scores
+
+
+@contextmanager
+def resident(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    """The model on `device` for as long as it is used; afterwards back where it was."""
+    home = model.device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
