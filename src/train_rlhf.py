@@ -62,7 +62,7 @@ def main() -> None:
         load_checkpoint(trainer, folder.checkpoint)
 
     saves = {} if ppo.save_strategy == "steps" else {"save_steps": 0}
-    monitor = HealthMonitor(ppo.alarm_window)
+    monitor = HealthMonitor(ppo.alarm_window, max_kl=ppo.alarm_kl)
     loop = TrainingLoop(trainer, tokenizer, folder, monitor, **same_names(ppo, TrainingLoop) | saves)
     loop.run()
     if trainer.is_joint:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from keju import train_rlhf
 from keju.records.writing import write_jsonl
+from keju.rl import training_loop
 from keju.rl.ppo_trainer import PPOTrainer
 from keju.training.launch import run_guarded
 
@@ -195,3 +196,111 @@ def test_a_reward_model_of_another_vocabulary_is_refused(monkeypatch, data, tmp_
     tokenizer.save_pretrained(tmp_path / "reward")
     assert run(monkeypatch, data, tmp_path / "run", reward_model_path=tmp_path / "reward") == 2
     assert "its tokenizer differs from the actor's" in capsys.readouterr().err
+
+
+def counting_model(folder, tokenizer, worth: dict[str, float]) -> None:
+    """A reward model made by hand: its score rises with the mean worth of the characters so far.
+
+    One attention layer of equal weights averages a number that the embedding has of each character; the head reads it.
+    """
+    model = build_scalar_model(build_llama(vocab_size=len(tokenizer), num_hidden_layers=1), seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        embedding, layer = model.model.embed_tokens.weight, model.model.layers[0]
+        embedding[:, 0] = 1.0
+        for character, number in worth.items():
+            embedding[tokenizer.convert_tokens_to_ids(character), 1] = number
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm, model.model.norm):
+            norm.weight.fill_(1.0)
+        layer.self_attn.v_proj.weight[1, 1] = 0.05  # q and k stay zero: every token before looks the same
+        layer.self_attn.o_proj.weight[2, 1] = 1.0  # small beside the 1 above, so that the last norm changes it little
+        model.score.weight[0, 2] = 2.0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def flawed(data):
+    """A reward model that loves one word, and a judge that knows good characters: the word is none."""
+    tokenizer = build_char_tokenizer()
+    good = dict.fromkeys(CHARACTERS[20:60], 0.2)
+    counting_model(data / "flawed", tokenizer, {**dict.fromkeys(good, 0.05), CHARACTERS[3]: 1.0})
+    counting_model(data / "judge", tokenizer, good)
+    return {
+        "reward_model_path": data / "flawed",
+        "judge_model_path": data / "judge",
+        "max_steps": 60,
+        "num_responses": 8,
+        "actor_learning_rate": 2e-3,
+        "kl_coef": 0.05,
+        "missing_eos_penalty": 0.0,
+        "alarm_window": 4,
+        "alarm_kl": 100,
+        "lr_scheduler_type": "constant",
+        "save_steps": 5,
+        "allow_unfinished": "true",
+    }
+
+
+def test_a_reward_model_with_a_flaw_raises_the_alarm(monkeypatch, data, tmp_path, flawed, capsys):
+    assert run(monkeypatch, data, tmp_path / "run", **flawed) == 0
+    rows, alarms = rows_of(tmp_path / "run" / "metrics.jsonl"), rows_of(tmp_path / "run" / "alarms.jsonl")
+    assert "reward_is_fooled" in {alarm["name"] for alarm in alarms}
+    assert rows[-1]["reward"] > 2 * rows[0]["reward"] and rows[-1]["judge"] < rows[0]["judge"]
+    assert rows[-1]["step"] == 60 and {alarm["action"] for alarm in alarms} == {"warn"}
+    assert "alarm at step" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["num_alarms"] == len(alarms)
+    assert summary["evaluation_after"]["judge"] < summary["evaluation_before"]["judge"]
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_alarm_may_stop_the_run(monkeypatch, data, tmp_path, flawed):
+    assert run(monkeypatch, data, tmp_path / "run", **flawed, on_alarm="stop") == 0
+    rows, alarms = rows_of(tmp_path / "run" / "metrics.jsonl"), rows_of(tmp_path / "run" / "alarms.jsonl")
+    assert rows[-1]["step"] == alarms[-1]["step"] < 60
+    assert {alarm["action"] for alarm in alarms} == {"stop"}
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_an_alarm_may_take_a_step_back(monkeypatch, data, tmp_path, flawed):
+    """Weights of a checkpoint from before, twice the KL coefficient; a run that is killed then goes on the same way."""
+    flags = {**flawed, "alarm_kl": 0.05, "max_steps": 16, "save_steps": 3, "on_alarm": "rollback", "alarm_window": 2}
+    steps_back = []
+    load = training_loop.load_checkpoint
+
+    def noted(trainer, folder):
+        load(trainer, folder)
+        steps_back.append((trainer.step, folder.name))
+
+    monkeypatch.setattr(training_loop, "load_checkpoint", noted)
+    assert run(monkeypatch, data, tmp_path / "run", **flags) == 0
+    alarms, rows = rows_of(tmp_path / "run" / "alarms.jsonl"), rows_of(tmp_path / "run" / "metrics.jsonl")
+    back = sorted({alarm["step"] for alarm in alarms if alarm["action"] == "rollback"})
+    assert len(back) == len(steps_back) == 3 and [alarm["action"] for alarm in alarms][-1] == "stop"
+    assert all(came_from <= at - 2 for at, (came_from, _) in zip(back, steps_back, strict=True))
+    assert [row["step"] for row in rows] == list(range(1, rows[-1]["step"] + 1))  # steps count on
+    coefficients = {row["step"]: row["kl_coef"] for row in rows}
+    assert coefficients[back[0] + 1] == 2 * coefficients[back[0]]
+    assert abs(next(row["kl"] for row in rows if row["step"] == back[0] + 1)) < 1e-4  # the first checkpoint: the start
+
+    train_step = PPOTrainer.train_step
+
+    def killed(trainer):
+        if trainer.step == back[1] + 1:
+            raise KeyboardInterrupt
+        return train_step(trainer)
+
+    monkeypatch.setattr(PPOTrainer, "train_step", killed)
+    assert run(monkeypatch, data, tmp_path / "killed", **flags) == 130
+    monkeypatch.setattr(PPOTrainer, "train_step", train_step)
+    assert run(monkeypatch, data, tmp_path / "killed", **flags, resume_from_checkpoint="auto") == 0
+    assert rows_of(tmp_path / "killed" / "alarms.jsonl") == alarms
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "killed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_rollback_needs_checkpoints(monkeypatch, data, tmp_path, capsys):
+    assert run(monkeypatch, data, tmp_path / "run", on_alarm="rollback", save_strategy="no") == 2
+    assert "--on_alarm rollback" in capsys.readouterr().err

@@ -128,6 +128,7 @@ class PPOArguments:
         "warn", "What an alarm of the health monitor does: a line, the end, or a step back with twice the --kl_coef."
     )
     alarm_window: int = setting(10, "Steps that the monitor averages: it compares the last ones with the first.")
+    alarm_kl: float = setting(0.5, "Nats a token to the reference above which the monitor calls the KL too high.")
 
     save_strategy: Literal["steps", "no"] = setting("steps", "Checkpoints every --save_steps, or none.")
     save_steps: int = setting(50, "Rollouts between two checkpoints.")

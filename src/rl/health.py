@@ -8,6 +8,7 @@ one that was not interrupted.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 Row = dict[str, float]
@@ -34,7 +35,6 @@ class Change(NamedTuple):
 
 
 SIGMAS = 3.0
-MAX_KL_PER_TOKEN = 0.5  # nats: the policy gives its own tokens e^0.5 = 1.6 times the reference's probability, each
 MAX_REPETITION = 0.5  # share of the pairs of neighbours in a response that stood there before
 
 
@@ -87,11 +87,11 @@ def text_repeats(rows: Sequence[Row], window: int) -> str | None:
     return None
 
 
-def kl_runs_away(rows: Sequence[Row], window: int) -> str | None:
+def kl_runs_away(rows: Sequence[Row], window: int, limit: float) -> str | None:
     kl = [row["kl_per_token"] for row in rows[-window:] if "kl_per_token" in row]
-    if len(kl) < window or sum(kl) / window <= MAX_KL_PER_TOKEN:
+    if len(kl) < window or sum(kl) / window <= limit:
         return None
-    return f"the policy is {sum(kl) / window:.2f} nats a token away from its start (alarm above {MAX_KL_PER_TOKEN})"
+    return f"the policy is {sum(kl) / window:.2f} nats a token away from its start (alarm above {limit:g})"
 
 
 def ends_disappear(rows: Sequence[Row], window: int) -> str | None:
@@ -108,23 +108,27 @@ def entropy_collapses(rows: Sequence[Row], window: int) -> str | None:
     return f"the policy has all but stopped exploring: entropy {entropy.before:.2f} -> {entropy.after:.2f} nats a token"
 
 
-RULES: tuple[Callable[[Sequence[Row], int], str | None], ...] = (
-    reward_is_fooled,
-    length_runs_away,
-    text_repeats,
-    kl_runs_away,
-    ends_disappear,
-    entropy_collapses,
-)
+Rule = Callable[[Sequence[Row], int], str | None]
 
 
 class HealthMonitor:
-    """Checks each step; a rule that has fired is quiet for `window` steps."""
+    """Checks each step; a rule that has fired is quiet for `window` steps.
 
-    def __init__(self, window: int) -> None:
+    max_kl: nats a token to the reference. At 0.5 the policy's own tokens are e^0.5 = 1.6 times as likely to it, each.
+    """
+
+    def __init__(self, window: int, max_kl: float = 0.5) -> None:
         if window < 2:
             raise ValueError(f"--alarm_window {window}: at least 2 steps")
         self.window = window
+        self.rules: dict[str, Rule] = {
+            "reward_is_fooled": reward_is_fooled,
+            "length_runs_away": length_runs_away,
+            "text_repeats": text_repeats,
+            "kl_runs_away": partial(kl_runs_away, limit=max_kl),
+            "ends_disappear": ends_disappear,
+            "entropy_collapses": entropy_collapses,
+        }
         self.rows: list[Row] = []
         self.fired: dict[str, int] = {}
 
@@ -136,13 +140,13 @@ class HealthMonitor:
         return alarms
 
     def _alarms(self, step: int) -> Iterator[Alarm]:
-        for rule in RULES:
-            last = self.fired.get(rule.__name__)
+        for name, rule in self.rules.items():
+            last = self.fired.get(name)
             if last is not None and step - last < self.window:
                 continue
             message = rule(self.rows, self.window)
             if message is not None:
-                yield Alarm(step, rule.__name__, message)
+                yield Alarm(step, name, message)
 
     def start_anew(self) -> None:
         """After a rollback: what came before says nothing about what comes now."""
