@@ -8,13 +8,15 @@ import pytest
 import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
 from safetensors.torch import load_file
-from tiny_models import build_llama, build_scalar_model
+from tiny_models import build_llama, build_pangu, build_scalar_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from keju import train_rlhf
+from keju.models.loading import load_causal_lm, load_scalar_model
 from keju.records.writing import write_jsonl
 from keju.rl import training_loop
 from keju.rl.ppo_trainer import PPOTrainer
+from keju.training.adapters import add_lora
 from keju.training.launch import run_guarded
 
 FLAGS = {
@@ -190,12 +192,24 @@ def test_mistakes_end_with_one_line_and_code_2(monkeypatch, data, tmp_path, caps
 
 
 @pytest.mark.parametrize("more", ["另外", "\n思意的”“释解。：语成"])  # other tokens; the same ones under other ids
-def test_a_reward_model_of_another_vocabulary_is_refused(monkeypatch, data, tmp_path, capsys, more):
-    tokenizer = build_char_tokenizer(more)
-    build_scalar_model(build_llama(len(tokenizer))).save_pretrained(tmp_path / "reward")
-    tokenizer.save_pretrained(tmp_path / "reward")
-    assert run(monkeypatch, data, tmp_path / "run", reward_model_path=tmp_path / "reward") == 2
-    assert "its tokenizer differs from the actor's" in capsys.readouterr().err
+def test_a_reward_model_of_another_vocabulary_reads_the_text(monkeypatch, data, tmp_path, capsys, more):
+    """The scores of samples.jsonl are those that it gives to prompt and response as texts; ids are kept as generated."""
+    own = build_char_tokenizer(more)
+    model = build_scalar_model(build_pangu(vocab_size=len(own)), seed=3)
+    model.save_pretrained(tmp_path / "reward")
+    own.save_pretrained(tmp_path / "reward")
+    assert run(monkeypatch, data, tmp_path / "run", reward_model_path=tmp_path / "reward", max_steps=2) == 0
+    assert "another tokenizer than the actor's" in capsys.readouterr().out
+    samples = rows_of(tmp_path / "run" / "samples.jsonl")
+    assert {sample["finished"] for sample in samples} == {True, False}
+    for sample in samples:
+        text = sample["response"]
+        if any(token in text for token in ("<unk>", "<s>", "<pad>")):
+            continue
+        ids = own.encode(sample["prompt"]) + own.encode(text, add_special_tokens=False) + [2] * sample["finished"]
+        with torch.no_grad():
+            score = model.score(model.transformer(torch.tensor([ids])).last_hidden_state)[0, -1, 0]
+        assert sample["score"] == pytest.approx(float(score), abs=1e-3)
 
 
 def counting_model(folder, tokenizer, worth: dict[str, float]) -> None:
@@ -304,3 +318,62 @@ def test_an_alarm_may_take_a_step_back(monkeypatch, data, tmp_path, flawed):
 def test_a_rollback_needs_checkpoints(monkeypatch, data, tmp_path, capsys):
     assert run(monkeypatch, data, tmp_path / "run", on_alarm="rollback", save_strategy="no") == 2
     assert "--on_alarm rollback" in capsys.readouterr().err
+
+
+def test_joint_optimisation_leaves_the_reward_model_behind(monkeypatch, data, tmp_path):
+    flags = {"enable_joint_optimization": "true", "ranked_filename": "ranked_dev.jsonl"}
+    assert run(monkeypatch, data, tmp_path / "run", **flags) == 0
+    rows = rows_of(tmp_path / "run" / "metrics.jsonl")
+    assert all(row["reward_loss"] > 0 for row in rows)
+    before, after = (load_file(folder / "model.safetensors") for folder in (data / "reward", tmp_path / "run/reward"))
+    assert before.keys() == after.keys() and before["score.weight"].shape == after["score.weight"].shape
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "critic").config.num_labels == 2
+
+
+@pytest.fixture(scope="module")
+def adapters(data):
+    """A reward model as `train_reward --use_peft` leaves one: adapters and a head over the actor."""
+    folder = data / "adapters"
+    model = load_scalar_model(str(data / "actor")).requires_grad_(False)
+    model = add_lora(model, task_type="SEQ_CLS", r=4, alpha=8)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    build_char_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_adapters_over_one_base_are_trained_saved_and_resumed(monkeypatch, data, tmp_path, adapters):
+    flags = {"share_base": "true", "reward_model_path": adapters, "ema_decay": 0.9, "lora_r": 4}
+    assert run(monkeypatch, data, tmp_path / "whole", **flags) == 0
+    train_step = PPOTrainer.train_step
+
+    def killed_in_step_4(trainer):
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        return train_step(trainer)
+
+    monkeypatch.setattr(PPOTrainer, "train_step", killed_in_step_4)
+    assert run(monkeypatch, data, tmp_path / "killed", **flags) == 130
+    monkeypatch.setattr(PPOTrainer, "train_step", train_step)
+    assert run(monkeypatch, data, tmp_path / "killed", **flags, resume_from_checkpoint="auto") == 0
+    for name in ("", "critic", "ema"):
+        whole, resumed = (load_file(tmp_path / run / name / "adapter_model.safetensors") for run in ("whole", "killed"))
+        assert all("lora" in key or "score" in key for key in whole)
+        assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+    # the folders load: the policy that was sampled last is the one that comes back
+    policy = load_causal_lm(str(tmp_path / "whole"))
+    start = load_causal_lm(str(data / "actor"))
+    ids = torch.tensor([[1, 5, 6]])
+    assert not torch.equal(policy(ids).logits, start(ids).logits)
+    critic = load_scalar_model(str(tmp_path / "whole" / "critic"), require_head=True)
+    assert critic(ids).logits.shape == (1, 1)
+
+
+def test_offloading_the_base_itself_is_refused(monkeypatch, data, tmp_path, adapters, capsys):
+    flags = {"share_base": "true", "reward_model_path": adapters, "offload_reference": "true"}
+    assert run(monkeypatch, data, tmp_path / "run", **flags) == 2
+    assert "--offload_reference" in capsys.readouterr().err

@@ -42,6 +42,10 @@ class PPOModelArguments:
     bf16: bool = setting(False, "Compute in bfloat16 (autocast) over the weights.")
     use_cpu: bool = setting(False, "Stay on the CPU where there is a GPU.")
 
+    def __post_init__(self):
+        if self.share_base and self.offload_reference:
+            raise ValueError("--offload_reference: with --share_base the reference is the base of the actor itself")
+
 
 @dataclass
 class PPODataArguments:

@@ -63,6 +63,9 @@ def train_adapters(model: nn.Module) -> None:
 
 def load_adapters(model: nn.Module, folder: Path) -> None:
     """Puts saved adapters in the place of the model's own, which must be of the same kind."""
-    from peft import set_peft_model_state_dict
+    from peft import PeftModel, set_peft_model_state_dict
 
-    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    state = load_file(folder / "adapter_model.safetensors")
+    if not isinstance(model, PeftModel):  # loaded by transformers, without PEFT's wrapper around it
+        state = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
+    set_peft_model_state_dict(model, state)

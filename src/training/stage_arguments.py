@@ -160,7 +160,12 @@ def _unless_no(strategy: str) -> Check:
 
 
 _PACKED = "batches are token trees packed by --token_budget"
-_LORA = (lambda values: values.use_peft, "adapters are only trained with --use_peft")
+_LORA = (
+    lambda values: getattr(values, "use_peft", False) or getattr(values, "share_base", False),
+    "adapters are only trained with --use_peft (in RLHF: --share_base)",
+)
+_JOINT = (lambda values: values.enable_joint_optimization, "the reward model is frozen: --enable_joint_optimization")
+_PTX = (lambda values: values.ptx_filename is not None, "there is no --ptx_filename")
 # Settings that can be given and would change nothing: name -> (does it matter under these values?, why not).
 WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
     "lora_r": _LORA,
@@ -168,6 +173,11 @@ WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
     "lora_dropout": _LORA,
     "lora_target_modules": _LORA,
     "lora_modules_to_save": _LORA,
+    "reward_coef": _JOINT,
+    "ranked_filename": _JOINT,
+    "ptx_coef": _PTX,
+    "ptx_batch_size": _PTX,
+    "kl_horizon": (lambda values: values.kl_target is not None, "--kl_coef adapts only with --kl_target"),
     "num_train_epochs": (lambda values: values.max_steps <= 0, "--max_steps decides how long the run is"),
     "eval_steps": (_unless_no("eval_strategy"), "--eval_strategy is no"),
     "save_steps": (_unless_no("save_strategy"), "--save_strategy is no"),
