@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import json
 import resource
-import shlex
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +15,7 @@ from keju.records.writing import write_json
 from keju.report.report import write_report
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
-from keju.training.run_folder import is_finished
+from keju.training.pipeline import Pipeline
 
 # What --fast takes off each stage: enough to show that everything runs, too little to learn much.
 FAST = {
@@ -44,40 +41,10 @@ class QuickstartArguments:
     fast: bool = field(default=False, metadata={"help": "Minutes instead of a quarter of an hour; for tests."})
 
 
-class Pipeline:
-    """Runs stages as a user would, skipping those that finished before with the same flags on the same inputs."""
-
-    def __init__(self, args: QuickstartArguments) -> None:
-        self.root = Path(args.output_dir).expanduser().resolve()
-        self.configs = Path(args.config_dir).expanduser().resolve()
-        self.fast = args.fast
-        self.inputs_changed = False
-
-    def run(self, stage: str, name: str, *flags: str) -> Path:
-        """Runs `python -m keju.<stage>` into the folder `name` and returns that folder."""
-        folder = self.root / name
-        config = self.configs / f"{stage}.yaml"
-        argv = [str(config)] if config.exists() else []
-        argv += [*flags, "--output_dir", str(folder), *(FAST.get(stage, []) if self.fast else [])]
-        if stage != "prepare_data":
-            argv.append("--overwrite_output_dir")
-            if not self.inputs_changed and is_finished(folder, argv) and not newer(config, folder / "summary.json"):
-                print(f"== {name}: done before", flush=True)
-                return folder
-            self.inputs_changed = True
-        print(f"\n== {name}: python -m keju.{stage} {shlex.join(argv)}", flush=True)
-        code = subprocess.run([sys.executable, "-m", f"keju.{stage}", *argv], check=False).returncode
-        if code:
-            # The stage has said what went wrong, in its last lines above.
-            print(f"quickstart stopped in {name} (exit code {code})", file=sys.stderr)
-            sys.exit(code)
-        return folder
-
-
 def main() -> None:
     (args,) = parse_arguments(QuickstartArguments, description=__doc__.splitlines()[0])
     start = time.time()
-    pipeline = Pipeline(args)
+    pipeline = Pipeline(args.output_dir, args.config_dir, FAST if args.fast else None)
     data = pipeline.run("prepare_data", "data", "--corpus", "idiom")
     own = data / f"tokenizer-{args.model}"
     tokenizer, files = str(own if own.is_dir() else data / "tokenizer"), ["--data_dir", str(data)]
@@ -152,10 +119,6 @@ def print_headline(summary: dict) -> None:
     print(f"PPO           reward {ppo['reward_before']:.3f} -> {ppo['reward_after']:.3f} at KL {ppo['kl']:.2f}")
     results = ", ".join(f"{name} {row['accuracy']:.1%}" for name, row in benchmark.items() if name != "chance")
     print(f"benchmark     {results} (chance {benchmark['chance']:.0%})")
-
-
-def newer(path: Path, other: Path) -> bool:
-    return path.exists() and path.stat().st_mtime > other.stat().st_mtime
 
 
 def read(path: Path) -> dict:

@@ -193,7 +193,7 @@ def test_mistakes_end_with_one_line_and_code_2(monkeypatch, data, tmp_path, caps
 
 @pytest.mark.parametrize("more", ["另外", "\n思意的”“释解。：语成"])  # other tokens; the same ones under other ids
 def test_a_reward_model_of_another_vocabulary_reads_the_text(monkeypatch, data, tmp_path, capsys, more):
-    """The scores of samples.jsonl are those that it gives to prompt and response as texts; ids are kept as generated."""
+    """The scores of samples.jsonl are those that it gives to prompt and response as texts."""
     own = build_char_tokenizer(more)
     model = build_scalar_model(build_pangu(vocab_size=len(own)), seed=3)
     model.save_pretrained(tmp_path / "reward")

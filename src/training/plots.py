@@ -101,6 +101,29 @@ def plot_panels(
     _save(figure, png)
 
 
+def plot_over_seeds(
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], png: str | Path, panels: Mapping[str, str]
+) -> None:
+    """One small picture a title, of the column under it: for each name the mean of its runs' rows, and one deviation
+    around it, as far as all of them go."""
+    figure = _figure(10.0, 2.6 * math.ceil(len(panels) / 2))
+    grid = figure.subplots(math.ceil(len(panels) / 2), 2, squeeze=False).flat
+    for axes, (title, column) in zip(grid, panels.items(), strict=False):
+        for index, (name, rows) in enumerate(runs.items()):
+            series = [metric_series(each, column) for each in rows]
+            length = min((len(steps) for steps, _ in series), default=0)
+            if not length:
+                continue
+            values = np.array([values[:length] for _, values in series], dtype=float)
+            steps, mean, deviation = series[0][0][:length], values.mean(axis=0), values.std(axis=0)
+            axes.plot(steps, mean, color=_color(index), linewidth=1.5, label=name)
+            axes.fill_between(steps, mean - deviation, mean + deviation, color=_color(index), alpha=0.2, linewidth=0)
+        _style(axes, title=title)
+        axes.title.set_fontsize(10)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    _save(figure, png)
+
+
 def plot_histograms(
     groups: Mapping[str, Sequence[float]], png: str | Path, *, title: str, xlabel: str, bins: int = 40
 ) -> None:

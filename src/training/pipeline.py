@@ -1,0 +1,48 @@
+"""Several stages one after the other, each a process of its own, as a shell script would run them."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from keju.training.run_folder import is_finished
+
+
+class Pipeline:
+    """Runs stages as a user would, skipping those that finished before with the same flags on the same inputs.
+
+    extra: flags of a stage, by its name, that go behind all others.
+    """
+
+    def __init__(self, output_dir: str, config_dir: str, extra: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.root = Path(output_dir).expanduser().resolve()
+        self.configs = Path(config_dir).expanduser().resolve()
+        self.extra = extra or {}
+        self.inputs_changed = False
+
+    def run(self, stage: str, name: str, *flags: str) -> Path:
+        """Runs `python -m keju.<stage>` into the folder `name` and returns that folder."""
+        folder = self.root / name
+        config = self.configs / f"{stage}.yaml"
+        argv = [str(config)] if config.exists() else []
+        argv += [*flags, "--output_dir", str(folder), *self.extra.get(stage, ())]
+        if stage != "prepare_data":
+            argv.append("--overwrite_output_dir")
+            if not self.inputs_changed and is_finished(folder, argv) and not newer(config, folder / "summary.json"):
+                print(f"== {name}: done before", flush=True)
+                return folder
+            self.inputs_changed = True
+        print(f"\n== {name}: python -m keju.{stage} {shlex.join(argv)}", flush=True)
+        code = subprocess.run([sys.executable, "-m", f"keju.{stage}", *argv], check=False).returncode
+        if code:
+            # The stage has said what went wrong, in its last lines above.
+            print(f"stopped in {name} (exit code {code})", file=sys.stderr)
+            sys.exit(code)
+        return folder
+
+
+def newer(path: Path, other: Path) -> bool:
+    return path.exists() and path.stat().st_mtime > other.stat().st_mtime
