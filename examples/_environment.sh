@@ -108,10 +108,6 @@ previous_model() {
     printf -v "$variable" '%s' "$folder"
 }
 
-# How long a thread spins before it sleeps while it waits for another. GNU OpenMP's default spins so long that training
-# is tens of times slower as soon as anything else runs on the machine; without any spinning a tiny model is half as fast.
-export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-3000}"
-
 set -euo pipefail
 _enter_environment
 _install
