@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from keju.models.loading import load_scalar_model
+from keju.records.folds import Fold
 from keju.training.answer_scores import answer_rewards, by_score
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
 from keju.training.launch import run_stage
@@ -21,6 +22,14 @@ from keju.training.stage import add_adapters, inspect, num_pairs, num_shared, op
 class RewardDataArguments(DataArguments):
     train_filename: str = field(default="ranked_train.jsonl", metadata={"help": "Ranked records, in --data_dir."})
     eval_filename: str | None = field(default="ranked_dev.jsonl", metadata={"help": "Held-out ranked records."})
+    fold: str = field(
+        default="1/1",
+        metadata={"help": "Train on this part of the prompts, as 1/2; a judge of RLHF is trained on another, 2/2."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Fold(self.fold)
 
 
 @dataclass
@@ -40,7 +49,7 @@ def main() -> None:
     tokenizer, encoder = prepare(model_args, data, training)
     model = load_scalar_model(model_args.model_name_or_path, dtype=model_args.dtype, tokenizer=tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
-    records, held_out = read_splits(data, encoder, "ranked")
+    records, held_out = read_splits(data, encoder, "ranked", fold=Fold(data.fold))
     inspect(records, tokenizer, model, form="ranked")
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
     model = add_adapters(model, model_args, task_type="SEQ_CLS")

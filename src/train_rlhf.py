@@ -31,7 +31,7 @@ from keju.rl.training_loop import TrainingLoop
 from keju.rl.translation import Translation, same_vocabulary
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
-from keju.training.plots import plot_loss, plot_metrics
+from keju.training.plots import plot_loss
 from keju.training.progress import describe
 from keju.training.run_folder import RunFolder
 from keju.training.stage import inspect, read_trees
@@ -80,14 +80,6 @@ def main() -> None:
         with trainer.average.applied(trainer.actor):
             save_model(trainer.actor, tokenizer, folder.path / "ema")
     plot_loss(folder.metrics_path, folder.path / "loss.png", title="Policy loss")
-    for name, columns, unit in (
-        ("reward", ["reward", "terminal_reward", "judge"], "mean score"),
-        ("kl", ["kl"], "nats a response, to the reference"),
-        ("response_length", ["response_length"], "tokens"),
-        ("health", ["clip_fraction", "fraction_finished", "explained_variance"], "share"),
-        ("entropy", ["entropy"], "nats a token"),
-    ):
-        plot_metrics(folder.metrics_path, folder.path / f"{name}.png", columns, title=name, ylabel=unit)
     figures = {"num_prompts": len(prompts), "num_alarms": len(loop.alarms)}
     if held_out:
         figures |= {"reward_before": before["reward"], "reward_after": after["reward"], "kl": after["kl"]}

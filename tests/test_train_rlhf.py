@@ -108,7 +108,7 @@ def test_what_a_run_leaves_behind(monkeypatch, data, tmp_path):
     summary = json.loads((output / "summary.json").read_text())
     assert {"reward_before", "reward_after", "kl", "tokens_per_second"} <= summary.keys()
     assert summary["evaluation_before"]["kl"] == pytest.approx(0, abs=1e-5) and summary["kl"] > 0
-    for name in ("loss", "reward", "kl", "response_length", "health", "entropy"):
+    for name in ("loss", "curves"):
         assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 

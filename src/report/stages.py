@@ -70,7 +70,6 @@ def gather(key: str, figures: Mapping[str, Any] | None, folder: Path | None) -> 
     rows = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     stage.charts = [chart for chart in _charts(key, rows) if chart]
     drawn = {"loss.png"} if stage.charts else set()
-    drawn |= {"reward.png", "kl.png", "response_length.png"} if key == "ppo" and len(stage.charts) > 1 else set()
     pictures = [path for path in sorted(folder.glob("*.png")) if path.name not in drawn]
     stage.pictures = [(path.stem.replace("_", " "), _data_uri(path)) for path in pictures]
     if (folder / "args.json").is_file():

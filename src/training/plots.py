@@ -19,7 +19,6 @@ from keju.training.whole_file import write_whole
 # Distinguishable for colour-blind readers too (Okabe and Ito).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 INK, GRID = "#333333", "#E6E6E6"
-Series = Sequence[float] | tuple[Sequence[float], Sequence[float]]
 
 
 def plot_loss(metrics: str | Path, png: str | Path, *, title: str = "Loss") -> None:
@@ -43,33 +42,6 @@ def plot_loss(metrics: str | Path, png: str | Path, *, title: str = "Loss") -> N
     _style(lower, xlabel="step", ylabel="learning rate")
     lower.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
     _save(figure, png)
-
-
-def plot_lines(
-    series: Mapping[str, Series], png: str | Path, *, title: str, ylabel: str = "", xlabel: str = "step"
-) -> None:
-    """Curves by name. A series is a list of y, or a pair (list of x, list of y); None and NaN are gaps."""
-    figure = _figure(7.0, 3.8)
-    axes = figure.subplots()
-    for index, (name, values) in enumerate(series.items()):
-        x, y = values if isinstance(values, tuple) else (range(1, len(values) + 1), values)
-        y = np.array([np.nan if value is None else value for value in y], dtype=float)
-        marker = "o" if len(y) <= 30 else None
-        axes.plot(list(x), y, color=_color(index), linewidth=2, marker=marker, markersize=4, label=name)
-    _style(axes, title=title, xlabel=xlabel, ylabel=ylabel)
-    if series:
-        axes.legend(frameon=False, labelcolor=INK)
-    _save(figure, png)
-
-
-def plot_metrics(
-    metrics: str | Path, png: str | Path, names: Mapping[str, str] | Sequence[str], *, title: str, ylabel: str = ""
-) -> None:
-    """Curves of columns of a metrics.jsonl; `names` may map columns to labels. Columns that it has not are left out."""
-    rows = read_metrics(metrics)
-    labels = names if isinstance(names, Mapping) else {name: name for name in names}
-    found = {label: metric_series(rows, name) for name, label in labels.items()}
-    plot_lines({label: xy for label, xy in found.items() if xy[0]}, png, title=title, ylabel=ylabel)
 
 
 def plot_panels(

@@ -18,6 +18,7 @@ from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
 from keju.models.backbone import backbone_of, tree_layout
 from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.records.folds import Fold
 from keju.records.reading import read_records
 from keju.training.adapters import add_lora
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
@@ -60,13 +61,17 @@ def read_trees(
     *,
     flag: str,
     max_samples: int | None,
+    fold: Fold | None = None,
 ) -> EncodedRecords:
-    """Reads and encodes a record file with a progress bar, and says what was left out and why."""
+    """Reads and encodes a record file with a progress bar, and says what was left out and why.
+
+    fold: only the records of this part of the file.
+    """
     path = data.path(filename)
     if not path.exists():
         raise ValueError(f"{flag}: {path} does not exist")
     file = read_records(path, on_bad_line=data.on_bad_line)
-    records = list(file)[:max_samples]
+    records = [record for record in file if fold is None or fold.holds(record)][:max_samples]
     with Progress(len(records), f"encode {path.name}", unit="records") as bar:
         encoded = encode_records(records, encoder, form, on_record=bar.advance)
     left_out = [*file.skipped, *encoded.skipped]
@@ -77,10 +82,12 @@ def read_trees(
     return encoded
 
 
-def read_splits(data: DataArguments, encoder: Encoder, form: str) -> tuple[EncodedRecords, EncodedRecords | None]:
-    """Training and, where --eval_filename names some, held-out records."""
+def read_splits(
+    data: DataArguments, encoder: Encoder, form: str, *, fold: Fold | None = None
+) -> tuple[EncodedRecords, EncodedRecords | None]:
+    """Training records (of a part of them, see read_trees) and, where --eval_filename names some, held-out ones."""
     records = read_trees(
-        data, data.train_filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples
+        data, data.train_filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples, fold=fold
     )
     if not data.eval_filename:
         return records, None

@@ -8,7 +8,7 @@ import pytest
 
 from keju.report.report import write_report
 from keju.report.stages import gather, verdict
-from keju.training.plots import plot_lines
+from keju.training.plots import plot_bars
 
 SUMMARY = {
     "data": {"ranked_train.jsonl": 1234},
@@ -88,8 +88,8 @@ def ppo_folder(tmp_path):
             {"command": ["python", "-m", "keju.train_rlhf", "--a", "b c"], "arguments": {"kl_coef": 0.05, "seed": None}}
         )
     )
-    for name in ("loss", "reward", "kl", "response_length", "entropy"):
-        plot_lines({"x": [1, 2]}, folder / f"{name}.png", title=name)
+    for name in ("loss", "curves"):
+        plot_bars({"x": 1}, folder / f"{name}.png", title=name)
     return folder
 
 
@@ -126,7 +126,7 @@ def test_what_models_write_is_escaped(tmp_path, ppo_folder):
 def test_a_stage_from_its_folder(ppo_folder):
     stage = gather("ppo", SUMMARY["ppo"], ppo_folder)
     assert len(stage.charts) == 3
-    assert [caption for caption, _ in stage.pictures] == ["entropy"]  # the others are drawn as charts
+    assert [caption for caption, _ in stage.pictures] == ["curves"]  # the loss is drawn as a chart
     assert [name for name, _ in stage.samples] == ["Step 1", "Step 3"]
     assert [row["prompt"] for row in stage.samples[1][1]] == [f"解释{n}" for n in range(5)]
     assert stage.settings == {"kl_coef": 0.05} and stage.command == "python -m keju.train_rlhf --a 'b c'"

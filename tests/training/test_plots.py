@@ -7,7 +7,15 @@ import os
 import numpy as np
 import pytest
 
-from keju.training.plots import metric_series, plot_bars, plot_histograms, plot_lines, plot_loss, plot_metrics, smooth
+from keju.training.plots import (
+    metric_series,
+    plot_bars,
+    plot_histograms,
+    plot_loss,
+    plot_over_seeds,
+    plot_panels,
+    smooth,
+)
 
 
 def ink(png) -> float:
@@ -29,15 +37,19 @@ def test_loss_of_any_length(tmp_path, count):
     assert ink(tmp_path / "loss.png") > 0.01
 
 
-def test_lines_take_lists_and_pairs_with_gaps(tmp_path):
-    plot_lines({"a": [1, None, 3], "b": ([10, 20], [1.0, float("nan")])}, tmp_path / "x.png", title="t")
-    assert ink(tmp_path / "x.png") > 0.01
+def test_panels_of_columns_with_gaps_and_marks(tmp_path):
+    rows = [{"step": step, "kl": 0.1 * step, "reward": None if step == 2 else 1.0} for step in range(1, 6)]
+    path = write_metrics(tmp_path / "m.jsonl", rows)
+    panels = {"a": ("kl", "absent"), "b": ("reward",), "nothing": ("absent",)}
+    plot_panels(path, tmp_path / "deep" / "x.png", panels, marks={"alarm": [2, 4]})
+    plot_panels(path, tmp_path / "deep" / "plain.png", panels)
+    assert ink(tmp_path / "deep" / "x.png") > ink(tmp_path / "deep" / "plain.png") > 0.005
 
 
-def test_metrics_columns(tmp_path):
-    path = write_metrics(tmp_path / "m.jsonl", [{"step": 1, "kl": 0.1}, {"step": 2, "kl": 0.2}])
-    plot_metrics(path, tmp_path / "deep" / "x.png", {"kl": "KL", "absent": "?"}, title="t")
-    assert ink(tmp_path / "deep" / "x.png") > 0.01
+def test_runs_over_seeds_as_far_as_all_of_them_go(tmp_path):
+    rows = [{"step": step, "reward": float(step)} for step in range(1, 9)]
+    plot_over_seeds({"a": [rows, rows[:5]], "b": [rows], "none": []}, tmp_path / "x.png", {"t": "reward", "u": "kl"})
+    assert ink(tmp_path / "x.png") > 0.005
 
 
 @pytest.mark.parametrize(
@@ -65,7 +77,7 @@ def test_smooth():
 
 
 def test_a_full_disk_leaves_the_old_picture(tmp_path, monkeypatch):
-    plot_lines({"a": [1, 2]}, tmp_path / "x.png", title="t")
+    plot_bars({"a": 1}, tmp_path / "x.png", title="t")
     before = (tmp_path / "x.png").read_bytes()
 
     def full(descriptor):
@@ -73,5 +85,5 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        plot_lines({"a": [2, 1]}, tmp_path / "x.png", title="t")
+        plot_bars({"a": 2}, tmp_path / "x.png", title="t")
     assert (tmp_path / "x.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
