@@ -7,21 +7,28 @@ python -m keju.train_dpo --model_name_or_path runs/sft --data_dir runs/data/idio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+import torch
+from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from keju.losses.preference_mix import loss_names
+from keju.losses.preference_pairs import LossSettings
 from keju.models.loading import load_causal_lm
-from keju.training.answer_scores import answer_logprobs
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.objectives.kto import KTOObjective, with_mismatched_answers
 from keju.training.objectives.preference import PreferenceObjective
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
 from keju.training.reference_cache import add_reference_logprobs, default_cache_dir
-from keju.training.stage import add_adapters, inspect, num_pairs, num_shared, open_run, prepare, read_splits, train
+from keju.training.stage import add_adapters, inspect, num_shared, open_run, prepare, read_splits, train
+from keju.trees.packed_batch import PackedBatch
+from keju.trees.packing import pack
+from keju.trees.segment import Segment
 
 
 @dataclass
@@ -33,10 +40,25 @@ class DPODataArguments(DataArguments):
 @dataclass
 class DPOArguments(StageTrainingArguments):
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata={"help": f"The preference loss, or several: {', '.join(loss_names())}; or kto alone."},
+    )
+    loss_weights: list[float] | None = field(default=None, metadata={"help": "Of several losses; 1 each by default."})
     beta: float = field(default=0.1, metadata={"help": "How strongly the policy is held to the reference."})
-    loss_type: Literal["sigmoid", "ipo", "hinge"] = field(default="sigmoid", metadata={"help": "The preference loss."})
-    label_smoothing: float = field(default=0.0, metadata={"help": "Chance that a preference is wrong (sigmoid loss)."})
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={"help": "Chance that a preference is wrong (sigmoid, robust, exo_pair, aot, cpo, simpo)."},
+    )
     reference_free: bool = field(default=False, metadata={"help": "Compare log-probabilities without a reference."})
+    ld_alpha: float | None = field(
+        default=None, metadata={"help": "LD-DPO: weight of the tokens by which an answer is longer than the other."}
+    )
+    simpo_gamma: float = field(default=0.5, metadata={"help": "The margin of simpo."})
+    cpo_alpha: float = field(default=1.0, metadata={"help": "Weight of the language-model term of cpo."})
+    discopop_tau: float = field(default=0.05, metadata={"help": "Temperature of the blend of discopop."})
+    desirable_weight: float = field(default=1.0, metadata={"help": "Weight of good answers in kto."})
+    undesirable_weight: float = field(default=1.0, metadata={"help": "Weight of bad answers in kto."})
     reference_cache_dir: str = field(
         default=str(default_cache_dir()), metadata={"help": "Where reference log-probabilities are kept."}
     )
@@ -44,7 +66,9 @@ class DPOArguments(StageTrainingArguments):
 
 def main() -> None:
     model_args, data, training = parse_arguments(ModelArguments, DPODataArguments, DPOArguments, description=__doc__)
-    if is_deepspeed_zero3_enabled() and not training.reference_free:
+    objective = make_objective(training)
+    is_kto = isinstance(objective, KTOObjective)
+    if is_deepspeed_zero3_enabled() and objective.needs_reference:
         raise ValueError(
             "--deepspeed: DPO under ZeRO-3 needs --reference_free for now; ZeRO 0 to 2 compute the reference"
         )
@@ -54,7 +78,10 @@ def main() -> None:
     records, held_out = read_splits(data, encoder, "ranked")
     inspect(records, tokenizer, model, form="ranked")
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
-    if not training.reference_free:
+    if is_kto:
+        for split in filter(None, (records, held_out)):
+            split.trees = with_mismatched_answers(split.trees, data.token_budget)
+    if objective.needs_reference:
         model.to(training.device)
         trees = [*records.trees, *(held_out.trees if held_out else [])]
         with Progress(len(trees), "reference", unit="prompts") as bar:
@@ -63,36 +90,64 @@ def main() -> None:
                 trees,
                 token_budget=data.token_budget,
                 cache_dir=Path(training.reference_cache_dir),
+                by_token=training.ld_alpha is not None,
                 write=folder.is_main,
                 on_tree=bar.advance,
             )
         print(f"Reference log-probabilities: {computed} computed, {len(trees) - computed} from the cache.")
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")
-    objective = PreferenceObjective(
-        training.beta, training.loss_type, training.label_smoothing, training.reference_free
-    )
     outcome = train(model, objective, tokenizer, records, held_out, data=data, training=training, folder=folder)
     if held_out and folder.is_main:
         outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
-        outcome.summary["heldout_pairs"] = num_pairs(held_out.trees)
+        found = margins(model, objective, held_out.trees, data.token_budget)
+        outcome.summary["heldout_pairs"] = len(found)
         plot_histograms(
-            _margins(model, held_out.trees, training, data.token_budget),
+            {"held-out pairs": found},
             folder.path / "margins.png",
             title="Reward margins of held-out pairs",
-            xlabel="beta x (log-ratio of the better answer - log-ratio of the worse)",
+            xlabel="implicit reward of the better answer - that of the worse",
         )
     folder.finish(**outcome.summary)
 
 
-def _margins(model, trees, training: DPOArguments, token_budget: int) -> dict[str, list[float]]:
-    margins: list[float] = []
-    for tree, logprobs in zip(trees, answer_logprobs(model, trees, token_budget=token_budget), strict=True):
-        rewards = [
-            (branch.values["score"], training.beta * (logprob - branch.values.get("ref_logprob", 0.0)))
-            for branch, logprob in zip(tree.branches, logprobs, strict=True)
-        ]
-        margins += [better - worse for a, better in rewards for b, worse in rewards if a > b]
-    return {"held-out pairs": margins}
+def make_objective(training: DPOArguments) -> PreferenceObjective | KTOObjective:
+    if "kto" not in training.loss_type:
+        settings = LossSettings(
+            training.beta,
+            training.label_smoothing,
+            simpo_gamma=training.simpo_gamma,
+            cpo_alpha=training.cpo_alpha,
+            discopop_tau=training.discopop_tau,
+        )
+        return PreferenceObjective(
+            settings,
+            training.loss_type,
+            training.loss_weights,
+            reference_free=training.reference_free,
+            ld_alpha=training.ld_alpha,
+        )
+    if len(training.loss_type) > 1:
+        raise ValueError("--loss_type kto compares no pairs; it cannot be mixed with others")
+    for flag, value in (("reference_free", training.reference_free), ("label_smoothing", training.label_smoothing)):
+        if value:
+            raise ValueError(f"--{flag} has no effect with --loss_type kto")
+    if training.ld_alpha is not None:
+        raise ValueError("--ld_alpha is for pairs, not for --loss_type kto")
+    return KTOObjective(training.beta, training.desirable_weight, training.undesirable_weight)
+
+
+@torch.no_grad()
+def margins(
+    model: nn.Module, objective: PreferenceObjective | KTOObjective, trees: Sequence[Segment], token_budget: int
+) -> list[float]:
+    """The implicit reward of the better answer minus that of the worse, of each pair."""
+    device = next(model.parameters()).device
+    model.eval()
+    found: list[float] = []
+    for members in pack([tree.num_tokens for tree in trees], token_budget):
+        batch = PackedBatch.from_trees([trees[index] for index in members]).to(device)
+        found += objective.margins(model, batch).tolist()
+    return found
 
 
 if __name__ == "__main__":

@@ -35,15 +35,31 @@ class RewardDataArguments(DataArguments):
 @dataclass
 class RewardArguments(StageTrainingArguments):
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
-    loss_type: Literal["last", "span"] = field(
+    loss_type: Literal["last", "span", "plackett_luce"] = field(
         default="last",
-        metadata={"help": "Compare scores at the answers' last tokens, or at every token from where they differ on."},
+        metadata={
+            "help": "Compare scores at the answers' last tokens, or at every token from where they differ on, or take "
+            "the ranking of a prompt's answers as a whole."
+        },
+    )
+    margin_coef: float = field(
+        default=0.0, metadata={"help": "Rewards must differ by so much times the difference of the records' scores."}
+    )
+    label_smoothing: float = field(default=0.0, metadata={"help": "Chance that a pair is the wrong way round."})
+    center_rewards_coefficient: float = field(
+        default=0.0, metadata={"help": "Weight of (better + worse)^2: keeps rewards around 0 (published: 0.01)."}
     )
 
 
 def main() -> None:
     model_args, data, training = parse_arguments(
         ModelArguments, RewardDataArguments, RewardArguments, description=__doc__
+    )
+    objective = RewardObjective(
+        training.loss_type,
+        margin_coef=training.margin_coef,
+        label_smoothing=training.label_smoothing,
+        center_coef=training.center_rewards_coefficient,
     )
     folder = open_run("reward", model_args, data, training)
     tokenizer, encoder = prepare(model_args, data, training)
@@ -55,7 +71,7 @@ def main() -> None:
     model = add_adapters(model, model_args, task_type="SEQ_CLS")
     outcome = train(
         model,
-        RewardObjective(training.loss_type),
+        objective,
         tokenizer,
         records,
         held_out,

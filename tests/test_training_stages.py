@@ -98,6 +98,28 @@ def test_stage_leaves_a_checkpoint_and_its_pictures(folder, tmp_path, monkeypatc
         assert 0 <= summary["heldout_accuracy"] <= 1 and summary["heldout_pairs"] == NUM_ROWS * 3
 
 
+@pytest.mark.parametrize(
+    ("stage", "flags"),
+    [
+        (train_dpo, ["--loss_type", "simpo", "--beta", "2", "--simpo_gamma", "0.3"]),
+        (train_dpo, ["--loss_type", "sigmoid", "bco_pair", "sft", "--loss_weights", "0.8", "0.2", "1"]),
+        (train_dpo, ["--loss_type", "kto", "--undesirable_weight", "0.5"]),
+        (train_dpo, ["--ld_alpha", "0.5"]),
+        (train_reward, ["--loss_type", "plackett_luce"]),
+        (train_reward, ["--margin_coef", "0.5", "--label_smoothing", "0.1", "--center_rewards_coefficient", "0.01"]),
+        (train_reward, ["--fold", "2/2"]),
+    ],
+)
+def test_losses_from_the_command_line(folder, tmp_path, monkeypatch, capsys, stage, flags):
+    if stage is train_dpo:
+        flags = [*flags, "--reference_cache_dir", tmp_path / "cache"]
+    assert run(monkeypatch, stage, folder, tmp_path / "out", *flags, "--max_steps", 2) == 0
+    summary = read(tmp_path / "out" / "summary.json")
+    assert 0 <= summary["heldout_accuracy"] <= 1 and summary["heldout_pairs"] == 3 * NUM_ROWS
+    needs_reference = stage is train_dpo and "simpo" not in flags
+    assert ("Reference log-probabilities" in capsys.readouterr().out) == needs_reference
+
+
 @pytest.mark.parametrize("stage, out_type", [(train_sft, "CAUSAL_LM"), (train_reward, "SEQ_CLS")])
 def test_adapters(folder, tmp_path, monkeypatch, stage, out_type):
     assert run(monkeypatch, stage, folder, tmp_path / "run", "--use_peft", "--max_steps", 2) == 0

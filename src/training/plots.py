@@ -92,7 +92,8 @@ def plot_over_seeds(
             axes.fill_between(steps, mean - deviation, mean + deviation, color=_color(index), alpha=0.2, linewidth=0)
         _style(axes, title=title)
         axes.title.set_fontsize(10)
-        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+        if axes.lines:
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     _save(figure, png)
 
 

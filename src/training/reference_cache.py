@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from keju.training.answer_scores import answer_logprobs
+from keju.training.answer_scores import answer_logprobs, answer_token_logprobs
 from keju.trees.segment import Segment
 
 
@@ -36,12 +36,13 @@ def model_key(model: nn.Module) -> str:
 def tree_key(tree: Segment) -> str:
     """Hash of the prompt's and the answers' tokens and of which of them count, hex. Scores take no part."""
 
-    def flags(segment: Segment) -> list[int]:
-        trained = segment.trained
-        return [int(trained)] * len(segment.tokens) if isinstance(trained, bool) else [int(flag) for flag in trained]
-
-    content = [[list(segment.tokens), flags(segment)] for segment in tree.preorder()]
+    content = [[list(segment.tokens), list(map(int, trained_flags(segment)))] for segment in tree.preorder()]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def trained_flags(segment: Segment) -> list[bool]:
+    trained = segment.trained
+    return [trained] * len(segment.tokens) if isinstance(trained, bool) else [bool(flag) for flag in trained]
 
 
 def add_reference_logprobs(
@@ -50,20 +51,24 @@ def add_reference_logprobs(
     *,
     token_budget: int,
     cache_dir: Path,
+    by_token: bool = False,
     write: bool = True,
     on_tree: Callable[[int], None] = lambda count: None,
 ) -> int:
     """Sets `values["ref_logprob"]` of every branch from the cache, computing what is not there -> trees computed.
 
+    by_token: sets `token_values["ref_logprob"]` instead, of every trained token (0 where one is not trained).
+
     `model` must be the reference as it stands (the policy before its first step). `write=False`: another process of
     this run writes the file. A damaged line, as a killed run may leave behind, counts as not there.
     """
-    path = Path(cache_dir).expanduser() / f"{model_key(model)}.jsonl"
-    known = _read(path)
+    path = Path(cache_dir).expanduser() / f"{model_key(model)}{'_tokens' if by_token else ''}.jsonl"
+    known = _read(path, by_token)
     keys = [tree_key(tree) for tree in trees]
     missing = [index for index, key in enumerate(keys) if len(known.get(key, ())) != len(trees[index].branches)]
     on_tree(len(trees) - len(missing))
-    computed = answer_logprobs(model, [trees[index] for index in missing], token_budget=token_budget, on_tree=on_tree)
+    compute = answer_token_logprobs if by_token else answer_logprobs
+    computed = compute(model, [trees[index] for index in missing], token_budget=token_budget, on_tree=on_tree)
     lines = []
     for index, numbers in zip(missing, computed, strict=True):
         known[keys[index]] = numbers
@@ -73,16 +78,23 @@ def add_reference_logprobs(
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
     for tree, key in zip(trees, keys, strict=True):
-        for branch, number in zip(tree.branches, known[key], strict=True):
-            branch.values["ref_logprob"] = number
+        for branch, found in zip(tree.branches, known[key], strict=True):
+            if by_token:
+                numbers = iter(found)
+                flags = trained_flags(branch)
+                branch.token_values["ref_logprob"] = [next(numbers) if flag else 0.0 for flag in flags]
+            else:
+                branch.values["ref_logprob"] = found
     return len(missing)
 
 
-def _read(path: Path) -> dict[str, list[float]]:
+def _read(path: Path, by_token: bool) -> dict[str, list]:
     known = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
-                known[row["tree"]] = [float(number) for number in row["logprobs"]]
+                known[row["tree"]] = [
+                    [float(number) for number in found] if by_token else float(found) for found in row["logprobs"]
+                ]
     return known

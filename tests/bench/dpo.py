@@ -13,6 +13,7 @@ from side_by_side import arguments, common_settings, compare, ours, tiny_llama, 
 from transformers import TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
+from keju.losses.preference_pairs import LossSettings
 from keju.training.objectives.preference import PreferenceObjective
 from keju.training.reference_cache import add_reference_logprobs
 from keju.training.tree_trainer import TreeTrainer
@@ -31,7 +32,9 @@ def main() -> None:
 
     def build_ours(folder, steps):
         settings = TrainingArguments(per_device_train_batch_size=len(trees), **common_settings(folder, steps))
-        return TreeTrainer(ours(tiny_llama(args)), PreferenceObjective(beta), settings, trees, token_budget=budget)
+        return TreeTrainer(
+            ours(tiny_llama(args)), PreferenceObjective(LossSettings(beta)), settings, trees, token_budget=budget
+        )
 
     def build_peer(folder, steps):
         settings = DPOConfig(

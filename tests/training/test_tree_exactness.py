@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from tiny_models import build_scalar_model, opening, row_inputs
 
+from keju.losses.preference_pairs import LossSettings
 from keju.models.backbone import backbone_of, tree_logprobs, tree_token_scores, unwrapped
 from keju.training.objectives.language_model import LanguageModelObjective
-from keju.training.objectives.preference import PreferenceObjective, segment_logprobs
+from keju.training.objectives.preference import PreferenceObjective, segment_sums
 from keju.training.objectives.reward import RewardObjective
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
@@ -128,12 +129,12 @@ CASES = {
     "sft": (LanguageModelObjective(), sft_reference, False),
     "reward last": (RewardObjective("last"), reward_reference("last"), True),
     "reward span": (RewardObjective("span"), reward_reference("span"), True),
-    "dpo sigmoid": (PreferenceObjective(0.3), dpo_reference("sigmoid"), False),
-    "dpo smoothed": (PreferenceObjective(0.3, label_smoothing=0.1), dpo_reference("sigmoid", smoothing=0.1), False),
-    "dpo ipo": (PreferenceObjective(0.3, "ipo"), dpo_reference("ipo"), False),
-    "dpo hinge": (PreferenceObjective(0.3, "hinge"), dpo_reference("hinge"), False),
+    "dpo sigmoid": (PreferenceObjective(LossSettings(0.3)), dpo_reference("sigmoid"), False),
+    "dpo smoothed": (PreferenceObjective(LossSettings(0.3, 0.1)), dpo_reference("sigmoid", smoothing=0.1), False),
+    "dpo ipo": (PreferenceObjective(LossSettings(0.3), ["ipo"]), dpo_reference("ipo"), False),
+    "dpo hinge": (PreferenceObjective(LossSettings(0.3), ["hinge"]), dpo_reference("hinge"), False),
     "dpo reference-free": (
-        PreferenceObjective(0.3, reference_free=True),
+        PreferenceObjective(LossSettings(0.3), reference_free=True),
         dpo_reference("sigmoid", reference_free=True),
         False,
     ),
@@ -189,16 +190,20 @@ def test_ppo_scoring_equals_rows(causal_lm):
             torch.testing.assert_close(values, torch.cat(expected_values), rtol=1e-5, atol=2e-5)
 
 
+def summed(model, batch):
+    return segment_sums(tree_logprobs(model, batch).logprobs, batch)
+
+
 def test_nothing_of_one_tree_or_branch_reaches_another(causal_lm):
     trees = ranked_trees(causal_lm)
     with torch.no_grad():
-        before = segment_logprobs(causal_lm, PackedBatch.from_trees(trees))
+        before = summed(causal_lm, PackedBatch.from_trees(trees))
         # other tokens in the second tree, in one branch of the last tree, and another order of trees
         trees[1].tokens = [1, *opening(causal_lm)]
         trees[1].branches[0].tokens = [50, 51, 52, 53, 54, 2]
         trees[3].branches[0].tokens = [60, 2]
-        after = segment_logprobs(causal_lm, PackedBatch.from_trees(trees))
-        moved = segment_logprobs(causal_lm, PackedBatch.from_trees([trees[2], trees[0]]))
+        after = summed(causal_lm, PackedBatch.from_trees(trees))
+        moved = summed(causal_lm, PackedBatch.from_trees([trees[2], trees[0]]))
     changed = (before - after).abs() > 1e-5
     batch = PackedBatch.from_trees(trees)
     touched = [6, int((batch.segment_tree == 3).nonzero()[1])]

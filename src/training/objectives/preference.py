@@ -2,67 +2,111 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from keju.losses.pairs import ordered_pairs
-from keju.losses.preference import LOSS_TYPES, preference_loss, uses_average
+from keju.losses.pairs import Pairs, ordered_pairs
+from keju.losses.preference_mix import PreferenceMix
+from keju.losses.preference_pairs import LossSettings, PreferencePairs, Side
 from keju.models.backbone import tree_logprobs
 from keju.training.objectives.objective import ObjectiveOutput
 from keju.trees.packed_batch import PackedBatch
 
 
 class PreferenceObjective:
-    """Expects each answer's `score` and, unless `reference_free`, its summed `ref_logprob` in the trees."""
+    """Expects each answer's `score` and, where the loss has a reference, its summed `ref_logprob` in the trees.
+
+    loss_types, weights: see PreferenceMix. reference_free: log pi_ref is taken as 0. ld_alpha: LD-DPO (Liu et al. 2024,
+    arXiv 2409.06411, eq. 9): the tokens by which an answer is longer than the other of its pair count so much; the
+    reference must then be known token by token (token_values["ref_logprob"]).
+    """
 
     item_name = "pair"
 
     def __init__(
         self,
-        beta: float = 0.1,
-        loss_type: str = "sigmoid",
-        label_smoothing: float = 0.0,
+        settings: LossSettings | None = None,
+        loss_types: Sequence[str] = ("sigmoid",),
+        weights: Sequence[float] | None = None,
+        *,
         reference_free: bool = False,
+        ld_alpha: float | None = None,
     ) -> None:
-        if loss_type not in LOSS_TYPES:
-            raise ValueError(f"--loss_type {loss_type}: choose from {', '.join(LOSS_TYPES)}")
-        if label_smoothing and loss_type != "sigmoid":
-            raise ValueError(f"--label_smoothing has no effect with --loss_type {loss_type}")
-        self.beta, self.loss_type, self.label_smoothing = beta, loss_type, label_smoothing
-        self.reference_free = reference_free
+        self.mix = PreferenceMix(loss_types, weights, settings or LossSettings())
+        self.needs_reference = self.mix.needs_reference and not reference_free
+        self.ld_alpha = ld_alpha
+        if ld_alpha is not None and not 0 <= ld_alpha <= 1:
+            raise ValueError(f"--ld_alpha {ld_alpha}: must be between 0 and 1")
 
     def num_items(self, batch: PackedBatch) -> int:
         return len(ordered_pairs(batch.values["score"], batch.segment_tree).winner)
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> ObjectiveOutput:
-        logprobs = segment_logprobs(model, batch)
-        winner, loser = ordered_pairs(batch.values["score"], batch.segment_tree)
-        ratios = logprobs if self.reference_free else logprobs - batch.values["ref_logprob"]
-        compared = ratios
-        if uses_average(self.loss_type):
-            compared = ratios / batch.target_segment.bincount(minlength=batch.num_segments).clamp(min=1)
-        losses = preference_loss(
-            compared[winner],
-            compared[loser],
-            beta=self.beta,
-            loss_type=self.loss_type,
-            label_smoothing=self.label_smoothing,
-        )
+        pairs = self._pairs(model, batch)
+        losses = self.mix(pairs)
         with torch.no_grad():
-            rewards = self.beta * ratios
-            margin = rewards[winner] - rewards[loser]
-            metrics = {
-                "accuracy": ((margin > 0).float().sum(), len(margin)),
-                "margin": (margin.sum(), len(margin)),
-                "reward_chosen": (rewards[winner].sum(), len(margin)),
-                "reward_rejected": (rewards[loser].sum(), len(margin)),
-                "logprob_chosen": (logprobs[winner].sum(), len(margin)),
-                "logprob_rejected": (logprobs[loser].sum(), len(margin)),
-            }
+            rewards = (self.mix.reward(side) for side in pairs)
+            metrics = preference_metrics(*rewards, *(side.logprob for side in pairs))
         return ObjectiveOutput(losses.sum(), metrics)
 
+    def margins(self, model: nn.Module, batch: PackedBatch) -> torch.Tensor:
+        """[P]: the implicit reward of the better answer minus that of the worse."""
+        pairs = self._pairs(model, batch)
+        return self.mix.reward(pairs.winner) - self.mix.reward(pairs.loser)
 
-def segment_logprobs(model: nn.Module, batch: PackedBatch) -> torch.Tensor:
-    """float32 [S]: the log-probability of each segment's predicted tokens, summed."""
-    logprobs = tree_logprobs(model, batch).logprobs
-    return logprobs.new_zeros(batch.num_segments).index_add(0, batch.target_segment, logprobs)
+    def _pairs(self, model: nn.Module, batch: PackedBatch) -> PreferencePairs:
+        logprobs = tree_logprobs(model, batch).logprobs
+        pairs = ordered_pairs(batch.values["score"], batch.segment_tree)
+        length = batch.target_segment.bincount(minlength=batch.num_segments)
+        if self.ld_alpha is None:
+            policy = segment_sums(logprobs, batch)
+            reference = batch.values["ref_logprob"] if self.needs_reference else torch.zeros_like(policy)
+            policy, reference = ([sums[side] for side in pairs] for sums in (policy, reference))
+        else:
+            ref_tokens = batch.token_values["ref_logprob"] if self.needs_reference else torch.zeros_like(logprobs)
+            policy, reference = (
+                tail_weighted_sums(tokens, length, pairs, self.ld_alpha) for tokens in (logprobs, ref_tokens)
+            )
+        lengths = (length[side].to(logprobs.dtype) for side in pairs)
+        return PreferencePairs(*map(Side, policy, reference, lengths))
+
+
+def preference_metrics(
+    chosen: torch.Tensor, rejected: torch.Tensor, logprob_chosen: torch.Tensor, logprob_rejected: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, int]]:
+    """Of the implicit rewards and log-probabilities of P pairs."""
+    margin = chosen - rejected
+    return {
+        "accuracy": ((margin > 0).float().sum(), len(margin)),
+        "margin": (margin.sum(), len(margin)),
+        "reward_chosen": (chosen.sum(), len(margin)),
+        "reward_rejected": (rejected.sum(), len(margin)),
+        "logprob_chosen": (logprob_chosen.sum(), len(margin)),
+        "logprob_rejected": (logprob_rejected.sum(), len(margin)),
+    }
+
+
+def segment_sums(tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """[S]: numbers of predicted tokens, [N], summed over each segment."""
+    return tokens.new_zeros(batch.num_segments).index_add(0, batch.target_segment, tokens)
+
+
+def tail_weighted_sums(
+    tokens: torch.Tensor, length: torch.Tensor, pairs: Pairs, alpha: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums over the tokens of winners and losers, [P] each; those past the length of the shorter one times `alpha`.
+
+    tokens [N] in the order of segments, of which segment s has length[s]; length int64 [S].
+    """
+    running = torch.cat([tokens.new_zeros(1, dtype=torch.float64), tokens.double().cumsum(0)])
+    start = length.cumsum(0) - length
+    shared = torch.minimum(length[pairs.winner], length[pairs.loser])
+
+    def weighted(side: torch.Tensor) -> torch.Tensor:
+        first, last = start[side], start[side] + length[side]
+        common = running[first + shared] - running[first]
+        return (common + alpha * (running[last] - running[first + shared])).to(tokens.dtype)
+
+    return weighted(pairs.winner), weighted(pairs.loser)

@@ -6,34 +6,61 @@ import torch
 from torch import nn
 
 from keju.losses.pairs import ordered_pairs
-from keju.losses.reward import LOSS_TYPES, last_token_loss, span_loss
+from keju.losses.reward import LOSS_TYPES, centering_loss, last_token_loss, plackett_luce_losses, span_loss
 from keju.models.backbone import tree_token_scores
 from keju.training.objectives.objective import ObjectiveOutput
 from keju.trees.packed_batch import PackedBatch
 
 
 class RewardObjective:
-    """loss_type: "last" (scores at the answers' last tokens) or "span" (DeepSpeed-Chat: from the divergence on)."""
+    """loss_type: "last" (scores at the answers' last tokens), "span" (DeepSpeed-Chat: from the divergence on) or
+    "plackett_luce" (the ranking of a prompt's answers as a whole).
 
-    item_name = "pair"
+    margin_coef: pairs must differ by so much times the difference of their scores; label_smoothing: chance that a pair
+    is the wrong way round (both: "last" alone). center_coef: weight of (s_w + s_l)^2.
+    """
 
-    def __init__(self, loss_type: str = "last") -> None:
+    def __init__(
+        self,
+        loss_type: str = "last",
+        *,
+        margin_coef: float = 0.0,
+        label_smoothing: float = 0.0,
+        center_coef: float = 0.0,
+    ) -> None:
         if loss_type not in LOSS_TYPES:
             raise ValueError(f"--loss_type {loss_type}: choose from {', '.join(LOSS_TYPES)}")
+        for flag, value in (("--margin_coef", margin_coef), ("--label_smoothing", label_smoothing)):
+            if value and loss_type != "last":
+                raise ValueError(f"{flag} has no effect with --loss_type {loss_type}")
+        if not 0 <= label_smoothing < 0.5:
+            raise ValueError(f"--label_smoothing {label_smoothing}: must be at least 0 and below 0.5")
+        if center_coef and loss_type == "plackett_luce":
+            raise ValueError("--center_rewards_coefficient is for pairs, not for --loss_type plackett_luce")
         self.loss_type = loss_type
+        self.margin_coef, self.label_smoothing, self.center_coef = margin_coef, label_smoothing, center_coef
+        self.item_name = "ranking" if loss_type == "plackett_luce" else "pair"
 
     def num_items(self, batch: PackedBatch) -> int:
-        return len(ordered_pairs(batch.values["score"], batch.segment_tree).winner)
+        winner = ordered_pairs(batch.values["score"], batch.segment_tree).winner
+        return len(batch.segment_tree[winner].unique() if self.loss_type == "plackett_luce" else winner)
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> ObjectiveOutput:
         token_scores = tree_token_scores(model, batch)[:, 0]
         winner, loser = ordered_pairs(batch.values["score"], batch.segment_tree)
         scores = token_scores[batch.segment_end - 1]  # an answer's score: at its last token
         if self.loss_type == "last":
-            losses = last_token_loss(scores[winner], scores[loser])
-        else:
+            ranks = batch.values["score"]
+            margin = self.margin_coef * (ranks[winner] - ranks[loser])
+            losses = last_token_loss(scores[winner], scores[loser], margin, self.label_smoothing)
+        elif self.loss_type == "span":
             values, ids = _rows(token_scores, batch)
             losses = span_loss(values[winner], values[loser], ids[winner], ids[loser])
+        else:
+            losses = plackett_luce_losses(scores, batch.values["score"], batch.segment_tree)
+        loss = losses.sum()
+        if self.center_coef:
+            loss = loss + self.center_coef * centering_loss(scores[winner], scores[loser]).sum()
         with torch.no_grad():
             margin = scores[winner] - scores[loser]
             metrics = {
@@ -42,7 +69,7 @@ class RewardObjective:
                 "reward_chosen": (scores[winner].sum(), len(margin)),
                 "reward_rejected": (scores[loser].sum(), len(margin)),
             }
-        return ObjectiveOutput(losses.sum(), metrics)
+        return ObjectiveOutput(loss, metrics)
 
 
 def _rows(token_scores: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:

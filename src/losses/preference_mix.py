@@ -1,0 +1,66 @@
+"""One or several preference losses by name, weighted: the file `losses/preference/<name>.py` is the loss."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch import Tensor
+
+from keju.losses import preference
+from keju.losses.preference_pairs import LossSettings, PreferencePairs, Side
+
+
+def loss_names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(preference.__path__))
+
+
+class PreferenceMix:
+    """names: of files in `losses/preference/`; weights: one each, 1 by default.
+
+    Such a file has `loss(pairs, settings) -> [P]` and may say: NEEDS_REFERENCE = False; SMOOTHED = True where
+    settings.label_smoothing matters; NEEDS_SMOOTHING where it must be above 0; `reward(side, settings) -> [P]`, the
+    implicit reward, where it is not beta times the log-ratio. Raises ValueError naming the flag.
+    """
+
+    def __init__(self, names: Sequence[str], weights: Sequence[float] | None, settings: LossSettings) -> None:
+        for name in names:
+            if name not in loss_names():
+                raise ValueError(f"--loss_type {name}: choose from {', '.join(loss_names())}")
+        if not names:
+            raise ValueError("--loss_type: at least one")
+        self.weights = [1.0] * len(names) if weights is None else list(weights)
+        if len(self.weights) != len(names):
+            raise ValueError(f"--loss_weights: {len(self.weights)} for {len(names)} values of --loss_type")
+        self.settings = settings
+        self.losses = [importlib.import_module(f"{preference.__name__}.{name}") for name in names]
+        shown, smoothing = " ".join(names), settings.label_smoothing
+        if smoothing and not any(_says(loss, "SMOOTHED") for loss in self.losses):
+            raise ValueError(f"--label_smoothing has no effect with --loss_type {shown}")
+        if not 0 <= smoothing < 0.5:
+            raise ValueError(f"--label_smoothing {smoothing}: must be at least 0 and below 0.5")
+        if not smoothing and any(_says(loss, "NEEDS_SMOOTHING") for loss in self.losses):
+            raise ValueError(f"--loss_type {shown} needs --label_smoothing above 0 (1e-3, for sure labels)")
+        if settings.beta <= 0:
+            raise ValueError(f"--beta {settings.beta}: must be above 0")
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(getattr(loss, "NEEDS_REFERENCE", True) for loss in self.losses)
+
+    def __call__(self, pairs: PreferencePairs) -> Tensor:
+        """[P]."""
+        return sum(
+            weight * loss.loss(pairs, self.settings) for weight, loss in zip(self.weights, self.losses, strict=True)
+        )
+
+    def reward(self, side: Side) -> Tensor:
+        """The implicit reward of answers, [P], by the first loss."""
+        own = getattr(self.losses[0], "reward", None)
+        return own(side, self.settings) if own else self.settings.beta * side.log_ratio
+
+
+def _says(loss: ModuleType, name: str) -> bool:
+    return getattr(loss, name, False)

@@ -1,0 +1,78 @@
+"""KTO on ranked answers: those above the mean score of their prompt are desirable, those below are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from keju.losses.kto import desirable_answers, kto_loss, reference_point
+from keju.losses.pairs import ordered_pairs
+from keju.models.backbone import tree_logprobs
+from keju.training.objectives.objective import ObjectiveOutput
+from keju.training.objectives.preference import preference_metrics, segment_sums
+from keju.trees.packed_batch import PackedBatch
+from keju.trees.segment import Segment
+
+
+class KTOObjective:
+    """Expects `ref_logprob` of every branch, `score` of the ranked ones, and branches of `with_mismatched_answers`.
+
+    The reference point (the KL of the policy to the reference) is estimated on the mismatched answers of a packed row.
+    """
+
+    item_name = "answer"
+    needs_reference = True
+
+    def __init__(self, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> None:
+        self.settings = {
+            "beta": beta,
+            "desirable_weight": desirable_weight,
+            "undesirable_weight": undesirable_weight,
+        }
+        self.beta = beta
+
+    def num_items(self, batch: PackedBatch) -> int:
+        good, bad = desirable_answers(batch.values["score"], batch.segment_tree)
+        return int((good | bad).sum())
+
+    def margins(self, model: nn.Module, batch: PackedBatch) -> torch.Tensor:
+        """[P]: the implicit reward of the better answer of each pair minus that of the worse."""
+        rewards = self.beta * self._log_ratio(segment_sums(tree_logprobs(model, batch).logprobs, batch), batch)
+        winner, loser = ordered_pairs(batch.values["score"], batch.segment_tree)
+        return rewards[winner] - rewards[loser]
+
+    @staticmethod
+    def _log_ratio(logprobs: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        return logprobs - batch.values["ref_logprob"]
+
+    def __call__(self, model: nn.Module, batch: PackedBatch) -> ObjectiveOutput:
+        logprobs = segment_sums(tree_logprobs(model, batch).logprobs, batch)
+        log_ratio = self._log_ratio(logprobs, batch)
+        scores = batch.values["score"]
+        good, bad = desirable_answers(scores, batch.segment_tree)
+        point = reference_point(log_ratio[scores.isnan() & (batch.segment_parent >= 0)])
+        labelled = good | bad
+        losses = kto_loss(log_ratio[labelled], good[labelled], point, **self.settings)
+        with torch.no_grad():
+            winner, loser = ordered_pairs(scores, batch.segment_tree)
+            rewards = self.beta * log_ratio
+            metrics = preference_metrics(rewards[winner], rewards[loser], logprobs[winner], logprobs[loser])
+            metrics["kl"] = (point, 1)
+        return ObjectiveOutput(losses.sum(), metrics)
+
+
+def with_mismatched_answers(trees: Sequence[Segment], token_budget: int) -> list[Segment]:
+    """Each tree with one more branch, an answer to the next prompt, without a score: what KTO's KL is estimated on.
+
+    It is computed in the same pass as the tree's own answers. Trees that would outgrow the budget stay as they are.
+    """
+    widened = []
+    for index, tree in enumerate(trees):
+        others = trees[(index + 1) % len(trees)].branches
+        other = others[index % len(others)]
+        if len(trees) > 1 and tree.num_tokens + len(other.tokens) <= token_budget:
+            tree = Segment(tree.tokens, tree.trained, [*tree.branches, Segment(other.tokens, other.trained)])
+        widened.append(tree)
+    return widened
