@@ -10,14 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from keju.models.decoding import decode
+from keju.models.sampling import Sampling, choose, uniforms_of
 from keju.tokenizers.family import answer_end_id
 
 
@@ -48,9 +44,9 @@ def generate_responses(
     """`num_responses` responses to each prompt (its token ids), in the order of `prompts`.
 
     do_sample: by default whenever temperature > 0; otherwise the likeliest token each time. top_p 1 and top_k 0 cut
-    nothing off. batch_size: rows (prompts x responses) computed at once. Equal seeds give equal samples (for the same
-    batch_size), and the global random state is left as it was. is_complete: of the ids of a response so far, whether it
-    may end there without an end token; padding may follow in it. `on_batch` is told the prompts and generated tokens of
+    nothing off. batch_size: rows (prompts x responses) computed at once. A sample depends on the seed, the number of its
+    prompt and its own number alone; the global random state is left as it was. is_complete: of the ids of a response so
+    far, whether it may end there without an end token. `on_batch` is told the prompts and generated tokens of
     each batch. Only the arguments shape the distribution: a repetition penalty or a top_k of 50 that the checkpoint's
     generation_config.json brings along does not. Raises ValueError naming the flag.
     """
@@ -58,26 +54,27 @@ def generate_responses(
     _check(model, prompts, max_new_tokens, num_responses, temperature, top_p, do_sample, batch_size)
     stop_ids = stop_token_ids(model, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
-    config = GenerationConfig(
-        do_sample=do_sample,
-        **({"temperature": temperature, "top_p": top_p, "top_k": top_k} if do_sample else {}),
-        max_new_tokens=max_new_tokens,
-        num_return_sequences=num_responses,
-        eos_token_id=list(stop_ids),
-        pad_token_id=pad_id,
-        use_cache=True,
-    )
+    sampling = Sampling(temperature if do_sample else 0.0, top_p, top_k)
     responses: list[list[Response]] = [[] for _ in prompts]
     # Longest first: what does not fit into memory shows at once, and the estimate of the time left errs upwards.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     step = max(1, batch_size // num_responses)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _generating(model, config):
-        torch.manual_seed(seed)
+    with _evaluating(model):
         for start in range(0, len(order), step):
             chosen = order[start : start + step]
-            rows = _generate_rows(model, [list(prompts[index]) for index in chosen], pad_id, is_complete)
-            made = [trim(row, stop_ids) for row in rows]
+            uniforms = torch.cat([uniforms_of(seed, index, num_responses, max_new_tokens) for index in chosen])
+            uniforms = uniforms.to(model.device)
+            rows = decode(
+                model,
+                [prompts[index] for index in chosen],
+                num_responses=num_responses,
+                max_new_tokens=max_new_tokens,
+                stop_ids=stop_ids,
+                pad_id=pad_id,
+                choose=lambda logits, rows, place, drawn=uniforms: choose(logits, drawn[rows, place], sampling),
+                is_complete=is_complete,
+            )
+            made = [Response(tuple(row), finished=row[-1] in stop_ids) for row in rows]
             for number, index in enumerate(chosen):
                 responses[index] = made[number * num_responses : (number + 1) * num_responses]
             on_batch(len(chosen), sum(len(response.ids) for response in made))
@@ -112,53 +109,13 @@ def name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
                 setattr(config, name, index)
 
 
-def trim(generated: Sequence[int], stop_ids: Sequence[int]) -> Response:
-    """Cuts after the first end token, which stays: it was generated. What follows it in a batch is padding."""
-    for index, token in enumerate(generated):
-        if token in stop_ids:
-            return Response(tuple(generated[: index + 1]), finished=True)
-    return Response(tuple(generated), finished=False)
-
-
-class _Complete(StoppingCriteria):
-    """Ends each row as soon as `is_complete` says so of what was generated after `width` tokens."""
-
-    def __init__(self, is_complete: Callable[[list[int]], bool], width: int) -> None:
-        self.is_complete, self.width = is_complete, width
-
-    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
-        done = [self.is_complete(row) for row in input_ids[:, self.width :].tolist()]
-        return torch.tensor(done, device=input_ids.device)
-
-
-def _generate_rows(
-    model: PreTrainedModel,
-    prompts: list[list[int]],
-    pad_id: int,
-    is_complete: Callable[[list[int]], bool] | None,
-) -> list[list[int]]:
-    width = max(map(len, prompts))
-    # Pads stand on the left, so that every row goes on from its last prompt token. The mask comes from lengths and not
-    # from ids: a prompt may hold the pad's id (where pad = eos).
-    input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in prompts], device=model.device)
-    lengths = torch.tensor([len(ids) for ids in prompts], device=model.device)
-    attention_mask = (torch.arange(width, device=model.device) >= width - lengths[:, None]).long()
-    criteria = StoppingCriteriaList([_Complete(is_complete, width)] if is_complete is not None else [])
-    rows = model.generate(input_ids=input_ids, attention_mask=attention_mask, stopping_criteria=criteria)
-    return rows[:, width:].tolist()
-
-
 @contextmanager
-def _generating(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Eval mode, no gradients, and `config` in place of the model's own, which transformers would mix into ours."""
-    was_training, own = model.training, model.generation_config
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
     model.eval()
-    model.generation_config = config
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
-        model.generation_config = own
         model.train(was_training)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from keju.models.generation import generate_responses, trim
+from keju.models.generation import generate_responses
 
 EOS, PAD = 2, 0
 TOKENIZER = SimpleNamespace(eos_token_id=EOS, pad_token_id=PAD)
@@ -78,6 +78,18 @@ def test_samples_repeat_with_the_seed_and_leave_the_random_state_alone(model):
     assert len({response.ids for group in first for response in group}) > 3
 
 
+def test_a_sample_does_not_depend_on_its_company(model):
+    """Neither on the size of the batch, nor on who else is in it, nor on when others end."""
+    prompts = prompts_of(4, 6, 5, 1, 9)
+    settings = dict(max_new_tokens=12, num_responses=3, seed=7, temperature=0.9)
+    expected = generate_responses(model, TOKENIZER, prompts, batch_size=64, **settings)
+    assert {response.finished for group in expected for response in group} == {True, False}
+    for batch_size in (1, 6, 9):
+        assert generate_responses(model, TOKENIZER, prompts, batch_size=batch_size, **settings) == expected
+    # the number of a prompt is part of its seed: the first prompts have the samples that they have in company
+    assert generate_responses(model, TOKENIZER, prompts[:2], **settings) == expected[:2]
+
+
 def test_top_k_one_samples_the_likeliest(model):
     prompts = prompts_of(4, 6)
     sampled = generate_responses(model, TOKENIZER, prompts, max_new_tokens=6, top_k=1)
@@ -94,13 +106,6 @@ def test_the_checkpoints_own_generation_settings_do_not_leak_in(model):
         assert model.generation_config is own
     finally:
         own.repetition_penalty, own.top_k = None, None
-
-
-def test_trim_keeps_the_first_end():
-    assert trim([5, 6, EOS, PAD, EOS], [EOS]) == trim([5, 6, EOS], [EOS])
-    assert trim([5, 6, EOS, PAD], [EOS]).finished
-    assert trim([5, 6, EOS, PAD], [EOS]).ids == (5, 6, EOS)
-    assert not trim([5, 6], [EOS]).finished
 
 
 def test_a_response_ends_at_the_end_token(model):
