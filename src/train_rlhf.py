@@ -29,6 +29,7 @@ from keju.rl.samples import print_samples
 from keju.rl.scoring import Reader
 from keju.rl.training_loop import TrainingLoop
 from keju.rl.translation import Translation, same_vocabulary
+from keju.rl.vllm_rollout import VllmSampler
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_loss
@@ -197,7 +198,7 @@ def build_trainer(
         ranked_trees=ranked_trees,
         prompts=prompts,
         ptx_trees=ptx_trees,
-        sampler=Sampler(tokenizer, batch_size=ppo.generation_batch_size, **same_names(ppo, Sampler)),
+        sampler=make_sampler(models, ppo, tokenizer),
         shaping=RewardShaping(
             kl_controller=kl_controller,
             moments=RunningMoments() if ppo.normalize_reward else None,
@@ -207,6 +208,13 @@ def build_trainer(
         bf16=models.bf16,
         **same_names(ppo, PPOTrainer) | {"max_steps": max_steps, "warmup_steps": int(warmup_steps)},
     )
+
+
+def make_sampler(models: PPOModelArguments, ppo: PPOArguments, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    settings = same_names(ppo, Sampler) | {"batch_size": ppo.generation_batch_size}
+    if ppo.rollout == "keju":
+        return Sampler(tokenizer, **settings)
+    return VllmSampler(tokenizer, folder=models.model_name_or_path, gpu_memory=ppo.vllm_gpu_memory, **settings)
 
 
 def evaluate(

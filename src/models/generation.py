@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,10 +19,14 @@ from keju.tokenizers.family import answer_end_id
 
 @dataclass(frozen=True)
 class Response:
-    """Generated ids, at least one. `finished`: the last of them ends the response; otherwise it was cut off."""
+    """Generated ids, at least one. `finished`: the last of them ends the response; otherwise it was cut off.
+
+    logprobs: of each id, by an engine that samples instead of the trainer.
+    """
 
     ids: tuple[int, ...]
     finished: bool
+    logprobs: tuple[float, ...] | None = field(default=None, compare=False)
 
 
 def generate_responses(

@@ -90,6 +90,8 @@ class PPOArguments:
     temperature: float = setting(1.0, "Of sampling, and on both sides of the ratio.")
     top_p: float = setting(1.0, "Below 1: sample only from the likeliest tokens of so much mass (the KL gets biased).")
     top_k: int = setting(0, "Above 0: sample only from so many tokens (the KL gets biased).")
+    rollout: Literal["keju", "vllm"] = setting("keju", "Who samples: our own loop, or vLLM where it is installed.")
+    vllm_gpu_memory: float = setting(0.3, "The share of the GPU's memory that vLLM takes.")
     generation_batch_size: int = setting(64, "Responses generated at once.")
     allow_unfinished: bool = setting(False, "Go on when no response of three steps in a row has ended by itself.")
 

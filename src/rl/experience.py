@@ -6,6 +6,7 @@ from torch import Tensor
 
 from keju.rl.advantages import explained_variance, gae, masked_mean, whiten
 from keju.rl.diversity import distinct, repetition
+from keju.rl.mismatch import rollout_mismatch
 from keju.rl.rewards import FixedKLController, RunningMoments, kl_estimate, shape_scores, token_rewards
 from keju.rl.scoring import Scored
 
@@ -20,24 +21,29 @@ class Experience(Scored):
     def metrics(self) -> dict[str, float]:
         """Means over responses, but for those that say otherwise."""
         kl = self.kl
-        responses = [response.ids for rollout in self.rollouts for response in rollout.responses]
+        sampled = [response for rollout in self.rollouts for response in rollout.responses]
+        responses = [response.ids for response in sampled]
         judged = {} if self.judge_scores is None else {"judge": float(self.judge_scores.mean())}
-        return judged | {
-            "reward": float(self.scores.mean()),
-            "reward_std": float(self.scores.std(unbiased=False)),
-            "terminal_reward": float(self.terminal_rewards.mean()),
-            "kl": float(kl.mean()),
-            "kl_per_token": float(kl.sum() / self.loss_mask.sum()),
-            "ref_logprob": float(masked_mean(self.ref_logprobs, self.loss_mask)),
-            "distinct_1": distinct(responses, 1),
-            "distinct_2": distinct(responses, 2),
-            "repetition": repetition(responses),
-            "response_length": float(self.lengths.float().mean()),
-            "fraction_finished": float(self.finished.float().mean()),
-            "value": float(masked_mean(self.values, self.loss_mask)),
-            "return": float(masked_mean(self.returns, self.loss_mask)),
-            "explained_variance": explained_variance(self.values, self.returns, self.loss_mask),
-        }
+        return (
+            judged
+            | rollout_mismatch(sampled, self.logprobs)
+            | {
+                "reward": float(self.scores.mean()),
+                "reward_std": float(self.scores.std(unbiased=False)),
+                "terminal_reward": float(self.terminal_rewards.mean()),
+                "kl": float(kl.mean()),
+                "kl_per_token": float(kl.sum() / self.loss_mask.sum()),
+                "ref_logprob": float(masked_mean(self.ref_logprobs, self.loss_mask)),
+                "distinct_1": distinct(responses, 1),
+                "distinct_2": distinct(responses, 2),
+                "repetition": repetition(responses),
+                "response_length": float(self.lengths.float().mean()),
+                "fraction_finished": float(self.finished.float().mean()),
+                "value": float(masked_mean(self.values, self.loss_mask)),
+                "return": float(masked_mean(self.returns, self.loss_mask)),
+                "explained_variance": explained_variance(self.values, self.returns, self.loss_mask),
+            }
+        )
 
 
 @dataclass

@@ -177,6 +177,7 @@ WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
     "ranked_filename": _JOINT,
     "ptx_coef": _PTX,
     "ptx_batch_size": _PTX,
+    "vllm_gpu_memory": (lambda values: values.rollout == "vllm", "vLLM samples only with --rollout vllm"),
     "kl_horizon": (lambda values: values.kl_target is not None, "--kl_coef adapts only with --kl_target"),
     "num_train_epochs": (lambda values: values.max_steps <= 0, "--max_steps decides how long the run is"),
     "eval_steps": (_unless_no("eval_strategy"), "--eval_strategy is no"),

@@ -54,7 +54,7 @@ def test_temperature_zero_is_the_likeliest():
 def test_uniforms_belong_to_a_prompt_and_touch_no_global_state():
     before = torch.get_rng_state()
     first = uniforms_of(1, 0, 3, 4)
-    assert first.shape == (3, 4) and first.dtype == torch.float64 and (0 <= first).all() and (first < 1).all()
+    assert first.shape == (3, 4) and first.dtype == torch.float64 and (first >= 0).all() and (first < 1).all()
     assert torch.equal(first, uniforms_of(1, 0, 3, 4))
     assert not torch.equal(first, uniforms_of(1, 1, 3, 4)) and not torch.equal(first, uniforms_of(2, 0, 3, 4))
     assert torch.equal(before, torch.get_rng_state())
