@@ -184,7 +184,15 @@ def test_responses_that_never_end_stop_the_run(monkeypatch, data, tmp_path, caps
         ({"rollout": "vllm"}, "--rollout vllm: vLLM is not installed"),
         ({"kl_in_loss": "true"}, "--kl_in_loss"),
         ({"alarm_window": 1}, "--alarm_window 1"),
-        ({"enable_joint_optimization": "true", "critic_model_path": "{data}/reward"}, "--critic_model_path"),
+        ({"enable_joint_optimization": "true"}, "--ranked_filename"),
+        (
+            {
+                "enable_joint_optimization": "true",
+                "ranked_filename": "ranked_dev.jsonl",
+                "critic_model_path": "{data}/reward",
+            },
+            "--critic_model_path",
+        ),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(monkeypatch, data, tmp_path, capsys, flags, said):

@@ -48,9 +48,9 @@ def generate_responses(
     """`num_responses` responses to each prompt (its token ids), in the order of `prompts`.
 
     do_sample: by default whenever temperature > 0; otherwise the likeliest token each time. top_p 1 and top_k 0 cut
-    nothing off. batch_size: rows (prompts x responses) computed at once. A sample depends on the seed, the number of its
-    prompt and its own number alone; the global random state is left as it was. is_complete: of the ids of a response so
-    far, whether it may end there without an end token. `on_batch` is told the prompts and generated tokens of
+    nothing off. batch_size: rows (prompts x responses) computed at once. A sample depends on the seed, the number of
+    its prompt and its own number alone; the global random state is left as it was. is_complete: of the ids of a
+    response so far, whether it may end there without an end token. `on_batch` is told the prompts and generated tokens of
     each batch. Only the arguments shape the distribution: a repetition penalty or a top_k of 50 that the checkpoint's
     generation_config.json brings along does not. Raises ValueError naming the flag.
     """

@@ -25,8 +25,8 @@ class Sampling(NamedTuple):
 def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
     """logits [R, vocab], uniforms float64 [R] in [0, 1) -> ids int64 [R].
 
-    The token whose interval of the cumulative distribution holds the uniform, after temperature, top-k and top-p in this
-    order (as transformers applies them). Never a token of probability 0.
+    The token whose interval of the cumulative distribution holds the uniform, after temperature, top-k and top-p in
+    this order (as transformers applies them). Never a token of probability 0.
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
@@ -50,6 +50,9 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def uniforms_of(seed: int, prompt: int, num_responses: int, max_new_tokens: int) -> Tensor:
-    """float64 [num_responses, max_new_tokens] in [0, 1) for the responses to prompt number `prompt`; no global state."""
+    """float64 [num_responses, max_new_tokens] in [0, 1) for the responses to prompt number `prompt`.
+
+    The global random state has no part in it.
+    """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + prompt) % 2**63)
     return torch.rand(num_responses, max_new_tokens, generator=generator, dtype=torch.float64)

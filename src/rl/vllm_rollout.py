@@ -71,7 +71,7 @@ class VllmSampler(Sampler):
         ]
 
     def push(self, model: PreTrainedModel) -> None:
-        """Gives the engine the weights as they are now; what it has cached of prompts is forgotten with the old ones."""
+        """Gives the engine the weights as they are now; what it has cached of prompts goes with the old ones."""
         runner = self.engine.llm_engine.model_executor.driver_worker.model_runner
         runner.model.load_weights(named_weights(model))
         self.engine.reset_prefix_cache()

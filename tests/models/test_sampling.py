@@ -1,4 +1,4 @@
-"""Inverse transform sampling: the right distribution, the filters of transformers, and never a token of no probability."""
+"""Inverse transform sampling: the right distribution, the filters of transformers, no token of probability 0."""
 
 from __future__ import annotations
 
