@@ -37,6 +37,14 @@ def generate(model, rank: int) -> list[list[int]]:
     )
 
 
+def counting(gather, numbers: list[int]):
+    def counted(output, *args, **kwargs):
+        numbers[0] += output.numel()
+        return gather(output, *args, **kwargs)
+
+    return counted
+
+
 def main() -> None:
     rank = int(os.environ["RANK"])
     expected = generate(build_llama(seed=0).eval(), rank)
@@ -46,12 +54,7 @@ def main() -> None:
 
     numbers = [0]
     for name in ("allgather_fn", "all_gather_into_tensor"):  # what ZeRO-3 gathers weights with
-
-        def counted(output, *args, gather=getattr(deepspeed.comm, name), **kwargs):
-            numbers[0] += output.numel()
-            return gather(output, *args, **kwargs)
-
-        setattr(deepspeed.comm, name, counted)
+        setattr(deepspeed.comm, name, counting(getattr(deepspeed.comm, name), numbers))
     engine.eval()
     with gathered(engine):
         found = generate(engine.module, rank)
@@ -64,9 +67,14 @@ def main() -> None:
     engine.step()
     again = engine(input_ids=torch.tensor([[1, 5, 6, 7]]), labels=torch.tensor([[1, 5, 6, 7]])).loss
     result = {
-        "equal": found == expected, "whole": whole, "held_before": held, "held_after": after, "gathered": gathered_numbers,
-        "loss": float(loss), "loss_after": float(again),
-    }  # fmt: skip
+        "equal": found == expected,
+        "whole": whole,
+        "held_before": held,
+        "held_after": after,
+        "gathered": gathered_numbers,
+        "loss": float(loss),
+        "loss_after": float(again),
+    }
     (Path(sys.argv[-1]) / f"{rank}.json").write_text(json.dumps(result))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -138,10 +138,7 @@ def test_overwrite_and_resume_exclude_each_other(capsys):
 def test_a_setting_without_effect_warns(capsys):
     parse(*REQUIRED, "--lora_r", "4", "--max_steps", "3", "--num_train_epochs", "2")
     warnings = capsys.readouterr().err.splitlines()
-    assert (
-        warnings[0]
-        == "warning: --lora_r has no effect: adapters are only trained with --use_peft (in RLHF: --share_base)"
-    )
+    assert warnings[0].startswith("warning: --lora_r has no effect: adapters are only trained with --use_peft")
     assert warnings[1].startswith("warning: --num_train_epochs has no effect")
     parse(*REQUIRED, "--lora_r", "4", "--use_peft", "--num_train_epochs", "2")
     assert capsys.readouterr().err == ""

@@ -1,0 +1,215 @@
+"""Train a policy with GRPO (arXiv 2402.03300), the modern alternative to PPO: TRL's GRPOTrainer with our models.
+
+No critic: an answer's advantage is its reward compared with those of the other answers to its prompt. Prompts are
+rendered, answers sampled and rewards read by our own code; the loss and the loop are TRL's.
+
+python -m keju.train_grpo --model_name_or_path runs/sft --reward_model_path runs/reward --data_dir runs/data/idiom \
+    --output_dir runs/grpo
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from datasets import Dataset
+from transformers import PreTrainedModel, set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from keju.encoding.encoder import Encoder
+from keju.models.generation import Response
+from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
+from keju.rl.arguments import PPODataArguments
+from keju.rl.checkpoint import save_model
+from keju.rl.response_trees import lay_out, packed
+from keju.rl.rollout import Rollout, Sampler
+from keju.rl.scoring import Reader, response_scores
+from keju.rl.translation import same_vocabulary
+from keju.training.arguments import parse_arguments
+from keju.training.launch import run_stage
+from keju.training.plots import plot_loss, plot_panels
+from keju.training.progress import RunCallback
+from keju.training.run_folder import RunFolder
+from keju.training.stage import read_trees
+
+PANELS = {
+    "reward": ("reward",),
+    "deviation of rewards within a prompt": ("reward_std",),
+    "KL to the start (nats a token)": ("kl",),
+    "entropy (nats a token)": ("entropy",),
+    "response length (tokens)": ("completions/mean_length",),
+    "cut off (share)": ("completions/clipped_ratio",),
+}
+
+
+@dataclass
+class GRPOModelArguments:
+    _argument_group_name = "models"
+
+    model_name_or_path: str = field(metadata={"help": "The policy's start: an SFT checkpoint."})
+    reward_model_path: str = field(metadata={"help": "A reward checkpoint with the policy's tokenizer."})
+    chat_template: str | None = field(default=None, metadata={"help": "Chat template by name, or a Jinja file."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
+
+
+@dataclass
+class GRPOArguments:
+    _argument_group_name = "GRPO"
+
+    output_dir: str = field(metadata={"help": "Folder of this run."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds."})
+    seed: int = field(default=42, metadata={"help": "Of prompts and samples."})
+    max_steps: int = field(default=-1, metadata={"help": "Rollouts in all; above 0, it wins over --num_train_epochs."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the prompts."})
+    rollout_batch_size: int = field(default=16, metadata={"help": "Prompts of a rollout."})
+    num_responses: int = field(default=4, metadata={"help": "Answers to each prompt, at least 2: they are compared."})
+    max_new_tokens: int = field(default=256, metadata={"help": "An answer is cut off there."})
+    temperature: float = field(default=1.0, metadata={"help": "Of sampling."})
+    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Course of the learning rate."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps; below 1: share of all steps."})
+    kl_coef: float = field(default=0.04, metadata={"help": "Weight of the KL to the start in the loss (TRL: beta)."})
+    cliprange: float = field(default=0.2, metadata={"help": "Of the policy ratio (TRL: epsilon)."})
+    loss_type: str = field(default="dapo", metadata={"help": "TRL's: grpo, bnpo, dr_grpo, dapo ..."})
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 (autocast) over the weights."})
+    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
+
+    def __post_init__(self):
+        if self.num_responses < 2:
+            raise ValueError(f"--num_responses {self.num_responses}: GRPO compares answers; at least 2")
+
+
+def main() -> None:
+    models, data, grpo = parse_arguments(GRPOModelArguments, PPODataArguments, GRPOArguments, description=__doc__)
+    folder = RunFolder(grpo.output_dir, "grpo", arguments=[models, data, grpo], overwrite=grpo.overwrite_output_dir)
+    set_seed(grpo.seed)
+    tokenizer = load_tokenizer(
+        models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
+    )
+    if not same_vocabulary(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path")):
+        raise ValueError("--reward_model_path: GRPO needs a reward model with the policy's tokenizer; PPO does not")
+    encoder = Encoder(tokenizer, max_length=data.max_prompt_length)
+    prompts, held_out = (
+        [list(tree.tokens) for tree in read_trees(data, name, encoder, "prompt", flag=flag, max_samples=count).trees]
+        for name, flag, count in (
+            (data.train_filename, "--train_filename", data.max_train_samples),
+            (data.eval_filename or data.train_filename, "--eval_filename", data.max_eval_samples),
+        )
+    )
+    policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer)
+    judge = load_scalar_model(
+        models.reward_model_path,
+        dtype=models.dtype,
+        tokenizer=tokenizer,
+        flag="--reward_model_path",
+        require_head=True,
+    )
+    rewards = Rewards(judge.eval(), data.token_budget)
+    sampler = Sampler(tokenizer, grpo.num_responses, grpo.max_new_tokens, temperature=grpo.temperature)
+    before = rewards.of_policy(policy, sampler, held_out, grpo.seed)
+    print(f"held-out prompts, before: reward {before:.3f}")
+
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is new; the pinned version has it
+    trainer = GRPOTrainer(
+        policy,
+        reward_funcs=reward_function(rewards, prompts, sampler),
+        args=trl_settings(grpo),
+        train_dataset=Dataset.from_dict({"prompt": [str(number) for number in range(len(prompts))]}),
+        processing_class=tokenizer,
+        callbacks=[RunCallback(folder)],
+        rollout_func=rollout_function(prompts, sampler),
+    )
+    trainer.train()
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    after = rewards.of_policy(policy, sampler, held_out, grpo.seed)
+    print(f"held-out prompts, after: reward {after:.3f}")
+    save_model(policy, tokenizer, folder.path)
+    plot_loss(folder.metrics_path, folder.path / "loss.png")
+    plot_panels(folder.metrics_path, folder.path / "curves.png", PANELS)
+    folder.finish(num_prompts=len(prompts), reward_before=before, reward_after=after)
+
+
+class Rewards:
+    """The reward model's scores of responses, each prompt with its responses one tree."""
+
+    def __init__(self, model: PreTrainedModel, token_budget: int) -> None:
+        self.reader, self.token_budget = Reader(model), token_budget
+
+    def of_rollouts(self, rollouts: Sequence[Rollout], pad_id: int) -> list[float]:
+        device = self.reader.model.device
+        trees = lay_out(rollouts, mode="keju", pad_id=pad_id, token_budget=self.token_budget, device=device)
+        batches = list(packed(trees.trees, self.token_budget, device))
+        return response_scores(self.reader, trees, batches, self.token_budget).tolist()
+
+    def of_policy(self, policy: PreTrainedModel, sampler: Sampler, prompts, seed: int) -> float:
+        scores = self.of_rollouts(sampler.sample(policy, prompts, seed), sampler.pad_id)
+        return sum(scores) / len(scores)
+
+
+def reward_function(rewards: Rewards, prompts: Sequence[Sequence[int]], sampler: Sampler):
+    """What TRL calls with the numbers of prompts and the ids of their completions."""
+
+    def reward(prompts: list[str], completion_ids: list[list[int]], **_) -> list[float]:
+        pairs = zip(prompts, completion_ids, strict=True)
+        groups = [(number, [ids for _, ids in group]) for number, group in itertools.groupby(pairs, key=lambda p: p[0])]
+        rollouts = [
+            Rollout(tuple(known[int(number)]), tuple(Response(tuple(ids), finished=True) for ids in answers))
+            for number, answers in groups
+        ]
+        return rewards.of_rollouts(rollouts, sampler.pad_id)
+
+    known = prompts
+    return reward
+
+
+def rollout_function(prompts: Sequence[Sequence[int]], sampler: Sampler):
+    """Our sampler in the place of TRL's: prompts are the ids that our encoder made, and stay so."""
+
+    def roll_out(numbers: list[str], trainer: GRPOTrainer) -> dict[str, list | None]:
+        groups = [(int(number), len(list(group))) for number, group in itertools.groupby(numbers)]
+        (count,) = {count for _, count in groups}
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        chosen = [prompts[number] for number, _ in groups]
+        rollouts = replace(sampler, num_responses=count).sample(policy, chosen, seed=trainer.state.global_step)
+        return {
+            "prompt_ids": [list(rollout.prompt) for rollout in rollouts for _ in rollout.responses],
+            "completion_ids": [list(response.ids) for rollout in rollouts for response in rollout.responses],
+            "logprobs": None,
+        }
+
+    return roll_out
+
+
+def trl_settings(grpo: GRPOArguments) -> GRPOConfig:
+    return GRPOConfig(
+        grpo.output_dir,
+        seed=grpo.seed,
+        max_steps=grpo.max_steps,
+        num_train_epochs=grpo.num_train_epochs,
+        per_device_train_batch_size=grpo.rollout_batch_size * grpo.num_responses,
+        num_generations=grpo.num_responses,
+        max_completion_length=grpo.max_new_tokens,
+        temperature=grpo.temperature,
+        learning_rate=grpo.learning_rate,
+        lr_scheduler_type=grpo.lr_scheduler_type,
+        warmup_steps=grpo.warmup_steps,
+        beta=grpo.kl_coef,
+        epsilon=grpo.cliprange,
+        loss_type=grpo.loss_type,
+        bf16=grpo.bf16,
+        use_cpu=grpo.use_cpu,
+        gradient_checkpointing=False,
+        disable_dropout=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

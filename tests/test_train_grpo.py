@@ -1,0 +1,106 @@
+"""The GRPO stage: TRL's trainer with our prompts, samples and reward model."""
+
+import json
+import random
+import sys
+
+import pytest
+import torch
+from char_tokenizer import CHARACTERS, build_char_tokenizer
+from safetensors.torch import load_file
+from tiny_models import build_llama, build_pangu, build_scalar_model
+from transformers import AutoModelForCausalLM
+
+from keju import train_grpo
+from keju.models.loading import load_scalar_model
+from keju.records.writing import write_jsonl
+from keju.training.launch import run_guarded
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grpo")
+    tokenizer = build_char_tokenizer()
+    reward = build_scalar_model(build_llama(len(tokenizer), seed=1), seed=2)
+    for name, model in (
+        ("llama", build_llama(len(tokenizer))),
+        ("pangu", build_pangu(len(tokenizer), bos_token_id=1, eos_token_id=2)),
+        ("reward", reward),
+    ):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    other = build_char_tokenizer("另")
+    build_scalar_model(build_llama(len(other))).save_pretrained(folder / "other")
+    other.save_pretrained(folder / "other")
+    rng = random.Random(0)
+    rows = [
+        {"prompt": "".join(rng.choices(CHARACTERS, k=rng.randint(2, 9))), "answers": [{"answer": "成", "score": 1}]}
+        for _ in range(8)
+    ]
+    write_jsonl(folder / "prompts_train.jsonl", rows)
+    write_jsonl(folder / "ranked_dev.jsonl", rows[:3])
+    return folder
+
+
+def run(monkeypatch, data, output, model="llama", **flags) -> int:
+    flags = {
+        "model_name_or_path": data / model,
+        "reward_model_path": data / "reward",
+        "data_dir": data,
+        "output_dir": output,
+        "max_steps": 3,
+        "rollout_batch_size": 4,
+        "num_responses": 3,
+        "max_new_tokens": 6,
+        "learning_rate": 1e-2,
+        "token_budget": 64,
+        **flags,
+    }
+    argv = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["train_grpo.py", *argv, "--use_cpu"])
+    return run_guarded(train_grpo.main)
+
+
+@pytest.mark.parametrize("model", ["llama", "pangu"])
+def test_what_a_run_leaves_behind(monkeypatch, data, tmp_path, model):
+    seen = []
+    of_rollouts = train_grpo.Rewards.of_rollouts
+
+    def watched(rewards, rollouts, pad_id):
+        scores = of_rollouts(rewards, rollouts, pad_id)
+        seen.append((rollouts, scores))
+        return scores
+
+    monkeypatch.setattr(train_grpo.Rewards, "of_rollouts", watched)
+    assert run(monkeypatch, data, tmp_path / "run", model) == 0
+    start, end = (load_file(folder / "model.safetensors") for folder in (data / model, tmp_path / "run"))
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5)  # the policy still is its own reference
+    for name in ("loss", "curves"):
+        assert (tmp_path / "run" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    # TRL was given the scores of the reward model, of the very ids: four prompts with three responses each
+    judge = load_scalar_model(str(data / "reward"))
+    rollouts, scores = seen[1]
+    assert [len(rollout.responses) for rollout in rollouts] == [3] * 4
+    assert rows[0]["reward"] == pytest.approx(sum(scores) / 12, rel=1e-4)
+    row = torch.tensor([[*rollouts[0].prompt, *rollouts[0].responses[1].ids]])
+    with torch.no_grad():
+        assert scores[1] == pytest.approx(judge(input_ids=row).logits.item(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"num_responses": 1}, "--num_responses 1"),
+        ({"reward_model_path": "{data}/other"}, "--reward_model_path"),
+        ({"train_filename": "none.jsonl"}, "--train_filename"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_code_2(monkeypatch, data, tmp_path, capsys, flags, said):
+    flags = {name: value.format(data=data) if isinstance(value, str) else value for name, value in flags.items()}
+    assert run(monkeypatch, data, tmp_path / "run", **flags) == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
