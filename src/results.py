@@ -9,7 +9,6 @@ model, judge (on prompts that the reward model has not seen), PPO and DPO polici
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,6 @@ class PolicyFigures:
 
 def main() -> None:
     (args,) = parse_arguments(ResultsArguments, description=__doc__.splitlines()[0])
-    start = time.time()
     pipeline = Pipeline(args.output_dir, args.config_dir)
     data = pipeline.run("prepare_data", "data", "--corpus", "idiom")
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -72,7 +70,9 @@ def main() -> None:
             folders[model].append(runs["ppo"])
             for name, figures in measure(pipeline, model, runs, data, seed, args).items():
                 results[model][name].append(asdict(figures))
-    summary = {"seeds": args.seeds, "results": results, "seconds": round(time.time() - start, 1)}
+    stages = [json.loads(path.read_text(encoding="utf-8")) for path in pipeline.root.rglob("summary.json")]
+    seconds = sum(stage["seconds"] for stage in stages)
+    summary = {"seeds": args.seeds, "results": results, "seconds": round(seconds, 1)}
     write_json(pipeline.root / "results.json", summary)
     page = write_results(summary, folders, pipeline.root)
     print(f"\n{page}")
