@@ -76,6 +76,22 @@ def rows_of(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def killed_and_resumed(monkeypatch, data, output, step: int, **flags) -> None:
+    """A run that is interrupted in step `step` + 1, and then resumed to its end."""
+
+    def killed(trainer, train_step=PPOTrainer.train_step):
+        if trainer.step == step:
+            raise KeyboardInterrupt
+        return train_step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOTrainer, "train_step", killed)
+        assert run(monkeypatch, data, output, **flags) == 130
+    rows = rows_of(output / "metrics.jsonl")
+    assert rows[-1]["step"] == step
+    assert run(monkeypatch, data, output, **flags, resume_from_checkpoint="auto") == 0
+
+
 def test_what_a_run_leaves_behind(monkeypatch, data, tmp_path):
     output = tmp_path / "run"
     assert run(monkeypatch, data, output) == 0
@@ -115,18 +131,7 @@ def test_what_a_run_leaves_behind(monkeypatch, data, tmp_path):
 def test_a_killed_run_goes_on_as_if_it_had_not_been(monkeypatch, data, tmp_path):
     flags = {"kl_target": 0.01, "kl_horizon": 100, "ema_decay": 0.9}
     assert run(monkeypatch, data, tmp_path / "straight", **flags) == 0
-    train_step = PPOTrainer.train_step
-
-    def killed_in_step_4(trainer):
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-        return train_step(trainer)
-
-    monkeypatch.setattr(PPOTrainer, "train_step", killed_in_step_4)
-    assert run(monkeypatch, data, tmp_path / "killed", **flags) == 130
-    monkeypatch.setattr(PPOTrainer, "train_step", train_step)
-    assert len(rows_of(tmp_path / "killed" / "metrics.jsonl")) == 3  # one more than the checkpoint
-    assert run(monkeypatch, data, tmp_path / "killed", **flags, resume_from_checkpoint="auto") == 0
+    killed_and_resumed(monkeypatch, data, tmp_path / "killed", 3, **flags)
 
     for name in ("", "critic", "ema"):
         straight, resumed = (load_file(tmp_path / run / name / "model.safetensors") for run in ("straight", "killed"))
@@ -311,17 +316,7 @@ def test_an_alarm_may_take_a_step_back(monkeypatch, data, tmp_path, flawed):
     assert coefficients[back[0] + 1] == 2 * coefficients[back[0]]
     assert abs(next(row["kl"] for row in rows if row["step"] == back[0] + 1)) < 1e-4  # the first checkpoint: the start
 
-    train_step = PPOTrainer.train_step
-
-    def killed(trainer):
-        if trainer.step == back[1] + 1:
-            raise KeyboardInterrupt
-        return train_step(trainer)
-
-    monkeypatch.setattr(PPOTrainer, "train_step", killed)
-    assert run(monkeypatch, data, tmp_path / "killed", **flags) == 130
-    monkeypatch.setattr(PPOTrainer, "train_step", train_step)
-    assert run(monkeypatch, data, tmp_path / "killed", **flags, resume_from_checkpoint="auto") == 0
+    killed_and_resumed(monkeypatch, data, tmp_path / "killed", back[1] + 1, **flags)
     assert rows_of(tmp_path / "killed" / "alarms.jsonl") == alarms
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "killed"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
@@ -361,17 +356,7 @@ def adapters(data):
 def test_adapters_over_one_base_are_trained_saved_and_resumed(monkeypatch, data, tmp_path, adapters):
     flags = {"share_base": "true", "reward_model_path": adapters, "ema_decay": 0.9, "lora_r": 4}
     assert run(monkeypatch, data, tmp_path / "whole", **flags) == 0
-    train_step = PPOTrainer.train_step
-
-    def killed_in_step_4(trainer):
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-        return train_step(trainer)
-
-    monkeypatch.setattr(PPOTrainer, "train_step", killed_in_step_4)
-    assert run(monkeypatch, data, tmp_path / "killed", **flags) == 130
-    monkeypatch.setattr(PPOTrainer, "train_step", train_step)
-    assert run(monkeypatch, data, tmp_path / "killed", **flags, resume_from_checkpoint="auto") == 0
+    killed_and_resumed(monkeypatch, data, tmp_path / "killed", 3, **flags)
     for name in ("", "critic", "ema"):
         whole, resumed = (load_file(tmp_path / run / name / "adapter_model.safetensors") for run in ("whole", "killed"))
         assert all("lora" in key or "score" in key for key in whole)
