@@ -163,7 +163,8 @@ class PPOTrainer:
                 trees = [experience.trees[index] for index in chosen.tolist()]
                 auxiliary = self._draw_auxiliary(generator)
                 if not stopped and trees:
-                    found = self.update(experience, trees, *auxiliary)
+                    limit = self.early_stop_kl if taken else None  # the first is that of the policy that generated
+                    found = self.update(experience, trees, *auxiliary, stop_above=limit)
                     stopped = found is None
                     taken += [found] if found is not None else []
                 self._advance_schedules()  # those of updates that are left out, too: the schedule ends with the run
@@ -198,13 +199,15 @@ class PPOTrainer:
         trees: Sequence[Segment],
         ptx: Sequence[Segment] = (),
         ranked: Sequence[Segment] = (),
+        *,
+        stop_above: float | None = None,
     ) -> dict[str, float] | None:
         """One optimizer step of actor and critic on a minibatch of trees, in as many packs as the budget asks for.
 
-        None, and nothing changed, when the policy has moved too far for it (`early_stop_kl`).
+        None, and nothing changed, when the policy has moved further than `stop_above` (approx_kl, nats a token).
         """
         metrics = self.backward(experience, trees)
-        if self.early_stop_kl is not None and metrics["approx_kl"] > self.early_stop_kl:
+        if stop_above is not None and metrics["approx_kl"] > stop_above:
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
             return None

@@ -91,11 +91,11 @@ def test_an_update_that_has_moved_too_far_ends(trainer_of):
 
 
 def test_an_update_that_is_left_out_changes_nothing(trainer_of, rollouts):
-    trainer = trainer_of(early_stop_kl=1e-3, critic_learning_rate=1e-2)
+    trainer = trainer_of(critic_learning_rate=1e-2)
     experience = trainer.shaping.experience(trainer.score(rollouts))
     experience.logprobs += 0.3  # as if the policy had been another one
     before = weights(trainer.actor), weights(trainer.critic)
-    assert trainer.update(experience, experience.trees) is None
+    assert trainer.update(experience, experience.trees, stop_above=1e-3) is None
     assert not changed(trainer.actor, before[0]) and not changed(trainer.critic, before[1])
     assert all(parameter.grad is None for parameter in trainer.actor.parameters())
 
