@@ -1,11 +1,16 @@
 """Models over the same weight tensors: the memory of one, and of what each has for itself."""
 
 import copy
+import re
 
 import torch
 from transformers import PreTrainedModel
 
 from keju.models.backbone import backbone_of
+from keju.training.adapters import has_adapters
+
+# What PEFT puts between the name of a layer and that of its weight.
+WRAPPERS = re.compile(r"\.(base_layer|original_module)\.")
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
@@ -16,23 +21,21 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def share_weights(model: PreTrainedModel, base: PreTrainedModel) -> bool:
-    """Puts the tensors of the backbone of `base` in the place of equal ones in `model`; whether all of them were found.
+    """Puts the tensors of the backbone of `base` in the place of those in `model`, if all are equal; whether they were.
 
-    Nothing is replaced unless all are equal. Weights under adapters are compared with the plain ones of the base.
+    Weights under adapters of PEFT are compared with the plain ones of the base; adapters that are trained have none.
     """
-    backbone = backbone_of(model)
-    places = {}
-    for path, module in backbone.named_modules():
-        for leaf in module._parameters:
-            name = f"{path}.{leaf}".removeprefix(".").replace(".base_layer.", ".")
-            places[name] = (module, leaf)
     shared = dict(backbone_of(base).named_parameters())
-    for name, tensor in shared.items():
-        module, leaf = places.get(name, (None, ""))
-        if module is None or not _equal(module._parameters[leaf], tensor):
-            return False
-    for name, tensor in shared.items():
-        module, leaf = places[name]
+    places = []
+    for path, module in backbone_of(model).named_modules():
+        for leaf, tensor in module._parameters.items():
+            if tensor is None or (has_adapters(model) and tensor.requires_grad):
+                continue
+            name = WRAPPERS.sub(".", f"{path}.{leaf}")
+            if name not in shared or not _equal(tensor, shared[name]):
+                return False
+            places.append((module, leaf, shared[name]))
+    for module, leaf, tensor in places:
         module._parameters[leaf] = tensor
     return True
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from char_tokenizer import build_char_tokenizer
-from tiny_models import build_llama, build_scalar_model
+from tiny_models import BUILDERS, build_llama, build_scalar_model
 
 from keju.models.loading import load_scalar_model
 from keju.rl.four_models import Lora, load_models
@@ -135,6 +135,18 @@ def test_weights_are_shared_only_where_all_are_equal(folders):
     assert not share_weights(model, base)
     assert tensors(base, model) == tensors(base) + tensors(model)
     assert share_weights(load_scalar_model(str(folders / "sft")), base)
+
+
+@pytest.mark.parametrize("family", [name for name in BUILDERS if name != "llama"])
+def test_every_family_shares_its_backbone(family):
+    """ChatGLM2's holds the LM head, too, which a reward model has not."""
+    base = BUILDERS[family](seed=0).requires_grad_(False)
+    judge = add_lora(build_scalar_model(base).requires_grad_(False), task_type="SEQ_CLS", r=2, alpha=4)
+    before = tensors(judge)
+    assert share_weights(judge, base)
+    adapters_and_heads = trained(judge) + judge.base_model.model.score.original_module.weight.numel()
+    assert tensors(base, judge) == tensors(base) + adapters_and_heads
+    assert tensors(judge) == before
 
 
 def test_a_twin_shares_what_is_frozen():
