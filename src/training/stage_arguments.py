@@ -164,6 +164,7 @@ _LORA = (
     lambda values: getattr(values, "use_peft", False) or getattr(values, "share_base", False),
     "adapters are only trained with --use_peft (in RLHF: --share_base)",
 )
+_OFFLOAD = (lambda values: torch.cuda.is_available() and not values.use_cpu, "all models are in CPU memory anyway")
 _JOINT = (lambda values: values.enable_joint_optimization, "the reward model is frozen: --enable_joint_optimization")
 _PTX = (lambda values: values.ptx_filename is not None, "there is no --ptx_filename")
 # Settings that can be given and would change nothing: name -> (does it matter under these values?, why not).
@@ -173,6 +174,8 @@ WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
     "lora_dropout": _LORA,
     "lora_target_modules": _LORA,
     "lora_modules_to_save": _LORA,
+    "offload_reference": _OFFLOAD,
+    "offload_reward": _OFFLOAD,
     "reward_coef": _JOINT,
     "ranked_filename": _JOINT,
     "ptx_coef": _PTX,
