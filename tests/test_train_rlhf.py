@@ -92,9 +92,11 @@ def killed_and_resumed(monkeypatch, data, output, step: int, **flags) -> None:
     assert run(monkeypatch, data, output, **flags, resume_from_checkpoint="auto") == 0
 
 
-def test_what_a_run_leaves_behind(monkeypatch, data, tmp_path):
+def test_what_a_run_leaves_behind(monkeypatch, data, tmp_path, capsys):
     output = tmp_path / "run"
+    monkeypatch.setattr(training_loop, "SECONDS_BETWEEN_DRAWINGS", 0)
     assert run(monkeypatch, data, output) == 0
+    assert "samples of step 2:" in capsys.readouterr().out
     tokenizer = AutoTokenizer.from_pretrained(output)
     assert tokenizer.get_vocab() == build_char_tokenizer().get_vocab()
     actor = AutoModelForCausalLM.from_pretrained(output)

@@ -12,7 +12,7 @@ from keju.records.writing import write_jsonl
 from keju.rl.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from keju.rl.health import Alarm, HealthMonitor
 from keju.rl.ppo_trainer import PPOTrainer
-from keju.rl.samples import SampleLog, sample_rows
+from keju.rl.samples import SampleLog, print_samples, sample_rows
 from keju.training.crash import MissingEos
 from keju.training.plots import plot_panels
 from keju.training.progress import Progress, describe
@@ -84,6 +84,8 @@ class TrainingLoop:
                     self._save()
                 if time.perf_counter() - drawn > SECONDS_BETWEEN_DRAWINGS:
                     self.draw()
+                    print(f"samples of step {trainer.step}:")
+                    print_samples(experience, self.tokenizer, count=2)
                     drawn = time.perf_counter()
         self.draw()
 
