@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
@@ -12,11 +14,15 @@ TOLERANCE = 1e-4
 
 
 @torch.inference_mode()
-def sample_logits(model: PreTrainedModel, num_tokens: int) -> torch.Tensor:
+def sample_logits(
+    model: PreTrainedModel, num_tokens: int, forward: Callable[..., torch.Tensor] | None = None
+) -> torch.Tensor:
     """float32 [2 * sum(LENGTHS), num_tokens]: logits at each token of random rows, padded right and then left.
 
-    The ids are the same at each call, below `num_tokens`, the number of tokens that both models know.
+    The ids are the same at each call, below `num_tokens`, the number of tokens that both models know. forward: gives
+    [B, T, outputs] for a model that has something else than logits.
     """
+    forward = forward or (lambda **inputs: model(**inputs, use_cache=False).logits)
     model.eval()
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(num_tokens, (length,), generator=generator) for length in LENGTHS]
@@ -24,7 +30,7 @@ def sample_logits(model: PreTrainedModel, num_tokens: int) -> torch.Tensor:
     for side in ("right", "left"):
         ids = pad_sequence(rows, batch_first=True, padding_side=side)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
-        output = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        output = forward(input_ids=ids, attention_mask=mask)
         logits.append(output[mask.bool()][:, :num_tokens].float())
     return torch.cat(logits)
 
