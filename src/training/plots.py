@@ -66,10 +66,10 @@ def plot_panels(
         for name, steps in (marks or {}).items():
             for number, step in enumerate(steps):
                 axes.axvline(step, color=INK, linestyle="--", linewidth=1, label=None if number else name)
-        _style(axes, title=title)
-        axes.title.set_fontsize(10)
-        if len(found) > 1 or any((marks or {}).values()):
-            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+        _style(axes, title=title, size=10)
+        if len(found) > 1 or (marks and any(marks.values())):
+            # A pale ground, for a curve may pass behind.
+            axes.legend(labelcolor=INK, fontsize=8, framealpha=0.85, edgecolor="none")
     _save(figure, png)
 
 
@@ -90,8 +90,7 @@ def plot_over_seeds(
             steps, mean, deviation = series[0][0][:length], values.mean(axis=0), values.std(axis=0)
             axes.plot(steps, mean, color=_color(index), linewidth=1.5, label=name)
             axes.fill_between(steps, mean - deviation, mean + deviation, color=_color(index), alpha=0.2, linewidth=0)
-        _style(axes, title=title)
-        axes.title.set_fontsize(10)
+        _style(axes, title=title, size=10)
         if axes.lines:
             axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     _save(figure, png)
@@ -194,8 +193,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _style(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
-    axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
+def _style(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "", size: int = 12) -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=size, fontweight="bold")
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
