@@ -46,11 +46,12 @@ PLUMBING = frozenset(
             "backbone",
             "causal_lm",
             "checkpoint_files",
+            "decoding",
             "generation",
             "layers",
             "loading",
         ),
-        *("lora_targets", "prefix_lm", "published_config", "registration", "rotary"),
+        *("lora_targets", "prefix_lm", "published_config", "registration", "rotary", "sampling"),
     }
 )
 TOKENIZER_PLUMBING = frozenset(
