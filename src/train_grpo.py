@@ -20,8 +20,10 @@ from transformers import PreTrainedModel, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from keju.encoding.encoder import Encoder
+from keju.models.backbone import DerivedHead
 from keju.models.generation import Response
 from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
+from keju.models.padded_rows import position_by_mask
 from keju.rl.arguments import PPODataArguments
 from keju.rl.checkpoint import save_model
 from keju.rl.response_trees import lay_out, packed
@@ -34,6 +36,7 @@ from keju.training.plots import plot_loss, plot_panels
 from keju.training.progress import RunCallback
 from keju.training.run_folder import RunFolder
 from keju.training.stage import read_trees
+from keju.training.stage_model import verify_head
 
 PANELS = {
     "reward": ("reward",),
@@ -100,6 +103,8 @@ def main() -> None:
         )
     )
     policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer)
+    check_head(policy, prompts[0])
+    position_by_mask(policy)
     judge = load_scalar_model(
         models.reward_model_path,
         dtype=models.dtype,
@@ -122,6 +127,8 @@ def main() -> None:
         callbacks=[RunCallback(folder)],
         rollout_func=rollout_function(prompts, sampler),
     )
+    if trainer.ref_model is not None:
+        position_by_mask(trainer.ref_model)
     trainer.train()
     policy = trainer.accelerator.unwrap_model(trainer.model)
     after = rewards.of_policy(policy, sampler, held_out, grpo.seed)
@@ -147,6 +154,16 @@ class Rewards:
     def of_policy(self, policy: PreTrainedModel, sampler: Sampler, prompts, seed: int) -> float:
         scores = self.of_rollouts(sampler.sample(policy, prompts, seed), sampler.pad_id)
         return sum(scores) / len(scores)
+
+
+def check_head(model: PreTrainedModel, prompt: list[int]) -> None:
+    """Raises ValueError where log-probabilities are not the LM head's weight times the last hidden states."""
+    verify_head(model, prompt)
+    if isinstance(model.get_output_embeddings(), DerivedHead):
+        raise ValueError(
+            f"--model_name_or_path: TRL multiplies by the weight of the LM head as it is, which is not how "
+            f"{type(model).__name__} computes its logits; train_rlhf trains this model"
+        )
 
 
 def reward_function(rewards: Rewards, prompts: Sequence[Sequence[int]], sampler: Sampler):

@@ -8,13 +8,18 @@ import pytest
 import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
 from safetensors.torch import load_file
-from tiny_models import build_llama, build_pangu, build_scalar_model
+from tiny_models import BUILDERS, GMASK, SOP, build_llama, build_pangu, build_scalar_model, row_inputs
 from transformers import AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
 
 from keju import train_grpo
+from keju.models.backbone import tree_logprobs
 from keju.models.loading import load_scalar_model
+from keju.models.padded_rows import position_by_mask
 from keju.records.writing import write_jsonl
 from keju.training.launch import run_guarded
+from keju.trees.packed_batch import PackedBatch
+from keju.trees.segment import Segment
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +30,7 @@ def data(tmp_path_factory):
     for name, model in (
         ("llama", build_llama(len(tokenizer))),
         ("pangu", build_pangu(len(tokenizer), bos_token_id=1, eos_token_id=2)),
+        ("derived", BUILDERS["baichuan2-7B"](len(tokenizer))),
         ("reward", reward),
     ):
         model.save_pretrained(folder / name)
@@ -92,10 +98,30 @@ def test_what_a_run_leaves_behind(monkeypatch, data, tmp_path, model):
         assert scores[1] == pytest.approx(judge(input_ids=row).logits.item(), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("family", sorted(set(BUILDERS) - {"baichuan2-7B"}))
+def test_trl_has_our_log_probabilities(family):
+    """Its fused head over padded rows against trees, prefix language models included."""
+    model = BUILDERS[family]()
+    position_by_mask(model)
+    rows = [[7, 8, 9, GMASK, SOP, 20, 21, 22, 23, 2], [10, GMASK, SOP, 30, 31, 32, 33, 2]]
+    batch = PackedBatch.from_trees([Segment(ids, trained=True) for ids in rows])
+    with torch.no_grad():
+        ours = tree_logprobs(model, batch).logprobs
+        add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+        inputs = row_inputs(model, rows, side="left", extra=1)
+        del inputs["position_ids"]  # TRL gives none
+        mask = inputs["attention_mask"]
+        labels = inputs["input_ids"].masked_fill(mask == 0, -100)
+        theirs = model(**inputs, labels=labels, fused_lm_head=True).log_probs
+    predicted = (mask[:, :-1] * mask[:, 1:]).bool()
+    torch.testing.assert_close(ours, theirs[predicted], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         ({"num_responses": 1}, "--num_responses 1"),
+        ({"model_name_or_path": "{data}/derived"}, "train_rlhf trains this model"),
         ({"reward_model_path": "{data}/other"}, "--reward_model_path"),
         ({"train_filename": "none.jsonl"}, "--train_filename"),
     ],

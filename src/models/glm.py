@@ -183,12 +183,18 @@ class GLMPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": GLMBlock, "attentions": GLMAttention}
 
 
+class SharedEmbedding(nn.Embedding):
+    """The token embedding, which is the LM head, too: who multiplies by a head (TRL does) asks for its bias."""
+
+    bias = None
+
+
 class GLMModel(PrefixLM, GLMPreTrainedModel):
     """The backbone: token ids to the output of the final norm."""
 
     def __init__(self, config: GLMConfig):
         super().__init__(config)
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings = SharedEmbedding(config.vocab_size, config.hidden_size)
         self.transformer = GLMTransformer(config)
         self.gradient_checkpointing = False
         self.post_init()
