@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from datasets import Dataset
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from keju.encoding.encoder import Encoder
@@ -127,6 +127,7 @@ def main() -> None:
         callbacks=[RunCallback(folder)],
         rollout_func=rollout_function(prompts, sampler),
     )
+    trainer.remove_callback(PrinterCallback)  # the bar is ours
     if trainer.ref_model is not None:
         position_by_mask(trainer.ref_model)
     trainer.train()
