@@ -3,7 +3,7 @@
 python -m keju.merge --model_name_or_path runs/sft_lora --output_dir runs/sft_merged
 
 The merged model must give the logits (or, for reward models and critics, the scores) that the adapters gave on top of
-their base, before and after it has been written; otherwise nothing is left behind. adapters may come from any stage.
+their base, before and after it has been written; otherwise nothing is left behind. Adapters may come from any stage.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from keju.conversion.output_folder import check_output
 from keju.conversion.verification import largest_difference, sample_logits
 from keju.models.backbone import backbone_of, unwrapped
-from keju.models.loading import check_path, load_causal_lm, load_scalar_model, read_tokenizer
+from keju.models.loading import DTYPES, check_path, load_causal_lm, load_scalar_model, read_tokenizer
 from keju.records.writing import whole_folder, write_json
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
@@ -57,7 +57,7 @@ def main() -> None:
     merged = adapted.merge_and_unload(safe_merge=True)
     largest_difference(before, token_outputs(merged, num_tokens, is_scalar))
     with whole_folder(output, partial(shutil.rmtree, ignore_errors=True)) as folder:
-        merged.to(getattr(torch, args.dtype)).save_pretrained(folder)
+        merged.to(DTYPES[args.dtype]).save_pretrained(folder)
         read_tokenizer(str(source), flag="--model_name_or_path").save_pretrained(folder)
         again = load(str(folder), **({"require_head": True} if is_scalar else {}))
         after = token_outputs(again, num_tokens, is_scalar)
@@ -77,8 +77,8 @@ def token_outputs(model: PreTrainedModel, num_tokens: int, is_scalar: bool) -> t
     if not is_scalar:
         return sample_logits(model, num_tokens)
 
-    def scores(input_ids, attention_mask, **_):
-        hidden = backbone_of(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    def scores(**inputs):
+        hidden = backbone_of(model)(**inputs, use_cache=False)
         return unwrapped(model).score(hidden.last_hidden_state)
 
     return sample_logits(model, num_tokens, scores)

@@ -21,15 +21,14 @@ from trl import GRPOConfig, GRPOTrainer
 
 from keju.encoding.encoder import Encoder
 from keju.models.backbone import DerivedHead
-from keju.models.generation import Response
 from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.padded_rows import position_by_mask
 from keju.rl.arguments import PPODataArguments
 from keju.rl.checkpoint import save_model
-from keju.rl.response_trees import lay_out, packed
+from keju.rl.response_trees import branch_trees
 from keju.rl.rollout import Rollout, Sampler
-from keju.rl.scoring import Reader, response_scores
 from keju.rl.translation import same_vocabulary
+from keju.training.answer_scores import answer_rewards
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_loss, plot_panels
@@ -120,12 +119,12 @@ def main() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is new; the pinned version has it
     trainer = GRPOTrainer(
         policy,
-        reward_funcs=reward_function(rewards, prompts, sampler),
+        reward_funcs=reward,
         args=trl_settings(grpo),
         train_dataset=Dataset.from_dict({"prompt": [str(number) for number in range(len(prompts))]}),
         processing_class=tokenizer,
         callbacks=[RunCallback(folder)],
-        rollout_func=rollout_function(prompts, sampler),
+        rollout_func=rollout_function(prompts, sampler, rewards),
     )
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     if trainer.ref_model is not None:
@@ -144,16 +143,21 @@ class Rewards:
     """The reward model's scores of responses, each prompt with its responses one tree."""
 
     def __init__(self, model: PreTrainedModel, token_budget: int) -> None:
-        self.reader, self.token_budget = Reader(model), token_budget
+        self.model, self.token_budget = model, token_budget
 
-    def of_rollouts(self, rollouts: Sequence[Rollout], pad_id: int) -> list[float]:
-        device = self.reader.model.device
-        trees = lay_out(rollouts, mode="keju", pad_id=pad_id, token_budget=self.token_budget, device=device)
-        batches = list(packed(trees.trees, self.token_budget, device))
-        return response_scores(self.reader, trees, batches, self.token_budget).tolist()
+    def of_rollouts(self, rollouts: Sequence[Rollout]) -> list[float]:
+        trees = [
+            tree
+            for rollout in rollouts
+            for tree in branch_trees(
+                rollout.prompt, dict(enumerate(response.ids for response in rollout.responses)), self.token_budget
+            )
+        ]
+        scores = answer_rewards(self.model, trees, token_budget=self.token_budget)
+        return [score for group in scores for score in group]
 
     def of_policy(self, policy: PreTrainedModel, sampler: Sampler, prompts, seed: int) -> float:
-        scores = self.of_rollouts(sampler.sample(policy, prompts, seed), sampler.pad_id)
+        scores = self.of_rollouts(sampler.sample(policy, prompts, seed))
         return sum(scores) / len(scores)
 
 
@@ -167,24 +171,9 @@ def check_head(model: PreTrainedModel, prompt: list[int]) -> None:
         )
 
 
-def reward_function(rewards: Rewards, prompts: Sequence[Sequence[int]], sampler: Sampler):
-    """What TRL calls with the numbers of prompts and the ids of their completions."""
-
-    def reward(prompts: list[str], completion_ids: list[list[int]], **_) -> list[float]:
-        pairs = zip(prompts, completion_ids, strict=True)
-        groups = [(number, [ids for _, ids in group]) for number, group in itertools.groupby(pairs, key=lambda p: p[0])]
-        rollouts = [
-            Rollout(tuple(known[int(number)]), tuple(Response(tuple(ids), finished=True) for ids in answers))
-            for number, answers in groups
-        ]
-        return rewards.of_rollouts(rollouts, sampler.pad_id)
-
-    known = prompts
-    return reward
-
-
-def rollout_function(prompts: Sequence[Sequence[int]], sampler: Sampler):
-    """Our sampler in the place of TRL's: prompts are the ids that our encoder made, and stay so."""
+def rollout_function(prompts: Sequence[Sequence[int]], sampler: Sampler, rewards: Rewards):
+    """Our sampler in the place of TRL's: prompts are the ids that our encoder made, and stay so. Their scores go on to
+    the reward function."""
 
     def roll_out(numbers: list[str], trainer: GRPOTrainer) -> dict[str, list | None]:
         groups = [(int(number), len(list(group))) for number, group in itertools.groupby(numbers)]
@@ -196,9 +185,15 @@ def rollout_function(prompts: Sequence[Sequence[int]], sampler: Sampler):
             "prompt_ids": [list(rollout.prompt) for rollout in rollouts for _ in rollout.responses],
             "completion_ids": [list(response.ids) for rollout in rollouts for response in rollout.responses],
             "logprobs": None,
+            "score": rewards.of_rollouts(rollouts),
         }
 
     return roll_out
+
+
+def reward(score: list[float], **_) -> list[float]:
+    """What TRL calls: the scores that came with the rollouts."""
+    return score
 
 
 def trl_settings(grpo: GRPOArguments) -> GRPOConfig:

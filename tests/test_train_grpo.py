@@ -72,8 +72,8 @@ def test_what_a_run_leaves_behind(monkeypatch, data, tmp_path, model):
     seen = []
     of_rollouts = train_grpo.Rewards.of_rollouts
 
-    def watched(rewards, rollouts, pad_id):
-        scores = of_rollouts(rewards, rollouts, pad_id)
+    def watched(rewards, rollouts):
+        scores = of_rollouts(rewards, rollouts)
         seen.append((rollouts, scores))
         return scores
 

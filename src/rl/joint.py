@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-REWARD, VALUE = 0, 1
+REWARD = 0  # the other output is the last one, see scoring.state_values
 
 
 def add_value_output(model: PreTrainedModel) -> None:

@@ -39,17 +39,14 @@ class KTOObjective:
 
     def margins(self, model: nn.Module, batch: PackedBatch) -> torch.Tensor:
         """[P]: the implicit reward of the better answer of each pair minus that of the worse."""
-        rewards = self.beta * self._log_ratio(segment_sums(tree_logprobs(model, batch).logprobs, batch), batch)
+        logprobs = segment_sums(tree_logprobs(model, batch).logprobs, batch)
+        rewards = self.beta * (logprobs - batch.values["ref_logprob"])
         winner, loser = ordered_pairs(batch.values["score"], batch.segment_tree)
         return rewards[winner] - rewards[loser]
 
-    @staticmethod
-    def _log_ratio(logprobs: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        return logprobs - batch.values["ref_logprob"]
-
     def __call__(self, model: nn.Module, batch: PackedBatch) -> ObjectiveOutput:
         logprobs = segment_sums(tree_logprobs(model, batch).logprobs, batch)
-        log_ratio = self._log_ratio(logprobs, batch)
+        log_ratio = logprobs - batch.values["ref_logprob"]
         scores = batch.values["score"]
         good, bad = desirable_answers(scores, batch.segment_tree)
         point = reference_point(log_ratio[scores.isnan() & (batch.segment_parent >= 0)])
