@@ -15,7 +15,7 @@ from keju.records.writing import write_json
 from keju.report.report import write_report
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
-from keju.training.pipeline import Pipeline
+from keju.training.pipeline import Pipeline, tokenizer_of
 
 # What --fast takes off each stage: enough to show that everything runs, too little to learn much.
 FAST = {
@@ -46,8 +46,7 @@ def main() -> None:
     start = time.time()
     pipeline = Pipeline(args.output_dir, args.config_dir, FAST if args.fast else None)
     data = pipeline.run("prepare_data", "data", "--corpus", "idiom")
-    own = data / f"tokenizer-{args.model}"
-    tokenizer, files = str(own if own.is_dir() else data / "tokenizer"), ["--data_dir", str(data)]
+    tokenizer, files = str(tokenizer_of(data, args.model)), ["--data_dir", str(data)]
 
     def evaluate(name: str, model: str | Path, *flags: str) -> None:
         evaluations[name] = pipeline.run(

@@ -23,7 +23,7 @@ from keju.rl.rollout import Sampler
 from keju.rl.scoring import Reader, Scored, score_rollouts
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
-from keju.training.pipeline import Pipeline
+from keju.training.pipeline import Pipeline, tokenizer_of
 
 POLICIES = ("sft", "ppo", "dpo")
 
@@ -79,9 +79,7 @@ def main() -> None:
 
 
 def pretrain(pipeline: Pipeline, model: str, data: Path) -> Path:
-    own = data / f"tokenizer-{model}"
-    tokenizer = str(own if own.is_dir() else data / "tokenizer")
-    flags = ["--model_name_or_path", model, "--tokenizer_name", tokenizer, "--data_dir", str(data)]
+    flags = ["--model_name_or_path", model, "--tokenizer_name", str(tokenizer_of(data, model)), "--data_dir", str(data)]
     return pipeline.run("pretrain", f"{model}/pretrain", *flags)
 
 

@@ -74,8 +74,8 @@ def score_rollouts(
     for batch in batches:
         # The value of the state in which an action is chosen: at the token before it (the prompt's last, at first).
         values[action_coordinates(batch)] = state_values(critic, batch)
-    scores = response_scores(reward, laid_out, batches, token_budget)
-    judge_scores = response_scores(judge, laid_out, batches, token_budget) if judge is not None else None
+    scores = _response_scores(reward, laid_out, batches, token_budget)
+    judge_scores = _response_scores(judge, laid_out, batches, token_budget) if judge is not None else None
     return Scored(
         **vars(laid_out),
         logprobs=logprobs,
@@ -102,7 +102,7 @@ def state_values(critic: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return tree_token_scores(critic, batch)[batch.source, -1]
 
 
-def response_scores(
+def _response_scores(
     reader: Reader, laid_out: ResponseTrees, batches: Sequence[PackedBatch], token_budget: int
 ) -> Tensor:
     """float32 [B]: the score of each response, read where the mode says; of a translated one at its last token."""

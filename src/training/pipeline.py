@@ -46,3 +46,9 @@ class Pipeline:
 
 def newer(path: Path, other: Path) -> bool:
     return path.exists() and path.stat().st_mtime > other.stat().st_mtime
+
+
+def tokenizer_of(data: Path, model: str) -> Path:
+    """The tokenizer in a data folder that was made for the named size `model`, or the one for all that need none."""
+    own = data / f"tokenizer-{model}"
+    return own if own.is_dir() else data / "tokenizer"
