@@ -19,6 +19,7 @@ from keju.losses.preference_mix import loss_names
 from keju.losses.preference_pairs import LossSettings
 from keju.models.loading import load_causal_lm
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
+from keju.training.engines import deepspeed_config, readable
 from keju.training.launch import run_stage
 from keju.training.objectives.kto import KTOObjective, with_mismatched_answers
 from keju.training.objectives.preference import PreferenceObjective
@@ -26,6 +27,7 @@ from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
 from keju.training.reference_cache import add_reference_logprobs, default_cache_dir
 from keju.training.stage import add_adapters, inspect, num_shared, open_run, prepare, read_splits, train
+from keju.training.stage_model import passes_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.packing import pack
 from keju.trees.segment import Segment
@@ -68,10 +70,6 @@ def main() -> None:
     model_args, data, training = parse_arguments(ModelArguments, DPODataArguments, DPOArguments, description=__doc__)
     objective = make_objective(training)
     is_kto = isinstance(objective, KTOObjective)
-    if is_deepspeed_zero3_enabled() and objective.needs_reference:
-        raise ValueError(
-            "--deepspeed: DPO under ZeRO-3 needs --reference_free for now; ZeRO 0 to 2 compute the reference"
-        )
     folder = open_run("dpo", model_args, data, training)
     tokenizer, encoder = prepare(model_args, data, training)
     model = load_causal_lm(model_args.model_name_or_path, dtype=model_args.dtype, tokenizer=tokenizer)
@@ -82,11 +80,15 @@ def main() -> None:
         for split in filter(None, (records, held_out)):
             split.trees = with_mismatched_answers(split.trees, data.token_budget)
     if objective.needs_reference:
-        model.to(training.device)
+        if not is_deepspeed_zero3_enabled():  # which has put it where it belongs
+            model.to(training.device)
         trees = [*records.trees, *(held_out.trees if held_out else [])]
-        with Progress(len(trees), "reference", unit="prompts") as bar:
+        with (
+            Progress(len(trees), "reference", unit="prompts") as bar,
+            readable(model, deepspeed_config(training)) as passes,
+        ):
             computed = add_reference_logprobs(
-                model,
+                passes,
                 trees,
                 token_budget=data.token_budget,
                 cache_dir=Path(training.reference_cache_dir),
@@ -97,16 +99,17 @@ def main() -> None:
         print(f"Reference log-probabilities: {computed} computed, {len(trees) - computed} from the cache.")
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")
     outcome = train(model, objective, tokenizer, records, held_out, data=data, training=training, folder=folder)
-    if held_out and folder.is_main:
+    if held_out:
         outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
-        found = margins(model, objective, held_out.trees, data.token_budget)
+        found = margins(outcome.trainer.model, objective, held_out.trees, data.token_budget)
         outcome.summary["heldout_pairs"] = len(found)
-        plot_histograms(
-            {"held-out pairs": found},
-            folder.path / "margins.png",
-            title="Reward margins of held-out pairs",
-            xlabel="implicit reward of the better answer - that of the worse",
-        )
+        if folder.is_main:
+            plot_histograms(
+                {"held-out pairs": found},
+                folder.path / "margins.png",
+                title="Reward margins of held-out pairs",
+                xlabel="implicit reward of the better answer - that of the worse",
+            )
     folder.finish(**outcome.summary)
 
 
@@ -141,12 +144,11 @@ def margins(
     model: nn.Module, objective: PreferenceObjective | KTOObjective, trees: Sequence[Segment], token_budget: int
 ) -> list[float]:
     """The implicit reward of the better answer minus that of the worse, of each pair."""
-    device = next(model.parameters()).device
-    model.eval()
+    passes = passes_of(model).eval()
     found: list[float] = []
     for members in pack([tree.num_tokens for tree in trees], token_budget):
-        batch = PackedBatch.from_trees([trees[index] for index in members]).to(device)
-        found += objective.margins(model, batch).tolist()
+        batch = PackedBatch.from_trees([trees[index] for index in members])
+        found += passes(batch, objective.margins).tolist()
     return found
 
 

@@ -80,14 +80,15 @@ def main() -> None:
         folder=folder,
         check_head=False,
     )
-    if held_out and folder.is_main:
+    if held_out:
         outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
         outcome.summary["heldout_pairs"] = num_pairs(held_out.trees)
-        rewards = answer_rewards(model, held_out.trees, token_budget=data.token_budget)
+        rewards = answer_rewards(outcome.trainer.model, held_out.trees, token_budget=data.token_budget)
         groups: dict[str, list[float]] = {}
         for score, reward in sorted(by_score(held_out.trees, rewards)):
             groups.setdefault(f"score {score:g}", []).append(reward)
-        plot_histograms(groups, folder.path / "reward_distribution.png", title="Rewards", xlabel="reward")
+        if folder.is_main:
+            plot_histograms(groups, folder.path / "reward_distribution.png", title="Rewards", xlabel="reward")
     folder.finish(**outcome.summary)
 
 

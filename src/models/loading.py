@@ -25,6 +25,7 @@ from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLAS
 from keju.models import attention
 from keju.models.accelerate import with_kernels
 from keju.models.checkpoint_files import check_config, check_folder, read_object
+from keju.models.gathering import whole
 from keju.tokenizers import named_templates
 from keju.tokenizers.family import answer_end_id
 
@@ -160,7 +161,8 @@ def load_scalar_model(
     if fresh and require_head:
         raise ValueError(f"{flag}: {name} is not a reward model (its checkpoint has no score.weight)")
     if fresh:
-        torch.nn.init.zeros_(model.score.weight)
+        with whole([model.score.weight], write=True):
+            torch.nn.init.zeros_(model.score.weight)
     if tokenizer is not None:
         check_vocabulary(model, tokenizer, flag=flag)
     return model

@@ -47,6 +47,7 @@ PLUMBING = frozenset(
             "causal_lm",
             "checkpoint_files",
             "decoding",
+            "gathering",
             "generation",
             "layers",
             "loading",

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, get_scheduler
 from keju.models.backbone import tree_cross_entropy, tree_logprobs
 from keju.rl.advantages import masked_mean
 from keju.rl.experience import Experience, RewardShaping
-from keju.rl.gathering import gathered
+from keju.models.gathering import gathered
 from keju.rl.losses import policy_loss, value_loss
 from keju.rl.modes import rules_of
 from keju.rl.response_trees import action_coordinates, packed

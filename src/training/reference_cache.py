@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from keju.training.answer_scores import answer_logprobs, answer_token_logprobs
+from keju.models.gathering import whole
+from keju.training.stage_model import model_inside, passes_of
 from keju.trees.segment import Segment
 
 
@@ -27,22 +29,18 @@ def default_cache_dir() -> Path:
 def model_key(model: nn.Module) -> str:
     """Hash of every weight (name, shape, type, bytes), hex. About a second a gigabyte."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        with whole([tensor]):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def tree_key(tree: Segment) -> str:
     """Hash of the prompt's and the answers' tokens and of which of them count, hex. Scores take no part."""
 
-    content = [[list(segment.tokens), list(map(int, trained_flags(segment)))] for segment in tree.preorder()]
+    content = [[list(segment.tokens), list(map(int, segment.trained_flags))] for segment in tree.preorder()]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
-
-
-def trained_flags(segment: Segment) -> list[bool]:
-    trained = segment.trained
-    return [trained] * len(segment.tokens) if isinstance(trained, bool) else [bool(flag) for flag in trained]
 
 
 def add_reference_logprobs(
@@ -62,7 +60,8 @@ def add_reference_logprobs(
     `model` must be the reference as it stands (the policy before its first step). `write=False`: another process of
     this run writes the file. A damaged line, as a killed run may leave behind, counts as not there.
     """
-    path = Path(cache_dir).expanduser() / f"{model_key(model)}{'_tokens' if by_token else ''}.jsonl"
+    key = model_key(model_inside(passes_of(model)))
+    path = Path(cache_dir).expanduser() / f"{key}{'_tokens' if by_token else ''}.jsonl"
     known = _read(path, by_token)
     keys = [tree_key(tree) for tree in trees]
     missing = [index for index, key in enumerate(keys) if len(known.get(key, ())) != len(trees[index].branches)]
@@ -81,8 +80,7 @@ def add_reference_logprobs(
         for branch, found in zip(tree.branches, known[key], strict=True):
             if by_token:
                 numbers = iter(found)
-                flags = trained_flags(branch)
-                branch.token_values["ref_logprob"] = [next(numbers) if flag else 0.0 for flag in flags]
+                branch.token_values["ref_logprob"] = [next(numbers) if flag else 0.0 for flag in branch.trained_flags]
             else:
                 branch.values["ref_logprob"] = found
     return len(missing)

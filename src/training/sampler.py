@@ -15,7 +15,6 @@ class TreeBatchSampler(Sampler[list[int]]):
 
     Every epoch shuffles which trees of equal length share a pack and the order of the packs, from `seed` and the epoch
     alone. The number of packs depends on the lengths only, so it is the same in every epoch and on every process.
-    `shuffle=False` keeps records in order as far as packing allows (evaluation).
     """
 
     def __init__(
@@ -27,11 +26,10 @@ class TreeBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         num_processes: int = 1,
         process_index: int = 0,
-        shuffle: bool = True,
     ) -> None:
         self.lengths = list(lengths)
         self.token_budget, self.max_trees = token_budget, max_trees
-        self.seed, self.shuffle = seed, shuffle
+        self.seed = seed
         self.num_processes, self.process_index = num_processes, process_index
         self.epoch = 0
         self.num_packs = len(self._all_packs())
@@ -48,8 +46,6 @@ class TreeBatchSampler(Sampler[list[int]]):
 
     def _all_packs(self) -> list[list[int]]:
         count = len(self.lengths)
-        if not self.shuffle:
-            return split_to_multiple(pack(self.lengths, self.token_budget, self.max_trees), self.num_processes)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(count, generator=generator).tolist()
         packs = pack([self.lengths[index] for index in order], self.token_budget, self.max_trees)

@@ -25,6 +25,7 @@ from keju.training.arguments import DataArguments, ModelArguments, StageTraining
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
 from keju.training.plots import plot_loss
+from keju.training.processes import start_deepspeed
 from keju.training.progress import Progress, RunCallback
 from keju.training.run_folder import RunFolder
 from keju.training.stage_model import verify_head
@@ -99,6 +100,9 @@ def read_splits(
 def prepare(model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments):
     """Seeds every generator and loads the tokenizer -> (tokenizer, encoder)."""
     set_seed(training.seed)
+    if training.deepspeed:
+        _ = training.device  # its first use starts the process group
+        start_deepspeed()
     name, flag = model_args.model_name_or_path, "--model_name_or_path"
     if model_args.tokenizer_name:
         name, flag = model_args.tokenizer_name, "--tokenizer_name"

@@ -1,10 +1,13 @@
-"""The module that is trained: a model together with its objective.
+"""The module that DeepSpeed or DDP wraps: a model, and what is computed from it in one pass over token trees.
 
-The loss belongs inside the forward of the module that DeepSpeed or DDP wraps: there, and only there, are the weights
-whole when the LM head is applied to listed positions.
+Losses and log-probabilities belong inside the forward of that module: there, and only there, are the weights whole
+when the LM head is applied to listed positions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,12 +19,16 @@ from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
 PREFIX = "model."
+Read = Callable[[nn.Module, PackedBatch], Any]
 
 
 class StageModel(nn.Module):
-    """model: a PreTrainedModel or a PEFT model around one; forward(batch) -> ObjectiveOutput."""
+    """model: a PreTrainedModel or a PEFT model around one.
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    forward(batch) -> ObjectiveOutput of `objective`; forward(batch, read) -> read(model, batch), whatever that is.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective | None = None) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
@@ -34,8 +41,8 @@ class StageModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def forward(self, batch: PackedBatch) -> ObjectiveOutput:
-        return self.objective(self.model, batch.to(self.device))
+    def forward(self, batch: PackedBatch, read: Read | None = None) -> ObjectiveOutput | Any:
+        return (read or self.objective)(self.model, batch.to(self.device))
 
     # What transformers.Trainer asks of a model
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
@@ -44,6 +51,18 @@ class StageModel(nn.Module):
     def inner_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The state of this wrapper as that of the model inside."""
         return {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
+
+
+def passes_of(model: nn.Module) -> nn.Module:
+    """What takes (batch, read): a StageModel around `model`, or `model` itself where it is one or an engine of one."""
+    if isinstance(model, StageModel) or isinstance(getattr(model, "module", None), StageModel):
+        return model
+    return StageModel(model)
+
+
+def model_inside(passes: nn.Module) -> nn.Module:
+    """The model in a StageModel, or in an engine of one."""
+    return getattr(passes, "module", passes).model
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,15 +11,18 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
 from keju.training.adapters import has_adapters, load_adapters
 from keju.training.crash import NonFiniteLoss
 from keju.training.objectives.objective import Objective
+from keju.training.processes import own_parts, sum_over_processes
 from keju.training.sampler import TreeBatchSampler
 from keju.training.stage_model import StageModel
 from keju.trees.packed_batch import PackedBatch
+from keju.trees.packing import pack
 from keju.trees.segment import Segment
 
 
@@ -72,24 +76,16 @@ class TreeTrainer(Trainer):
         return {"batch": batch, "num_items": self.objective.num_items(batch)}
 
     def get_train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_dataset, self.args.per_device_train_batch_size, shuffle=True)
-
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        trees = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self._loader(trees, self.args.per_device_eval_batch_size, shuffle=False)
-
-    def _loader(self, trees: Sequence[Segment], max_trees: int, *, shuffle: bool) -> DataLoader:
         sampler = TreeBatchSampler(
-            [tree.num_tokens for tree in trees],
+            [tree.num_tokens for tree in self.train_dataset],
             self.token_budget,
-            max_trees=max_trees,
+            max_trees=self.args.per_device_train_batch_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-            num_processes=self.args.world_size if shuffle else 1,
-            process_index=self.args.process_index if shuffle else 0,
-            shuffle=shuffle,
+            num_processes=self.args.world_size,
+            process_index=self.args.process_index,
         )
         return _EpochLoader(
-            trees,
+            self.train_dataset,
             batch_sampler=sampler,
             collate_fn=self.collate,
             num_workers=self.args.dataloader_num_workers,
@@ -156,24 +152,27 @@ class TreeTrainer(Trainer):
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Loss per item and the objective's metrics over the evaluation trees. Every process computes all of them: with
-        ZeRO-3 all must make the same number of forward passes."""
+        """Loss per item and the objective's metrics over the evaluation trees, which the processes share out."""
         start = time.perf_counter()
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
         was_training = model.training
         model.eval()
-        loss_sum, num_items, sums = 0.0, 0, {}
-        for inputs in self.get_eval_dataloader(eval_dataset):
+        trees = self.eval_dataset if eval_dataset is None else eval_dataset
+        packs = pack([tree.num_tokens for tree in trees], self.token_budget, self.args.per_device_eval_batch_size)
+        sums: Counter[tuple[str, int]] = Counter()
+        for members, counts in own_parts(packs):
+            inputs = self.collate([trees[index] for index in members])
             with torch.no_grad():
                 output = model(inputs["batch"])
-            loss_sum += output.loss_sum.item()
-            num_items += inputs["num_items"]
-            for name, (total, count) in output.metrics.items():
-                before = sums.get(name, (0.0, 0))
-                sums[name] = (before[0] + total.item(), before[1] + int(count))
+            for name, pair in {"loss": (output.loss_sum, inputs["num_items"]), **output.metrics}.items():
+                for place, number in enumerate(pair):
+                    sums[name, place] += float(number) * counts
         model.train(was_training)
-        metrics = {f"{metric_key_prefix}_loss": loss_sum / max(num_items, 1)}
-        metrics |= {f"{metric_key_prefix}_{name}": total / max(count, 1) for name, (total, count) in sums.items()}
+        numbers = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.args.device)
+        sums = Counter(dict(zip(sums, sum_over_processes(numbers).tolist(), strict=True)))
+        metrics = {
+            f"{metric_key_prefix}_{name}": sums[name, 0] / max(sums[name, 1], 1) for name, place in sums if not place
+        }
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -185,7 +184,9 @@ class TreeTrainer(Trainer):
         """The model as a folder that from_pretrained loads, without the wrapper around it; no pickle beside it."""
         folder = output_dir or self.args.output_dir
         inner = self.accelerator.unwrap_model(self.model).model
-        state = None if state_dict is None else self.model.inner_state_dict(state_dict)
+        # DeepSpeed hands a copy of every tensor over, which would save tied weights twice; it is needed where ZeRO-3
+        # keeps the model in pieces.
+        state = self.model.inner_state_dict(state_dict) if state_dict and is_deepspeed_zero3_enabled() else None
         inner.save_pretrained(folder, state_dict=state)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)

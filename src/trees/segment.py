@@ -41,12 +41,18 @@ class Segment:
             yield from branch.preorder()
 
     @property
+    def trained_flags(self) -> list[bool]:
+        """`trained`, one flag a token."""
+        trained = self.trained
+        return [trained] * len(self.tokens) if isinstance(trained, bool) else [bool(flag) for flag in trained]
+
+    @property
     def num_predictions(self) -> int:
         """Predicted tokens of the whole subtree; the very first token of a tree has nothing before it."""
         total = 0
         for segment in self.preorder():
             flags = segment.trained
-            total += (len(segment.tokens) if flags else 0) if isinstance(flags, bool) else sum(map(bool, flags))
+            total += (len(segment.tokens) if flags else 0) if isinstance(flags, bool) else sum(segment.trained_flags)
         if self.tokens and (self.trained if isinstance(self.trained, bool) else self.trained[0]):
             total -= 1
         return total

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keju.rl.gathering import gathered
+from keju.models.gathering import gathered
 
 
 def test_a_plain_model_has_nothing_to_gather():

@@ -15,7 +15,7 @@ import torch
 from tiny_models import build_llama
 
 from keju.models.decoding import decode
-from keju.rl.gathering import gathered
+from keju.models.gathering import gathered
 
 CONFIG = {
     "train_micro_batch_size_per_gpu": 1,

@@ -1,0 +1,45 @@
+"""Whole weights where ZeRO-3 keeps them in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def whole(parameters: Sequence[nn.Parameter], *, write: bool = False) -> Iterator[None]:
+    """The parameters gathered, on every process, to be read; those that are not in pieces stay as they are.
+
+    write: what the first process changes in them is kept.
+    """
+    pieces = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not pieces:
+        yield
+        return
+    from deepspeed import zero
+
+    with zero.GatheredParameters(pieces, modifier_rank=0 if write else None):
+        yield
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """All weights of `model` gathered once, for a whole phase; without it ZeRO-3 gathers every layer for every token.
+
+    model: a DeepSpeed engine, or a plain module, for which there is nothing to do. All processes must enter and leave;
+    in between none waits for another, so that each may generate as long as its responses are. The weights are read.
+    """
+    parameters = list(model.parameters())
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    from trl.models.utils import add_hooks, remove_hooks
+
+    with whole(parameters):
+        remove_hooks(model)  # they would give each layer back as soon as it has been used
+        try:
+            yield
+        finally:
+            add_hooks(model)
