@@ -7,12 +7,14 @@ python -m keju.train_rlhf --model_name_or_path runs/sft --reward_model_path runs
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
+from keju.models.gathering import gathered
 from keju.models.loading import load_scalar_model, load_tokenizer
 from keju.records.reading import read_records
 from keju.records.record import TextRecord
@@ -31,8 +33,10 @@ from keju.rl.training_loop import TrainingLoop
 from keju.rl.translation import Translation, same_vocabulary
 from keju.rl.vllm_rollout import VllmSampler
 from keju.training.arguments import parse_arguments
+from keju.training.engines import read_deepspeed_config
 from keju.training.launch import run_stage
 from keju.training.plots import plot_loss
+from keju.training.processes import process_index, start_deepspeed, wait_for_all
 from keju.training.progress import describe
 from keju.training.run_folder import RunFolder
 from keju.training.stage import inspect, read_trees
@@ -50,6 +54,7 @@ def main() -> None:
         resume=ppo.resume_from_checkpoint,
     )
     set_seed(ppo.seed)
+    start_processes(ppo)
     tokenizer = load_tokenizer(
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
     )
@@ -57,7 +62,8 @@ def main() -> None:
     trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx_trees, ranked_trees)
     where = [str(data.path(data.train_filename))] * len(prompts)
     inspect(EncodedRecords([Segment(ids) for ids in prompts], where), tokenizer, trainer.actor, form="prompt")
-    verify_head(trainer.actor, list(prompts[0]))
+    with gathered(trainer.passes(trainer.actor)):
+        verify_head(trainer.actor, list(prompts[0]))
     before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
     if folder.checkpoint:
         load_checkpoint(trainer, folder.checkpoint)
@@ -67,8 +73,8 @@ def main() -> None:
     loop = TrainingLoop(trainer, tokenizer, folder, monitor, **same_names(ppo, TrainingLoop) | saves)
     loop.run()
     if trainer.is_joint:
-        with reward_alone(trainer.reward_model) as moved:
-            save_model(moved, tokenizer, folder.path / "reward")
+        with reward_alone(trainer.reward_model) as state:
+            save_model(trainer.reward_model, tokenizer, folder.path / "reward", state)
         # Before and after are read by the same eyes: the reward model as it was.
         trainer.reward_model = load_reader(
             models.reward_model_path, "--reward_model_path", models, data, tokenizer
@@ -78,14 +84,29 @@ def main() -> None:
     save_model(trainer.actor, tokenizer, folder.path)
     save_model(trainer.critic, tokenizer, folder.path / "critic")
     if trainer.average is not None:
-        with trainer.average.applied(trainer.actor):
-            save_model(trainer.actor, tokenizer, folder.path / "ema")
-    plot_loss(folder.metrics_path, folder.path / "loss.png", title="Policy loss")
+        save_model(trainer.actor, tokenizer, folder.path / "ema", trainer.average.state_dict(trainer.actor))
+    if folder.is_main:
+        plot_loss(folder.metrics_path, folder.path / "loss.png", title="Policy loss")
     figures = {"num_prompts": len(prompts), "num_alarms": len(loop.alarms)}
     if held_out:
         figures |= {"reward_before": before["reward"], "reward_after": after["reward"], "kl": after["kl"]}
         figures |= {"evaluation_before": before, "evaluation_after": after}
     folder.finish(**figures)
+
+
+def start_processes(ppo: PPOArguments) -> None:
+    """Raises ValueError for several processes without what they need."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and ppo.deepspeed is None:
+        raise ValueError(f"--deepspeed: {count} processes train together under DeepSpeed; give a configuration")
+    if count > 1 and ppo.rollout == "vllm":
+        raise ValueError("--rollout vllm runs in one process; leave it out with several GPUs")
+    if ppo.deepspeed is None:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    start_deepspeed()
+    wait_for_all()  # the first process has prepared the run folder
 
 
 def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTokenizerBase):
@@ -206,7 +227,9 @@ def build_trainer(
         ),
         token_budget=data.token_budget,
         bf16=models.bf16,
-        **same_names(ppo, PPOTrainer) | {"max_steps": max_steps, "warmup_steps": int(warmup_steps)},
+        **same_names(ppo, PPOTrainer)
+        | {"max_steps": max_steps, "warmup_steps": int(warmup_steps)}
+        | ({"deepspeed": read_deepspeed_config(ppo.deepspeed, bf16=models.bf16)} if ppo.deepspeed else {}),
     )
 
 
@@ -222,8 +245,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Held-out reward and KL, with the same seed of sampling before and after; prints two samples."""
     scored, figures = evaluate_policy(trainer, prompts, seed=ppo.seed)
-    print(f"held-out prompts, {when}: {describe(figures)}")
-    print_samples(scored, tokenizer, count=2)
+    if process_index() == 0:
+        print(f"held-out prompts, {when}: {describe(figures)}")
+        print_samples(scored, tokenizer, count=2)
     return figures
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -43,3 +43,21 @@ def gathered(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             add_hooks(model)
+
+
+def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model, with whole weights where ZeRO-3 has cut them up (copies, in CPU memory).
+
+    All processes must call; names of one tensor share it in what comes back, too.
+    """
+    copies: dict[int, Tensor] = {}
+    state = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not hasattr(tensor, "ds_id"):
+            state[name] = tensor.detach()
+            continue
+        if id(tensor) not in copies:
+            with whole([tensor]):
+                copies[id(tensor)] = tensor.detach().cpu().clone()
+        state[name] = copies[id(tensor)]
+    return state

@@ -42,6 +42,7 @@ def generate_responses(
     do_sample: bool | None = None,
     batch_size: int = 16,
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
     is_complete: Callable[[list[int]], bool] | None = None,
     on_batch: Callable[[int, int], None] = lambda num_prompts, num_tokens: None,
 ) -> list[list[Response]]:
@@ -49,7 +50,7 @@ def generate_responses(
 
     do_sample: by default whenever temperature > 0; otherwise the likeliest token each time. top_p 1 and top_k 0 cut
     nothing off. batch_size: rows (prompts x responses) computed at once. A sample depends on the seed, the number of
-    its prompt and its own number alone; the global random state is left as it was. is_complete: of the ids of a
+    its prompt (`numbers`; by default its place) and its own number alone; the global random state is left as it was. is_complete: of the ids of a
     response so far, whether it may end there without an end token. `on_batch` is told the prompts and generated tokens
     of each batch. Only the arguments shape the distribution: a repetition penalty or a top_k of 50 that the
     checkpoint's generation_config.json brings along does not. Raises ValueError naming the flag.
@@ -66,7 +67,8 @@ def generate_responses(
     with _evaluating(model):
         for start in range(0, len(order), step):
             chosen = order[start : start + step]
-            uniforms = torch.cat([uniforms_of(seed, index, num_responses, max_new_tokens) for index in chosen])
+            drawn_for = [index if numbers is None else numbers[index] for index in chosen]
+            uniforms = torch.cat([uniforms_of(seed, number, num_responses, max_new_tokens) for number in drawn_for])
             uniforms = uniforms.to(model.device)
             rows = decode(
                 model,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from keju.kernels import gae as kernel
-from keju.rl.ranks import sum_over_ranks
 from keju.rl.rewards import check_prefix_mask
 
 
@@ -40,13 +39,10 @@ def masked_mean(x: Tensor, mask: Tensor, num_tokens: float | Tensor | None = Non
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """(x - mean) / std over the mask only, zero outside; without `shift_mean` the mean stays. Variance with n - 1.
-
-    Mean and variance are those of all processes' masks together.
-    """
-    count = sum_over_ranks(mask.sum())
-    mean = sum_over_ranks(torch.where(mask, x, 0.0).sum()) / count
-    variance = sum_over_ranks(torch.where(mask, (x - mean).square(), 0.0).sum()) / (count - 1).clamp(min=1)
+    """(x - mean) / std over the mask only, zero outside; without `shift_mean` the mean stays. Variance with n - 1."""
+    count = mask.sum()
+    mean = torch.where(mask, x, 0.0).sum() / count
+    variance = torch.where(mask, (x - mean).square(), 0.0).sum() / (count - 1).clamp(min=1)
     whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
     return torch.where(mask, whitened if shift_mean else whitened + mean, 0.0)
 

@@ -78,6 +78,9 @@ class PPOArguments:
     _argument_group_name = "PPO"
 
     output_dir: str = field(metadata={"help": "Folder of this run: actor, critic/, log, metrics, samples and plots."})
+    deepspeed: str | None = setting(
+        None, "A DeepSpeed configuration (JSON): actor and critic are trained under it, by one process or several."
+    )
     overwrite_output_dir: bool = setting(False, "Delete the run that --output_dir holds and start again.")
     resume_from_checkpoint: str | None = setting(None, "A checkpoint folder, or `auto`: the newest in --output_dir.")
     seed: int = setting(42, "Of prompts, samples and minibatches.")

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from keju.models.gathering import whole_state_dict
 
 REWARD = 0  # the other output is the last one, see scoring.state_values
 
@@ -21,15 +23,20 @@ def add_value_output(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def reward_alone(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The model without its value output, as reward models are saved, for as long as it is used."""
-    heads = _heads(model)
-    _reshape_head(model, [REWARD])
+def reward_alone(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
+    """The state of the model without its value output, as reward models are saved; its config says so in the block.
+
+    All processes must enter.
+    """
+    state = whole_state_dict(model)
+    heads = {id(parameter) for *_, head in _heads(model) for parameter in head.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in heads:
+            state[name] = state[name][[REWARD]]
+    model.config.num_labels = 1
     try:
-        yield model
+        yield state
     finally:
-        for owner, name, head in heads:
-            setattr(owner, name, head)
         model.config.num_labels = 2
 
 

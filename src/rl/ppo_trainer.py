@@ -5,32 +5,41 @@ One step: a batch of prompts -> several responses each -> log-probs, reference l
 pass of each model over the trees -> rewards and advantages, once -> `ppo_epochs` x `num_mini_batches` optimizer steps
 of actor and critic over the same trees. Everything random is seeded by (seed, step), so that a step depends on nothing
 but the weights and its number.
+
+In a run of several processes each samples for its share of the prompts and computes its share of the packs; what comes
+out is summed up, so that every process knows the whole rollout, and all that follows is as in one process.
 """
 
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, get_scheduler
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from keju.models.backbone import tree_cross_entropy, tree_logprobs
+from keju.models.gathering import gathered
 from keju.rl.advantages import masked_mean
 from keju.rl.experience import Experience, RewardShaping
-from keju.models.gathering import gathered
-from keju.rl.losses import policy_loss, value_loss
+from keju.rl.learners import Learner, LearnerSettings
+from keju.rl.losses import ValueLoss, policy_loss, value_loss
 from keju.rl.modes import rules_of
-from keju.rl.response_trees import action_coordinates, packed
+from keju.rl.response_trees import action_coordinates, pack_trees
 from keju.rl.rewards import kl_estimate
-from keju.rl.rollout import Rollout, Sampler
+from keju.rl.rollout import Rollout, Sampler, collect_rollouts
 from keju.rl.scoring import Reader, Scored, score_rollouts, state_values
 from keju.rl.translation import Translation
 from keju.rl.weight_average import WeightAverage
 from keju.training.crash import NonFiniteLoss
+from keju.training.engines import frozen_passes
 from keju.training.objectives.reward import RewardObjective
+from keju.training.processes import num_processes, own_parts, process_index, sum_over_processes
+from keju.training.stage_model import passes_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
@@ -44,6 +53,9 @@ class PPOTrainer:
 
     Joint optimisation of reward and policy: `critic` is `reward_model`, one model of two outputs (reward, value), whose
     reward goes on learning from the ranked answers in `ranked_trees` (times `reward_coef`) while its value is learned.
+
+    deepspeed: a configuration (see keju.training.engines); actor and critic are engines then, and under ZeRO-3 the frozen
+    models are in pieces, too.
 
     For the first `value_warmup_steps` rollouts the critic alone is trained. `early_stop_kl`: once the policy is further
     than so many nats a token from the one that generated (approx_kl of a minibatch), the rest of the rollout's updates
@@ -83,6 +95,7 @@ class PPOTrainer:
     value_warmup_steps: int = 0
     early_stop_kl: float | None = None
     bf16: bool = False
+    deepspeed: dict[str, Any] | None = None
     seed: int = 0
     step: int = field(default=0, init=False)
 
@@ -106,19 +119,24 @@ class PPOTrainer:
             self.judge.model.requires_grad_(False).eval()
         for model in (self.actor, self.critic, self.reference, self.reward_model):
             model.eval()  # and stays so: with dropout the first ratio is not 1
+        settings = LearnerSettings(
+            self.weight_decay,
+            self.max_grad_norm,
+            self.lr_scheduler_type,
+            self.warmup_steps,
+            self.max_steps * self.ppo_epochs * self.num_mini_batches,
+            self.deepspeed,
+        )
+        self.learners = {
+            "actor": Learner(self.actor, self.actor_learning_rate, settings),
+            "critic": Learner(self.critic, self.critic_learning_rate, settings),
+        }
+        self._passes = {id(learner.model): learner.passes for learner in self.learners.values()}
+        if self.deepspeed is not None:
+            judges = [self.judge.model] if self.judge is not None else []
+            frozen = [model for model in (self.reference, self.reward_model, *judges) if id(model) not in self._passes]
+            self._passes |= {id(model): frozen_passes(model, self.deepspeed) for model in frozen}
         self.average = WeightAverage(self.actor, self.ema_decay) if self.ema_decay else None
-        num_updates = self.max_steps * self.ppo_epochs * self.num_mini_batches
-        self.optimizers, self.schedulers = {}, {}
-        for name, model, rate in (
-            ("actor", self.actor, self.actor_learning_rate),
-            ("critic", self.critic, self.critic_learning_rate),
-        ):
-            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=self.weight_decay)
-            self.optimizers[name] = optimizer
-            self.schedulers[name] = get_scheduler(
-                self.lr_scheduler_type, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=num_updates
-            )
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
@@ -171,27 +189,36 @@ class PPOTrainer:
         return taken
 
     def sample(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Rollout]:
-        with self._precision(), gathered(self.actor):
-            return self.sampler.sample(self.actor, prompts, seed)
+        """Responses to all prompts, on every process; each makes those of its share."""
+        own = range(process_index(), len(prompts), num_processes())
+        with self._precision(), gathered(self.passes(self.actor)):
+            made = self.sampler.sample(self.actor, [prompts[number] for number in own], seed, numbers=own)
+        return collect_rollouts(made, own, prompts, self.sampler, self.actor.device)
 
     def score(self, rollouts: Sequence[Rollout]) -> Scored:
+        judge = self.judge
         with self._precision():
             return score_rollouts(
                 rollouts,
-                actor=self.actor,
-                reference=self.reference,
-                critic=self.critic,
-                reward=Reader(self.reward_model, self.translation),
-                judge=self.judge,
+                actor=self.passes(self.actor),
+                reference=self.passes(self.reference),
+                critic=self.passes(self.critic),
+                reward=Reader(self.passes(self.reward_model), self.translation),
+                judge=None if judge is None else Reader(self.passes(judge.model), judge.translation),
                 mode=self.ppo_mode,
                 pad_id=self.sampler.pad_id,
                 temperature=self.sampler.temperature,
                 token_budget=self.token_budget,
             )
 
+    def passes(self, model: PreTrainedModel) -> nn.Module:
+        """What computes passes of a model: see StageModel."""
+        return self._passes.get(id(model)) or passes_of(model)
+
     def _precision(self) -> torch.autocast:
         """The same for sampling, scoring and updates: old and new log-probs have equal rounding."""
-        return torch.autocast(self.actor.device.type, torch.bfloat16, enabled=self.bf16)
+        enabled = self.bf16 and self.deepspeed is None  # engines bring their own
+        return torch.autocast(self.actor.device.type, torch.bfloat16, enabled=enabled)
 
     def update(
         self,
@@ -206,57 +233,74 @@ class PPOTrainer:
 
         None, and nothing changed, when the policy has moved further than `stop_above` (approx_kl, nats a token).
         """
-        metrics = self.backward(experience, trees)
-        if stop_above is not None and metrics["approx_kl"] > stop_above:
-            for optimizer in self.optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
+        ptx = ptx if self.trains_policy else ()
+        if stop_above is not None and self._approx_kl(experience, trees) > stop_above:
             return None
-        if ptx and self.trains_policy:
+        metrics = self.backward(experience, trees, more_of_actor=bool(ptx), more_of_critic=bool(ranked))
+        if ptx:
             metrics["ptx_loss"] = self._backward_ptx(ptx)
         if ranked:
             metrics |= self._backward_ranked(ranked)
-        for name, model in (("actor", self.actor), ("critic", self.critic)):
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.max_grad_norm)
-            metrics[f"{name}_grad_norm"] = float(norm)
-            metrics[f"{name}_learning_rate"] = self.schedulers[name].get_last_lr()[0]
-        broken = [name for name, number in metrics.items() if not math.isfinite(number)]
-        if broken:  # before the weights take it in
-            raise NonFiniteLoss(self.step, name=", ".join(broken))
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self._check_finite(metrics)  # before the weights take it in
+        for name, learner in self.learners.items():
+            metrics[f"{name}_learning_rate"] = learner.learning_rate
+            metrics[f"{name}_grad_norm"] = learner.step()
+        self._check_finite(metrics)
         if self.average is not None:
             self.average.update(self.actor)
         return metrics
 
+    def _check_finite(self, metrics: dict[str, float]) -> None:
+        broken = [name for name, number in metrics.items() if not math.isfinite(number)]
+        if broken:
+            raise NonFiniteLoss(self.step, name=", ".join(broken))
+
     def _advance_schedules(self) -> None:
-        for scheduler in self.schedulers.values():
-            scheduler.step()
+        for learner in self.learners.values():
+            learner.scheduler.step()
 
     @property
     def trains_policy(self) -> bool:
         """Not while the critic warms up."""
         return self.step > self.value_warmup_steps or not self.step
 
-    def backward(self, experience: Experience, trees: Sequence[Segment]) -> dict[str, float]:
-        """Gradients of policy and value loss of a minibatch, token means over all of it; the figures of both."""
-        rows = [int(branch.values["row"]) for tree in trees for branch in tree.branches]
-        num_tokens = experience.loss_mask[rows].sum()
-        metrics: Counter[str] = Counter()
-        for batch in packed(trees, self.token_budget, self.actor.device):
-            at = action_coordinates(batch)
-            # One after the other: the activations of the actor are gone before the critic's are made.
-            parts = self._policy_backward(experience, batch, at, num_tokens)
-            parts |= self._value_backward(experience, batch, at, num_tokens)
-            metrics.update({name: float(part.detach()) for name, part in parts.items()})
-        return dict(metrics)
+    def backward(
+        self,
+        experience: Experience,
+        trees: Sequence[Segment],
+        *,
+        more_of_actor: bool = False,
+        more_of_critic: bool = False,
+    ) -> dict[str, float]:
+        """Gradients of policy and value loss of a minibatch, token means over all of it; the figures of both.
 
-    def _policy_backward(
+        more_of_actor, more_of_critic: gradients of another loss follow before the optimizer step.
+        """
+        num_tokens = self._num_tokens(experience, trees)
+        metrics: Counter[str] = Counter()
+        shares = own_parts(pack_trees(trees, self.token_budget))
+        for number, (members, counts) in enumerate(shares, start=1):
+            batch = PackedBatch.from_trees(members).to(self.actor.device)
+            at = action_coordinates(batch)
+            is_last = number == len(shares)
+            # One after the other: the activations of the actor are gone before the critic's are made.
+            loss, parts = self._policy_loss(experience, batch, at, num_tokens)
+            if self.trains_policy:
+                self.learners["actor"].backward(loss * counts, is_last=is_last and not more_of_actor)
+            value = self._value_loss(experience, batch, at, num_tokens)
+            self.learners["critic"].backward(value.loss * counts, is_last=is_last and not more_of_critic)
+            parts |= {"value_loss": value.loss, "value_clip_fraction": value.clip_fraction}
+            metrics.update({name: float(part.detach()) * counts for name, part in parts.items()})
+        return self._over_processes(metrics)
+
+    def _policy_loss(
         self, experience: Experience, batch: PackedBatch, at: tuple[Tensor, Tensor], num_tokens: Tensor
-    ) -> dict[str, Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, and figures, of a part of a minibatch of `num_tokens` actions."""
         mask = experience.loss_mask[at]
-        with torch.set_grad_enabled(self.trains_policy), self._precision():
-            new = tree_logprobs(self.actor, batch, temperature=self.temperature, with_entropy=True)
+        with torch.set_grad_enabled(self.trains_policy and torch.is_grad_enabled()), self._precision():
+            read = partial(tree_logprobs, temperature=self.temperature, with_entropy=True)
+            new = self.learners["actor"](batch, read)
         policy = policy_loss(
             new.logprobs, experience.logprobs[at], experience.advantages[at], mask, self.cliprange, num_tokens
         )
@@ -265,9 +309,8 @@ class PPOTrainer:
             kl = kl_estimate(new.logprobs, experience.ref_logprobs[at], self.shaping.kl_estimator)
             figures["kl_loss"] = masked_mean(kl, mask, num_tokens)
             loss = loss + self.shaping.kl_controller.coef * figures["kl_loss"]
-        if self.trains_policy:
-            (loss * (0.5 if self.rules.halves_with_ptx and self.ptx_trees else 1.0)).backward()
-        return figures | {
+        loss = loss * (0.5 if self.rules.halves_with_ptx and self.ptx_trees else 1.0)
+        return loss, figures | {
             "policy_loss": policy.loss,
             "entropy": masked_mean(new.entropy.detach(), mask, num_tokens),
             "clip_fraction": policy.clip_fraction,
@@ -275,12 +318,12 @@ class PPOTrainer:
             "ratio": policy.ratio,
         }
 
-    def _value_backward(
+    def _value_loss(
         self, experience: Experience, batch: PackedBatch, at: tuple[Tensor, Tensor], num_tokens: Tensor
-    ) -> dict[str, Tensor]:
+    ) -> ValueLoss:
         with self._precision():
-            values = state_values(self.critic, batch)
-        value = value_loss(
+            values = self.learners["critic"](batch, state_values)
+        return value_loss(
             values,
             experience.values[at],
             experience.returns[at],
@@ -288,32 +331,52 @@ class PPOTrainer:
             self.cliprange_value,
             num_tokens,
         )
-        value.loss.backward()
-        return {"value_loss": value.loss, "value_clip_fraction": value.clip_fraction}
+
+    @torch.no_grad()
+    def _approx_kl(self, experience: Experience, trees: Sequence[Segment]) -> float:
+        """How far the policy has moved from the one that generated, in nats a token of a minibatch."""
+        num_tokens, total = self._num_tokens(experience, trees), 0.0
+        for members, counts in own_parts(pack_trees(trees, self.token_budget)):
+            batch = PackedBatch.from_trees(members).to(self.actor.device)
+            _, figures = self._policy_loss(experience, batch, action_coordinates(batch), num_tokens)
+            total += float(figures["approx_kl"]) * counts
+        return self._over_processes({"approx_kl": total})["approx_kl"]
 
     def _backward_ptx(self, trees: Sequence[Segment]) -> float:
         weight = self.ptx_coef * (0.5 if self.rules.halves_with_ptx else 1.0)
         num_tokens, loss = sum(tree.num_predictions for tree in trees), 0.0
-        for batch in packed(trees, self.token_budget, self.actor.device):
+        shares = own_parts(pack_trees(trees, self.token_budget))
+        for number, (members, counts) in enumerate(shares, start=1):
             with self._precision():
-                part = tree_cross_entropy(self.actor, batch) / num_tokens
-            (weight * part).backward()
-            loss += float(part.detach())
-        return loss
+                part = self.learners["actor"](PackedBatch.from_trees(members), tree_cross_entropy) / num_tokens
+            self.learners["actor"].backward(weight * counts * part, is_last=number == len(shares))
+            loss += float(part.detach()) * counts
+        return self._over_processes({"loss": loss})["loss"]
 
     def _backward_ranked(self, trees: Sequence[Segment]) -> dict[str, float]:
         """The loss of the reward model on ranked answers, as it was trained (mean over pairs)."""
-        objective = RewardObjective()
-        batches = list(packed(trees, self.token_budget, self.critic.device))
-        num_pairs = sum(objective.num_items(batch) for batch in batches)
-        loss = correct = 0.0
-        for batch in batches:
+        objective, learner = RewardObjective(), self.learners["critic"]
+        packs = pack_trees(trees, self.token_budget)
+        num_pairs = sum(objective.num_items(PackedBatch.from_trees(members)) for members in packs)
+        found = {"reward_loss": 0.0, "reward_accuracy": 0.0}
+        shares = own_parts(packs)
+        for number, (members, counts) in enumerate(shares, start=1):
             with self._precision():
-                found = objective(self.critic, batch)
-            (self.reward_coef * found.loss_sum / num_pairs).backward()
-            loss += float(found.loss_sum.detach())
-            correct += float(found.metrics["accuracy"][0])
-        return {"reward_loss": loss / num_pairs, "reward_accuracy": correct / num_pairs}
+                output = learner(PackedBatch.from_trees(members), objective)
+            loss = output.loss_sum / num_pairs
+            learner.backward(self.reward_coef * counts * loss, is_last=number == len(shares))
+            found["reward_loss"] += float(loss.detach()) * counts
+            found["reward_accuracy"] += float(output.metrics["accuracy"][0]) / num_pairs * counts
+        return self._over_processes(found)
+
+    def _num_tokens(self, experience: Experience, trees: Sequence[Segment]) -> Tensor:
+        rows = [int(branch.values["row"]) for tree in trees for branch in tree.branches]
+        return experience.loss_mask[rows].sum()
+
+    def _over_processes(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Figures of this process's packs, summed over all processes."""
+        numbers = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.actor.device)
+        return dict(zip(figures, sum_over_processes(numbers).tolist(), strict=True))
 
     # -- what a step looks at ----------------------------------------------------------------------------------------
 

@@ -84,9 +84,10 @@ def branch_trees(prompt: Sequence[int], responses: Mapping[int, Sequence[int]], 
     yield tree
 
 
-def packed(trees: Sequence[Segment], token_budget: int, device: torch.device | str) -> Iterator[PackedBatch]:
-    for members in pack([tree.num_tokens for tree in trees], token_budget):
-        yield PackedBatch.from_trees([trees[index] for index in members]).to(device)
+def pack_trees(trees: Sequence[Segment], token_budget: int) -> list[list[Segment]]:
+    """The trees that share a pass."""
+    packs = pack([tree.num_tokens for tree in trees], token_budget)
+    return [[trees[index] for index in members] for members in packs]
 
 
 def action_coordinates(batch: PackedBatch) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ first tokens without a gap. An action is a generated token; its log-prob is read
 import torch
 from torch import Tensor
 
-from keju.rl.ranks import sum_over_ranks
 
 KL_ESTIMATORS = ("k1", "k2", "k3")
 MAX_LOG_RATIO = 20.0  # e^20 = 5e8: far outside of what training should see, far inside float32
@@ -92,11 +91,9 @@ class RunningMoments:
         return (self.sum_of_squares / (self.count - 1)) ** 0.5
 
     def update(self, scores: Tensor) -> None:
-        """Adds the scores of all processes."""
         scores = scores.double()
-        count = int(sum_over_ranks(torch.tensor(scores.numel(), device=scores.device)))
-        mean = float(sum_over_ranks(scores.sum())) / count
-        squares = float(sum_over_ranks((scores - mean).square().sum()))
+        count, mean = scores.numel(), float(scores.mean())
+        squares = float((scores - mean).square().sum())
         difference = mean - self.mean
         total = self.count + count
         self.sum_of_squares += squares + difference**2 * self.count * count / total

@@ -6,17 +6,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from keju.models.backbone import tree_logprobs, tree_token_scores
 from keju.rl.joint import REWARD
 from keju.rl.modes import rules_of
-from keju.rl.response_trees import ResponseTrees, action_coordinates, branch_rows, lay_out, packed
+from keju.rl.response_trees import ResponseTrees, action_coordinates, branch_rows, lay_out, pack_trees
 from keju.rl.rewards import kl_estimate
 from keju.rl.rollout import Rollout
 from keju.rl.translation import Translation
+from keju.training.processes import own_parts, sum_over_processes
+from keju.training.stage_model import Read, model_inside, passes_of
 from keju.trees.packed_batch import PackedBatch
+from keju.trees.segment import Segment
+
+Share = tuple[PackedBatch, bool]  # a pack, and whether it counts (see own_parts)
 
 
 @dataclass
@@ -38,7 +42,7 @@ class Scored(ResponseTrees):
 class Reader(NamedTuple):
     """A reward model, and how it reads responses when its tokenizer is not the actor's."""
 
-    model: PreTrainedModel
+    model: nn.Module
     translation: Translation | None = None
 
 
@@ -46,9 +50,9 @@ class Reader(NamedTuple):
 def score_rollouts(
     rollouts: Sequence[Rollout],
     *,
-    actor: PreTrainedModel,
-    reference: PreTrainedModel,
-    critic: PreTrainedModel,
+    actor: nn.Module,
+    reference: nn.Module,
+    critic: nn.Module,
     reward: Reader,
     judge: Reader | None = None,
     mode: str,
@@ -58,22 +62,22 @@ def score_rollouts(
 ) -> Scored:
     """Scores rollouts with the four models, which the caller keeps in eval mode (see PPOTrainer).
 
+    Each is a model, or what computes its passes (see StageModel). The processes of a run share the packs out.
+
     `temperature` is that of sampling: the policy that acted is softmax(logits / temperature), and so is the one that is
     updated. `judge`: another reward model, which only watches. Reference, reward model and judge may stay in another
     device's memory: they come over for their pass. Raises ValueError when the mode drops every response or one does not
     fit `token_budget`.
     """
-    device = actor.device
+    device = model_inside(passes_of(actor)).device
     laid_out = lay_out(rollouts, mode=mode, pad_id=pad_id, token_budget=token_budget, device=device)
-    batches = list(packed(laid_out.trees, token_budget, device))
+    batches = list(_shares(laid_out.trees, token_budget, device))
     temperature = temperature if rules_of(mode).scores_at_temperature else 1.0
     logprobs = _token_logprobs(actor, batches, laid_out.mask, temperature)
     with resident(reference, device):
         ref_logprobs = _token_logprobs(reference, batches, laid_out.mask, temperature)
-    values = torch.zeros_like(logprobs)
-    for batch in batches:
-        # The value of the state in which an action is chosen: at the token before it (the prompt's last, at first).
-        values[action_coordinates(batch)] = state_values(critic, batch)
+    # The value of the state in which an action is chosen: at the token before it (the prompt's last, at first).
+    values = _of_actions(critic, batches, laid_out.mask, state_values)
     scores = _response_scores(reward, laid_out, batches, token_budget)
     judge_scores = _response_scores(judge, laid_out, batches, token_budget) if judge is not None else None
     return Scored(
@@ -86,15 +90,27 @@ def score_rollouts(
     )
 
 
-def _token_logprobs(model: PreTrainedModel, batches: Sequence[PackedBatch], mask: Tensor, temperature: float) -> Tensor:
-    """float32 [B, T], zero where there is no action."""
-    logprobs = torch.zeros(mask.shape, device=mask.device)
-    for batch in batches:
-        logprobs[action_coordinates(batch)] = tree_logprobs(model, batch, temperature=temperature).logprobs
-    return logprobs
+def _shares(trees: Sequence[Segment], token_budget: int, device: torch.device) -> Iterator[Share]:
+    """The packs that this process computes."""
+    for members, counts in own_parts(pack_trees(trees, token_budget)):
+        yield PackedBatch.from_trees(members).to(device), counts
 
 
-def state_values(critic: PreTrainedModel, batch: PackedBatch) -> Tensor:
+def _token_logprobs(model: nn.Module, batches: Sequence[Share], mask: Tensor, temperature: float) -> Tensor:
+    return _of_actions(model, batches, mask, lambda *pass_: tree_logprobs(*pass_, temperature=temperature).logprobs)
+
+
+def _of_actions(model: nn.Module, batches: Sequence[Share], mask: Tensor, read: Read) -> Tensor:
+    """What `read` gives at each prediction, of all processes: float32 [B, T], zero where there is no action."""
+    numbers = torch.zeros(mask.shape, device=mask.device)
+    for batch, counts in batches:
+        found = passes_of(model)(batch, read)
+        if counts:
+            numbers[action_coordinates(batch)] = found.float()
+    return sum_over_processes(numbers)
+
+
+def state_values(critic: nn.Module, batch: PackedBatch) -> Tensor:
     """float32 [N]: the critic's value of the state in which each predicted token of a pack is chosen.
 
     A critic that is the reward model, too, (joint optimisation) has two outputs; its values are the last.
@@ -103,26 +119,34 @@ def state_values(critic: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 
 def _response_scores(
-    reader: Reader, laid_out: ResponseTrees, batches: Sequence[PackedBatch], token_budget: int
+    reader: Reader, laid_out: ResponseTrees, batches: Sequence[Share], token_budget: int
 ) -> Tensor:
     """float32 [B]: the score of each response, read where the mode says; of a translated one at its last token."""
     index, device = laid_out.score_index, laid_out.mask.device
     if reader.translation is not None:
         trees = reader.translation.trees(laid_out.rollouts, token_budget)
-        batches = list(packed(trees, token_budget, device))
+        batches = list(_shares(list(trees), token_budget, device))
         index = torch.tensor([len(branch.tokens) - 1 for tree in trees for branch in tree.branches], device=device)
     scores = torch.zeros(len(index), device=device)
     with resident(reader.model, device):
-        for batch in batches:
+        for batch, counts in batches:
             segments, rows = branch_rows(batch)
             at = batch.segment_start[segments] + index[rows]
-            scores[rows] = tree_token_scores(reader.model, batch)[at, REWARD]
-    return scores
+            found = passes_of(reader.model)(batch, tree_token_scores)[at, REWARD]
+            if counts:
+                scores[rows] = found
+    return sum_over_processes(scores)
 
 
 @contextmanager
-def resident(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """The model on `device` for as long as it is used; afterwards back where it was."""
+def resident(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model on `device` for as long as it is used; afterwards back where it was.
+
+    An engine of ZeRO-3 keeps its weights where its configuration says.
+    """
+    if hasattr(model, "module"):
+        yield
+        return
     home = model.device
     model.to(device)
     try:

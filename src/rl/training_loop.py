@@ -9,10 +9,11 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from keju.records.writing import write_jsonl
-from keju.rl.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from keju.rl.checkpoint import load_checkpoint, save_checkpoint
 from keju.rl.health import Alarm, HealthMonitor
 from keju.rl.ppo_trainer import PPOTrainer
 from keju.rl.samples import SampleLog, print_samples, sample_rows
+from keju.training.checkpoints import checkpoints
 from keju.training.crash import MissingEos
 from keju.training.plots import plot_panels
 from keju.training.progress import Progress, describe
@@ -50,7 +51,7 @@ class TrainingLoop:
     def run(self) -> None:
         """All steps that are left."""
         trainer, folder = self.trainer, self.folder
-        samples = SampleLog(folder.path / "samples.jsonl", last_step=trainer.step)
+        samples = SampleLog(folder.path / "samples.jsonl", last_step=trainer.step) if folder.is_main else None
         rows = read_metrics(folder.metrics_path) if trainer.step else []  # of the run that is resumed
         self._recall(rows)
         logged = rows[-1] if rows else {}
@@ -71,7 +72,8 @@ class TrainingLoop:
                 row |= metrics | {"num_tokens": num_tokens, "elapsed": round(time.perf_counter() - start, 3)}
                 folder.log_metrics(row)
                 folder.write_log(f"step {trainer.step}/{trainer.max_steps}: {describe(row)}")
-                samples.append(sample_rows(experience, self.tokenizer, trainer.step))
+                if samples is not None:
+                    samples.append(sample_rows(experience, self.tokenizer, trainer.step))
                 shown = {name: metrics[name] for name in ("reward", "kl", "response_length", "tokens_per_second")}
                 bar.advance(1, loss=metrics["policy_loss"], **shown)
                 # Without a single end there is nothing to learn ending from.
@@ -82,7 +84,7 @@ class TrainingLoop:
                     break
                 if self.save_steps and trainer.step % self.save_steps == 0 and trainer.step != trainer.max_steps:
                     self._save()
-                if time.perf_counter() - drawn > SECONDS_BETWEEN_DRAWINGS:
+                if folder.is_main and time.perf_counter() - drawn > SECONDS_BETWEEN_DRAWINGS:
                     self.draw()
                     print(f"samples of step {trainer.step}:")
                     print_samples(experience, self.tokenizer, count=2)
@@ -91,6 +93,8 @@ class TrainingLoop:
 
     def draw(self) -> None:
         """curves.png: everything worth watching, with the alarms as dashed lines."""
+        if not self.folder.is_main:
+            return
         steps = sorted({row["step"] for row in self.alarms})
         plot_panels(self.folder.metrics_path, self.folder.path / "curves.png", PANELS, marks={"alarm": steps})
 
@@ -110,10 +114,11 @@ class TrainingLoop:
             action = "stop"
         rows = [{**alarm._asdict(), "action": action} for alarm in alarms]
         self.alarms += rows
-        with self.alarms_path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        for alarm in alarms:
-            print(f"alarm at step {alarm.step}: {alarm.name}: {alarm.message}", flush=True)
+        if self.folder.is_main:
+            with self.alarms_path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            for alarm in alarms:
+                print(f"alarm at step {alarm.step}: {alarm.name}: {alarm.message}", flush=True)
         if action == "rollback":
             self._roll_back(alarms[0].step)
         elif action == "stop":
@@ -145,7 +150,8 @@ class TrainingLoop:
             lines = self.alarms_path.read_text(encoding="utf-8").splitlines() if self.trainer.step else []
             known = [json.loads(line) for line in lines if line.endswith("}")]
             self.alarms = [row for row in known if row["step"] <= self.trainer.step]
-            write_jsonl(self.alarms_path, self.alarms)
+            if self.folder.is_main:
+                write_jsonl(self.alarms_path, self.alarms)
         last = max(self._rollbacks(), default=0)
         for row in rows:
             if row["step"] > last:

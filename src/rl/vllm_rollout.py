@@ -43,7 +43,13 @@ class VllmSampler(Sampler):
         )
         self.make_settings = vllm.SamplingParams
 
-    def sample(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], seed: int) -> list[Rollout]:
+    def sample(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        seed: int,
+        numbers: Sequence[int] | None = None,
+    ) -> list[Rollout]:
         """As Sampler.sample, with log-probs. Raises ValueError for a family of ours, which vLLM does not know."""
         if isinstance(unwrapped(model), CausalLM):
             raise ValueError(f"--rollout vllm: vLLM does not know {type(unwrapped(model)).__name__}; leave it out")
@@ -61,7 +67,7 @@ class VllmSampler(Sampler):
                 logprobs=0,  # of the sampled token alone
                 detokenize=False,
             )
-            for number in range(len(prompts))
+            for number in (numbers or range(len(prompts)))
         ]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         answered = self.engine.generate(asked, settings, use_tqdm=False)

@@ -1,40 +1,49 @@
 """A moving average of the weights that are trained, as DeepSpeed-Chat keeps one of the actor."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
+from keju.models.gathering import whole_state_dict
+
 
 class WeightAverage:
-    """average = decay * average + (1 - decay) * weights, in float32, of the trained parameters of a model."""
+    """average = decay * average + (1 - decay) * weights, in float32, of the trained parameters of a model.
+
+    Where ZeRO-3 has cut these into pieces, each process averages its own.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights = {name: parameter.detach().float().clone() for name, parameter in _trained(model)}
+        self.weights = {name: _own(parameter).float().clone() for name, parameter in _trained(model)}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         for name, parameter in _trained(model):
-            self.weights[name].lerp_(parameter.float(), 1 - self.decay)
+            self.weights[name].lerp_(_own(parameter).float(), 1 - self.decay)
 
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model with the averages in place of its weights, for as long as it is used."""
-        own = {name: parameter.detach().clone() for name, parameter in _trained(model)}
-        _set(model, self.weights)
-        try:
-            yield
-        finally:
-            _set(model, own)
+    @torch.no_grad()
+    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """The state of `model` with the averages in the place of its weights. All processes must call."""
+        state = whole_state_dict(model)
+        for name, parameter in _trained(model):
+            average = self.weights[name]
+            if hasattr(parameter, "ds_id"):
+                average = _joined(average, parameter)
+            state[name] = average.to(parameter.dtype).cpu()
+        return state
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-@torch.no_grad()
-def _set(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    for name, parameter in _trained(model):
-        parameter.copy_(weights[name])
+def _own(parameter: nn.Parameter) -> Tensor:
+    """What this process keeps of a parameter: all of it, or its piece."""
+    return parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter.detach()
+
+
+def _joined(piece: Tensor, parameter: nn.Parameter) -> Tensor:
+    piece = piece.to(parameter.device)
+    pieces = [torch.empty_like(piece) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(pieces, piece)
+    return torch.cat(pieces)[: parameter.ds_numel].view(parameter.ds_shape)

@@ -1,15 +1,25 @@
-"""DeepSpeed engines beside those of transformers.Trainer: of models that are only read, cut into pieces by ZeRO-3."""
+"""DeepSpeed engines beside those of transformers.Trainer: of models that PPO trains, and of models that are only read,
+which ZeRO-3 cuts into pieces as well.
+
+deepspeed is imported where it is needed: that takes seconds.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import TrainingArguments
 
 from keju.training.stage_model import StageModel
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 
 def deepspeed_config(training: TrainingArguments) -> dict[str, Any] | None:
@@ -21,18 +31,70 @@ def zero_stage(config: dict[str, Any]) -> int:
     return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
-def frozen_engine(model: nn.Module, config: dict[str, Any]) -> nn.Module:
+def read_deepspeed_config(path: str, *, bf16: bool) -> dict[str, Any]:
+    """A configuration file for engines of ours, with nothing left to be filled in.
+
+    Raises ValueError naming the flag for a file that is none, and for one that brings an optimizer or a schedule.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"--deepspeed: {file} does not exist")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--deepspeed: {file}:{error.lineno}: not JSON: {error.msg}") from error
+    for name in ("optimizer", "scheduler"):
+        if name in config:
+            raise ValueError(f"--deepspeed: {file} has its own {name}, but PPO brings one for actor and critic each")
+    filled_in = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    config = {name: value for name, value in config.items() if name not in filled_in}
+    config["zero_optimization"] = _without_auto(config.get("zero_optimization", {}))
+    for name, enabled in (("bf16", bf16), ("fp16", False)):
+        section = config.get(name, {})
+        config[name] = {**section, "enabled": enabled if section.get("enabled", "auto") == "auto" else section["enabled"]}
+    if config["fp16"]["enabled"]:
+        raise ValueError(f"--deepspeed: {file}: PPO runs in float32 or bf16, not in fp16")
+    return config
+
+
+def training_engine(
+    module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], max_grad_norm: float
+) -> DeepSpeedEngine:
+    """An engine whose caller says when an optimizer step is due (set_gradient_accumulation_boundary)."""
+    import deepspeed
+
+    config = {
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        **config,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+    }
+    return deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+
+
+def _without_auto(section: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if value != "auto"}
+
+
+def frozen_engine(model: nn.Module, config: dict[str, Any]) -> DeepSpeedEngine:
     """An engine under which the weights of a model are in pieces, for passes without gradients."""
     import deepspeed
 
-    zero = {
-        name: value
-        for name, value in config["zero_optimization"].items()
-        if value != "auto" and not name.startswith(("offload_optimizer", "overlap_comm"))
-    }
+    zero = _without_auto(config["zero_optimization"])
+    zero.pop("offload_optimizer", None)
     reduced = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
     reduced |= {name: config[name] for name in ("bf16", "fp16") if name in config}
     return deepspeed.initialize(model=StageModel(model).eval(), config=reduced)[0]
+
+
+def frozen_passes(model: nn.Module, config: dict[str, Any]) -> nn.Module:
+    """What reads a model that is not trained, beside engines of this configuration (see StageModel)."""
+    if zero_stage(config) == 3:
+        return frozen_engine(model, config)
+    # As precise as the engines: the reference says about the policy's start what the policy itself says.
+    return StageModel(model.to(torch.bfloat16) if config["bf16"]["enabled"] else model).eval()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from keju.records.writing import write_json, write_jsonl
+from keju.training.checkpoints import check_checkpoint, newest_whole, step_of
 from keju.training.provenance import describe_versions, plain_arguments, without_secrets
 from keju.training.tee import TerminalLog
 
@@ -186,7 +187,7 @@ class RunFolder:
         """Drops rows of steps after the checkpoint: they will be logged again."""
         (self.path / "summary.json").unlink(missing_ok=True)
         if self.metrics_path.is_file():
-            step = _checkpoint_step(self.checkpoint)
+            step = step_of(self.checkpoint)
             rows = read_metrics(self.metrics_path)
             write_jsonl(self.metrics_path, [row for row in rows if row.get("step", 0) <= step])
 
@@ -244,17 +245,12 @@ def _find_checkpoint(path: Path, resume: str | None) -> Path | None:
     if resume is None or str(resume).lower() in ("", "false"):
         return None
     if str(resume).lower() in ("auto", "true", "latest"):
-        found = [folder for folder in path.glob("checkpoint-*") if _checkpoint_step(folder) is not None]
-        return max(found, key=_checkpoint_step, default=None)
-    checkpoint = Path(resume).expanduser()
-    if _checkpoint_step(checkpoint) is None:
-        raise ValueError(f"--resume_from_checkpoint: {checkpoint} is not a whole checkpoint (no trainer_state.json)")
+        checkpoint = newest_whole(path)
+    else:
+        checkpoint = Path(resume).expanduser()
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
     return checkpoint
-
-
-def _checkpoint_step(checkpoint: Path) -> int | None:
-    """None for a checkpoint that a kill interrupted: trainer_state.json is written last."""
-    return _read_object(checkpoint / "trainer_state.json").get("global_step")
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -16,9 +16,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
 from keju.training.adapters import has_adapters, load_adapters
+from keju.training.checkpoints import STATE, checkpoint_aside
 from keju.training.crash import NonFiniteLoss
 from keju.training.objectives.objective import Objective
-from keju.training.processes import own_parts, sum_over_processes
+from keju.training.processes import own_parts, sum_over_processes, wait_for_all
 from keju.training.sampler import TreeBatchSampler
 from keju.training.stage_model import StageModel
 from keju.trees.packed_batch import PackedBatch
@@ -53,6 +54,7 @@ class TreeTrainer(Trainer):
         self.token_budget = token_budget
         self.where = where
         self.metric_sums: dict[str, torch.Tensor] = {}
+        self._written_to: Path | None = None  # a checkpoint that is being written
         # Not as the Trainer's processing_class, whose eos it would make the end of generation: some families end
         # answers in another way.
         self.tokenizer = tokenizer
@@ -179,6 +181,31 @@ class TreeTrainer(Trainer):
         return metrics
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """What transformers writes, but aside: it takes its name when it is whole (see keju.training.checkpoints)."""
+        run, step, state = Path(self.args.output_dir), self.state.global_step, self.state
+        best = state.best_model_checkpoint if state.best_global_step != step else None
+        spare = [Path(best)] if best else []
+        with checkpoint_aside(run, step, keep=self.args.save_total_limit, spare=spare) as aside:
+            self._written_to = aside
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._written_to = None
+            if state.best_global_step == step:
+                state.best_model_checkpoint = str(run / f"checkpoint-{step}")
+            wait_for_all()
+            if self.args.should_save:
+                inner = aside / f"checkpoint-{step}"
+                for file in inner.iterdir():
+                    file.rename(aside / file.name)
+                inner.rmdir()
+                state.save_to_json(str(aside / STATE))
+
+    def _get_output_dir(self, trial) -> str:
+        """Where transformers makes and counts checkpoint folders."""
+        return str(self._written_to or self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The model as a folder that from_pretrained loads, without the wrapper around it; no pickle beside it."""

@@ -1,0 +1,140 @@
+"""Checkpoints of a run: written aside, checksummed, renamed; the last whole one is always there.
+
+`manifest.json`, written last, lists every file with its size and hash, and how many processes wrote them. A folder
+without one was never finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from keju.records.writing import write_json
+from keju.training.processes import num_processes, process_index, wait_for_all
+
+MANIFEST = "manifest.json"
+STATE = "trainer_state.json"
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the checkpoints of a run, oldest first."""
+    found = [path for path in run.glob("checkpoint-[0-9]*") if (path / MANIFEST).is_file()]
+    return sorted((int(path.name.rpartition("-")[2]), path) for path in found)
+
+
+@contextmanager
+def checkpoint_aside(run: Path, step: int, *, keep: int | None, spare: Iterable[Path | None] = ()) -> Iterator[Path]:
+    """A folder to write the checkpoint of `step` to; as the block ends it becomes `run`/checkpoint-<step>.
+
+    All processes enter; each may write files of its own. Only then are older checkpoints deleted: all but the newest
+    `keep` (None: none of them) and those in `spare`. When the block fails, what was written goes and nothing else.
+    """
+    aside, folder = run / f".checkpoint-{step}", run / f"checkpoint-{step}"
+    is_main = process_index() == 0
+    if is_main:
+        for left in run.glob(".checkpoint-*"):  # of a run that was killed
+            shutil.rmtree(left)
+        aside.mkdir(parents=True)
+    wait_for_all()
+    try:
+        yield aside
+        wait_for_all()
+        if is_main:
+            _finish(aside, folder)
+            _delete(run, keep, {path.resolve() for path in spare if path is not None})
+    except BaseException:
+        if is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+    wait_for_all()
+
+
+def _finish(aside: Path, folder: Path) -> None:
+    files = sorted(path for path in aside.rglob("*") if path.is_file())
+    described = {path.relative_to(aside).as_posix(): _describe(path, flush=True) for path in files}
+    write_json(aside / MANIFEST, {"num_processes": num_processes(), "files": described})
+    if folder.exists():
+        _remove(folder)
+    os.replace(aside, folder)
+    parent = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)  # the name is on the disk before an older checkpoint goes
+    finally:
+        os.close(parent)
+
+
+def _delete(run: Path, keep: int | None, spare: set[Path]) -> None:
+    if keep is None or keep < 1:
+        return
+    for _, old in checkpoints(run)[:-keep]:
+        if old.resolve() not in spare:
+            _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Under another name first: a kill in the middle leaves no half of a checkpoint behind."""
+    doomed = folder.with_name(f".{folder.name}")
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def _describe(path: Path, *, flush: bool = False) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None when every file is as it was written."""
+    try:
+        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return f"not a whole checkpoint (no {MANIFEST})"
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return f"{MANIFEST} is damaged"
+    for name, known in listed.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != known["bytes"]:
+            return f"{name} has {path.stat().st_size:,} of {known['bytes']:,} bytes"
+        if _describe(path) != known:
+            return f"{name} is damaged (its checksum differs)"
+    return None
+
+
+def newest_whole(run: Path) -> Path | None:
+    """The newest checkpoint that is whole; a damaged one is named on stderr and passed over."""
+    for _, path in reversed(checkpoints(run)):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        print(f"warning: {path}: {wrong}; looking for an older checkpoint", file=sys.stderr)
+    return None
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Raises ValueError, naming the file, unless `checkpoint` is whole and of a run of as many processes as this."""
+    wrong = damage(checkpoint)
+    if wrong is not None:
+        raise ValueError(f"--resume_from_checkpoint: {checkpoint}: {wrong}")
+    before = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["num_processes"]
+    now = int(os.environ.get("WORLD_SIZE", "1"))
+    if before != now:
+        raise ValueError(
+            f"--resume_from_checkpoint: {checkpoint} is of a run of {before} process(es), this one has {now}: records "
+            f"and optimizer are shared out otherwise; go on with NUM_GPUS={before}, or start a new run from "
+            f"--model_name_or_path {checkpoint}"
+        )
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"])
