@@ -24,7 +24,8 @@ from keju.rl.experience import RewardShaping
 from keju.rl.four_models import Lora, load_models
 from keju.rl.health import HealthMonitor
 from keju.rl.joint import reward_alone
-from keju.rl.ppo_trainer import PPOTrainer, evaluate_policy
+from keju.rl.policy_evaluation import evaluate_policy
+from keju.rl.ppo_trainer import PPOTrainer
 from keju.rl.rewards import AdaptiveKLController, FixedKLController, RunningMoments
 from keju.rl.rollout import Sampler
 from keju.rl.samples import print_samples

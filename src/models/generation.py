@@ -50,10 +50,10 @@ def generate_responses(
 
     do_sample: by default whenever temperature > 0; otherwise the likeliest token each time. top_p 1 and top_k 0 cut
     nothing off. batch_size: rows (prompts x responses) computed at once. A sample depends on the seed, the number of
-    its prompt (`numbers`; by default its place) and its own number alone; the global random state is left as it was. is_complete: of the ids of a
-    response so far, whether it may end there without an end token. `on_batch` is told the prompts and generated tokens
-    of each batch. Only the arguments shape the distribution: a repetition penalty or a top_k of 50 that the
-    checkpoint's generation_config.json brings along does not. Raises ValueError naming the flag.
+    its prompt (`numbers`; by default its place) and its own number alone; the global random state is left as it was.
+    is_complete: of the ids of a response so far, whether it may end there without an end token. `on_batch` is told the
+    prompts and generated tokens of each batch. Only the arguments shape the distribution: a repetition penalty or a
+    top_k of 50 that the checkpoint's generation_config.json brings along does not. Raises ValueError naming the flag.
     """
     do_sample = temperature > 0 if do_sample is None else do_sample
     _check(model, prompts, max_new_tokens, num_responses, temperature, top_p, do_sample, batch_size)

@@ -1,4 +1,4 @@
-"""Saving a PPO run: the folders of the models, and checkpoints from which a run goes on as if it had not been killed."""
+"""Saving a PPO run: folders of models, and checkpoints from which a run goes on as if it had not been killed."""
 
 import json
 import os

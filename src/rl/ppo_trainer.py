@@ -13,7 +13,7 @@ out is summed up, so that every process knows the whole rollout, and all that fo
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from keju.rl.experience import Experience, RewardShaping
 from keju.rl.learners import Learner, LearnerSettings
 from keju.rl.losses import ValueLoss, policy_loss, value_loss
 from keju.rl.modes import rules_of
+from keju.rl.prompt_order import step_indices
 from keju.rl.response_trees import action_coordinates, pack_trees
 from keju.rl.rewards import kl_estimate
 from keju.rl.rollout import Rollout, Sampler, collect_rollouts
@@ -38,7 +39,7 @@ from keju.rl.weight_average import WeightAverage
 from keju.training.crash import NonFiniteLoss
 from keju.training.engines import frozen_passes
 from keju.training.objectives.reward import RewardObjective
-from keju.training.processes import num_processes, own_parts, process_index, sum_over_processes
+from keju.training.processes import num_processes, own_parts, process_index, sum_figures
 from keju.training.stage_model import passes_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
@@ -54,8 +55,8 @@ class PPOTrainer:
     Joint optimisation of reward and policy: `critic` is `reward_model`, one model of two outputs (reward, value), whose
     reward goes on learning from the ranked answers in `ranked_trees` (times `reward_coef`) while its value is learned.
 
-    deepspeed: a configuration (see keju.training.engines); actor and critic are engines then, and under ZeRO-3 the frozen
-    models are in pieces, too.
+    deepspeed: a configuration (see keju.training.engines); actor and critic are engines then, and ZeRO-3 cuts up the
+    frozen models, too.
 
     For the first `value_warmup_steps` rollouts the critic alone is trained. `early_stop_kl`: once the policy is further
     than so many nats a token from the one that generated (approx_kl of a minibatch), the rest of the rollout's updates
@@ -144,7 +145,10 @@ class PPOTrainer:
         """Samples, scores and updates once. Returns the experience and the metrics of the step."""
         self.step += 1
         start = time.perf_counter()
-        prompts = [self.prompts[index] for index in self._prompt_indices(self.step)]
+        prompts = [
+            self.prompts[index]
+            for index in step_indices(len(self.prompts), self.rollout_batch_size, self.step, self.seed)
+        ]
         rollouts = self.sample(prompts, self._seed("rollout"))
         sampled = time.perf_counter()
         experience = self.shaping.experience(self.score(rollouts))
@@ -291,7 +295,7 @@ class PPOTrainer:
             self.learners["critic"].backward(value.loss * counts, is_last=is_last and not more_of_critic)
             parts |= {"value_loss": value.loss, "value_clip_fraction": value.clip_fraction}
             metrics.update({name: float(part.detach()) * counts for name, part in parts.items()})
-        return self._over_processes(metrics)
+        return sum_figures(metrics, self.actor.device)
 
     def _policy_loss(
         self, experience: Experience, batch: PackedBatch, at: tuple[Tensor, Tensor], num_tokens: Tensor
@@ -340,7 +344,7 @@ class PPOTrainer:
             batch = PackedBatch.from_trees(members).to(self.actor.device)
             _, figures = self._policy_loss(experience, batch, action_coordinates(batch), num_tokens)
             total += float(figures["approx_kl"]) * counts
-        return self._over_processes({"approx_kl": total})["approx_kl"]
+        return sum_figures({"approx_kl": total}, self.actor.device)["approx_kl"]
 
     def _backward_ptx(self, trees: Sequence[Segment]) -> float:
         weight = self.ptx_coef * (0.5 if self.rules.halves_with_ptx else 1.0)
@@ -351,7 +355,7 @@ class PPOTrainer:
                 part = self.learners["actor"](PackedBatch.from_trees(members), tree_cross_entropy) / num_tokens
             self.learners["actor"].backward(weight * counts * part, is_last=number == len(shares))
             loss += float(part.detach()) * counts
-        return self._over_processes({"loss": loss})["loss"]
+        return sum_figures({"loss": loss}, self.actor.device)["loss"]
 
     def _backward_ranked(self, trees: Sequence[Segment]) -> dict[str, float]:
         """The loss of the reward model on ranked answers, as it was trained (mean over pairs)."""
@@ -367,33 +371,16 @@ class PPOTrainer:
             learner.backward(self.reward_coef * counts * loss, is_last=number == len(shares))
             found["reward_loss"] += float(loss.detach()) * counts
             found["reward_accuracy"] += float(output.metrics["accuracy"][0]) / num_pairs * counts
-        return self._over_processes(found)
+        return sum_figures(found, self.actor.device)
 
     def _num_tokens(self, experience: Experience, trees: Sequence[Segment]) -> Tensor:
         rows = [int(branch.values["row"]) for tree in trees for branch in tree.branches]
         return experience.loss_mask[rows].sum()
 
-    def _over_processes(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Figures of this process's packs, summed over all processes."""
-        numbers = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.actor.device)
-        return dict(zip(figures, sum_over_processes(numbers).tolist(), strict=True))
-
     # -- what a step looks at ----------------------------------------------------------------------------------------
 
     def _seed(self, purpose: str) -> int:
         return (self.seed * 1_000_003 + self.step) * 2 + (purpose == "minibatches")
-
-    def _prompt_indices(self, step: int) -> list[int]:
-        """The prompts of a step: one shuffled epoch after the other, without a gap."""
-        start = (step - 1) * self.rollout_batch_size
-        places = [divmod(position, len(self.prompts)) for position in range(start, start + self.rollout_batch_size)]
-        orders = {
-            epoch: torch.randperm(
-                len(self.prompts), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            )
-            for epoch in {epoch for epoch, _ in places}
-        }
-        return [int(orders[epoch][offset]) for epoch, offset in places]
 
     def _draw_auxiliary(self, generator: torch.Generator) -> tuple[list[Segment], list[Segment]]:
         """Text for the language-model loss and ranked answers for the reward model, of one minibatch."""
@@ -409,21 +396,3 @@ class PPOTrainer:
 
 def _means(updates: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-
-
-def evaluate_policy(
-    trainer: PPOTrainer, prompts: Sequence[Sequence[int]], seed: int
-) -> tuple[Scored, dict[str, float]]:
-    """Samples responses to `prompts` with a seed of its own and scores them; nothing is learned.
-
-    Returns mean reward (raw), KL to the reference (nats a response), length and the share that ended by themselves.
-    """
-    scored = trainer.score(trainer.sample(prompts, seed))
-    judged = {} if scored.judge_scores is None else {"judge": float(scored.judge_scores.mean())}
-    return scored, judged | {
-        "reward": float(scored.scores.mean()),
-        "reward_std": float(scored.scores.std(unbiased=False)),
-        "kl": float(scored.kl.mean()),
-        "response_length": float(scored.lengths.float().mean()),
-        "fraction_finished": float(scored.finished.float().mean()),
-    }

@@ -7,7 +7,6 @@ first tokens without a gap. An action is a generated token; its log-prob is read
 import torch
 from torch import Tensor
 
-
 KL_ESTIMATORS = ("k1", "k2", "k3")
 MAX_LOG_RATIO = 20.0  # e^20 = 5e8: far outside of what training should see, far inside float32
 

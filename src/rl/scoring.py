@@ -118,9 +118,7 @@ def state_values(critic: nn.Module, batch: PackedBatch) -> Tensor:
     return tree_token_scores(critic, batch)[batch.source, -1]
 
 
-def _response_scores(
-    reader: Reader, laid_out: ResponseTrees, batches: Sequence[Share], token_budget: int
-) -> Tensor:
+def _response_scores(reader: Reader, laid_out: ResponseTrees, batches: Sequence[Share], token_budget: int) -> Tensor:
     """float32 [B]: the score of each response, read where the mode says; of a translated one at its last token."""
     index, device = laid_out.score_index, laid_out.mask.device
     if reader.translation is not None:
@@ -147,6 +145,7 @@ def resident(model: nn.Module, device: torch.device) -> Iterator[None]:
     if hasattr(model, "module"):
         yield
         return
+    model = model_inside(passes_of(model))
     home = model.device
     model.to(device)
     try:

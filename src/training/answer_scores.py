@@ -26,7 +26,7 @@ def answer_rewards(
     def rewards(model: nn.Module, batch: PackedBatch) -> list[Tensor]:
         return list(tree_token_scores(model, batch)[batch.segment_end - 1, :1])
 
-    return [[float(number) for number in found] for found in _of_branches(model, trees, rewards, token_budget, on_tree)]
+    return _numbers(_of_branches(model, trees, rewards, token_budget, on_tree))
 
 
 def answer_logprobs(
@@ -38,7 +38,9 @@ def answer_logprobs(
         tokens = tree_logprobs(model, batch).logprobs
         return list(tokens.new_zeros(batch.num_segments, 1).index_add(0, batch.target_segment, tokens[:, None]))
 
-    return [[float(number) for number in found] for found in _of_branches(model, trees, logprobs, token_budget, on_tree)]
+    return [
+        [float(number) for number in found] for found in _of_branches(model, trees, logprobs, token_budget, on_tree)
+    ]
 
 
 def answer_token_logprobs(
@@ -92,6 +94,10 @@ def _of_branches(
     flat = torch.cat([own.get(index, blank.new_zeros(sum(of_tree))) for index, of_tree in enumerate(sizes)])
     every = iter(sum_over_processes(flat).split([number for of_tree in sizes for number in of_tree]))
     return [[next(every) for _ in of_tree] for of_tree in sizes]
+
+
+def _numbers(found: list[list[Tensor]]) -> list[list[float]]:
+    return [[float(number) for number in branches] for branches in found]
 
 
 def by_score(trees: Sequence[Segment], rewards: Sequence[Sequence[float]]) -> Iterator[tuple[float, float]]:

@@ -38,7 +38,7 @@ def checkpoint_aside(run: Path, step: int, *, keep: int | None, spare: Iterable[
     aside, folder = run / f".checkpoint-{step}", run / f"checkpoint-{step}"
     is_main = process_index() == 0
     if is_main:
-        for left in run.glob(".checkpoint-*"):  # of a run that was killed
+        for left in (*run.glob(".checkpoint-*"), *run.glob(".deleted-checkpoint-*")):  # by a run that was killed
             shutil.rmtree(left)
         aside.mkdir(parents=True)
     wait_for_all()
@@ -79,7 +79,7 @@ def _delete(run: Path, keep: int | None, spare: set[Path]) -> None:
 
 def _remove(folder: Path) -> None:
     """Under another name first: a kill in the middle leaves no half of a checkpoint behind."""
-    doomed = folder.with_name(f".{folder.name}")
+    doomed = folder.with_name(f".deleted-{folder.name}")
     os.replace(folder, doomed)
     shutil.rmtree(doomed)
 

@@ -51,7 +51,10 @@ def read_deepspeed_config(path: str, *, bf16: bool) -> dict[str, Any]:
     config["zero_optimization"] = _without_auto(config.get("zero_optimization", {}))
     for name, enabled in (("bf16", bf16), ("fp16", False)):
         section = config.get(name, {})
-        config[name] = {**section, "enabled": enabled if section.get("enabled", "auto") == "auto" else section["enabled"]}
+        config[name] = {
+            **section,
+            "enabled": enabled if section.get("enabled", "auto") == "auto" else section["enabled"],
+        }
     if config["fp16"]["enabled"]:
         raise ValueError(f"--deepspeed: {file}: PPO runs in float32 or bf16, not in fp16")
     return config

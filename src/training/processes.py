@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -35,6 +35,12 @@ def sum_over_processes(x: Tensor) -> Tensor:
     total = x.clone()
     torch.distributed.all_reduce(total)
     return total
+
+
+def sum_figures(figures: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Figures of this process's part, summed over all processes; `device`: where the process group sums."""
+    numbers = torch.tensor(list(figures.values()), dtype=torch.float64, device=device)
+    return dict(zip(figures, sum_over_processes(numbers).tolist(), strict=True))
 
 
 def own_parts(parts: Sequence[Part]) -> list[tuple[Part, bool]]:

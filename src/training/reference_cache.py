@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from keju.training.answer_scores import answer_logprobs, answer_token_logprobs
 from keju.models.gathering import whole
+from keju.training.answer_scores import answer_logprobs, answer_token_logprobs
 from keju.training.stage_model import model_inside, passes_of
 from keju.trees.segment import Segment
 

@@ -244,10 +244,8 @@ def _delete_run(path: Path, entries: list[Path]) -> None:
 def _find_checkpoint(path: Path, resume: str | None) -> Path | None:
     if resume is None or str(resume).lower() in ("", "false"):
         return None
-    if str(resume).lower() in ("auto", "true", "latest"):
-        checkpoint = newest_whole(path)
-    else:
-        checkpoint = Path(resume).expanduser()
+    is_auto = str(resume).lower() in ("auto", "true", "latest")
+    checkpoint = newest_whole(path) if is_auto else Path(resume).expanduser()
     if checkpoint is not None:
         check_checkpoint(checkpoint)
     return checkpoint

@@ -170,8 +170,8 @@ def test_joint_optimisation_is_one_model_of_two_outputs(folders, tokenizer, rewa
     with torch.no_grad():
         weight = next(p for n, p in models.critic.named_parameters() if n.startswith("score") and p.requires_grad)
         weight[1] += 1.0  # the value learns
-    with reward_alone(models.critic) as alone:
-        alone.save_pretrained(tmp_path)
+    with reward_alone(models.critic) as state:
+        models.critic.save_pretrained(tmp_path, state_dict=state)
     assert torch.equal(outputs(load_scalar_model(str(tmp_path), require_head=True)), own)
     assert models.critic.config.num_labels == 2 and outputs(models.critic).shape[-1] == 2
 

@@ -24,8 +24,8 @@ def actor_gradients(trainer, rollouts):
     experience = trainer.shaping.experience(trainer.score(rollouts))
     metrics = trainer.backward(experience, experience.trees)
     found = {name: parameter.grad.clone() for name, parameter in trainer.actor.named_parameters()}
-    for optimizer in trainer.optimizers.values():
-        optimizer.zero_grad()
+    for learner in trainer.learners.values():
+        learner.optimizer.zero_grad()
     return experience, metrics, found
 
 
@@ -83,7 +83,7 @@ def test_an_update_that_has_moved_too_far_ends(trainer_of):
     held.actor.load_state_dict(weights(free.actor))
     _, metrics = held.train_step()
     assert metrics["num_updates"] == 1  # the first has ratio 1; the second is already too far away
-    assert held.schedulers["actor"].last_epoch == 9  # the schedule ends with the run all the same
+    assert held.learners["actor"].scheduler.last_epoch == 9  # the schedule ends with the run all the same
     _, metrics = free.train_step()
     assert metrics["num_updates"] == 9 and metrics["approx_kl"] > 1e-3
     generous = trainer_of(**settings, early_stop_kl=1e9)

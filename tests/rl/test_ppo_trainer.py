@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_models import opening, row_inputs
 
-from keju.rl.ppo_trainer import evaluate_policy
+from keju.rl.policy_evaluation import evaluate_policy
+from keju.rl.prompt_order import step_indices
 from keju.rl.rewards import AdaptiveKLController, RunningMoments
 from keju.training.crash import NonFiniteLoss
 from keju.trees.segment import Segment
@@ -70,8 +71,8 @@ def test_an_update_over_trees_is_an_update_over_padded_rows(
     metrics = trainer.backward(experience, experience.trees)
     actor_gradients, critic_gradients = gradients(trainer.actor), gradients(trainer.critic)
     assert 0 < metrics["clip_fraction"] < 1 and 0 < metrics["value_clip_fraction"] < 1
-    for optimizer in trainer.optimizers.values():
-        optimizer.zero_grad()
+    for learner in trainer.learners.values():
+        learner.optimizer.zero_grad()
 
     policy, value = reference_losses(trainer, experience, temperature)
     assert metrics["policy_loss"] == pytest.approx(policy.item(), abs=1e-5)
@@ -144,7 +145,7 @@ def test_later_minibatches_and_epochs_leave_one(trainer_of):
     trainer = trainer_of(ppo_epochs=2, num_mini_batches=3, actor_learning_rate=1e-2)
     _, metrics = trainer.train_step()
     assert metrics["approx_kl"] > 1e-4
-    assert trainer.schedulers["actor"].last_epoch == 6
+    assert trainer.learners["actor"].scheduler.last_epoch == 6
 
 
 def test_minibatches_add_up_whatever_the_packing(trainer_of, rollouts):
@@ -155,8 +156,8 @@ def test_minibatches_add_up_whatever_the_packing(trainer_of, rollouts):
         experience = trainer.shaping.experience(trainer.score(rollouts))
         trainer.backward(experience, experience.trees)
         found.append(gradients(trainer.actor))
-        for optimizer in trainer.optimizers.values():
-            optimizer.zero_grad()
+        for learner in trainer.learners.values():
+            learner.optimizer.zero_grad()
     for other in found[1:]:
         for name, gradient in found[0].items():
             torch.testing.assert_close(gradient, other[name], atol=1e-5, rtol=1e-4)
@@ -198,9 +199,8 @@ def test_a_step_depends_on_weights_seed_and_number_only(trainer_of):
     assert rollouts[0] == rollouts[1] != rollouts[2]
 
 
-def test_every_prompt_is_seen_once_an_epoch(trainer_of):
-    trainer = trainer_of(prompts=[[4]] * 7, rollout_batch_size=3)
-    seen = [index for step in range(1, 8) for index in trainer._prompt_indices(step)]
+def test_every_prompt_is_seen_once_an_epoch():
+    seen = [index for step in range(1, 8) for index in step_indices(7, 3, step, seed=0)]
     for epoch in range(3):
         assert sorted(seen[7 * epoch : 7 * epoch + 7]) == list(range(7))
     assert seen[:7] != seen[7:14]

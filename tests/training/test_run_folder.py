@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from keju.training.checkpoints import checkpoint_aside
 from keju.training.run_folder import RunFolder, current_run, is_finished, is_run, read_metrics
 
 
@@ -26,8 +27,8 @@ def train(path, *, steps=2, checkpoints=(), **options):
     for step in range(1, steps + 1):
         run.log_metrics({"step": step, "loss": 1.0 / step, "num_tokens": 10 * step, "elapsed": float(step)})
     for step in checkpoints:
-        (path / f"checkpoint-{step}").mkdir()
-        (path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        with checkpoint_aside(path, step, keep=None) as aside:
+            (aside / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     return run
 
 
@@ -127,7 +128,7 @@ def test_resume_auto_starts_from_the_beginning_where_nothing_is(tmp_path):
 
 
 def test_resume_from_a_folder_that_is_no_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="--resume_from_checkpoint: .* is not a whole checkpoint"):
+    with pytest.raises(ValueError, match="--resume_from_checkpoint: .* not a whole checkpoint"):
         open_run(tmp_path / "run", resume=str(tmp_path / "nowhere"))
     assert not (tmp_path / "run").exists()
 
