@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 
 from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
-from keju.training.adapters import has_adapters, load_adapters
+from keju.training.adapters import apply_loraplus, has_adapters, load_adapters, save_model
 from keju.training.crash import NonFiniteLoss
 from keju.training.objectives.objective import Objective
 from keju.training.sampler import TreeBatchSampler
@@ -44,7 +44,11 @@ class TreeTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase | None = None,
         where: Sequence[str] | None = None,
         callbacks: list | None = None,
+        loraplus_lr_ratio: float = 1.0,
     ) -> None:
+        if loraplus_lr_ratio != 1 and args.deepspeed and "optimizer" in args.hf_deepspeed_config.config:
+            raise ValueError("--loraplus_lr_ratio: the file of --deepspeed has an optimizer of its own; leave that out")
+        self.loraplus_lr_ratio = loraplus_lr_ratio
         self.objective = objective
         self.token_budget = token_budget
         self.where = where
@@ -153,6 +157,11 @@ class TreeTrainer(Trainer):
             return number
         return int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).sum())
 
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            apply_loraplus(super().create_optimizer(model), self.model, self.loraplus_lr_ratio)
+        return self.optimizer
+
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -183,10 +192,10 @@ class TreeTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The model as a folder that from_pretrained loads, without the wrapper around it; no pickle beside it."""
-        folder = output_dir or self.args.output_dir
+        folder = Path(output_dir or self.args.output_dir)
         inner = self.accelerator.unwrap_model(self.model).model
         state = None if state_dict is None else self.model.inner_state_dict(state_dict)
-        inner.save_pretrained(folder, state_dict=state)
+        save_model(inner, folder, state)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
