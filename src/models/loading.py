@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
+from transformers.utils import cached_file
 
 from keju.models import attention
 from keju.models.accelerate import with_kernels
@@ -233,11 +235,22 @@ def load_checked(from_pretrained: Callable, name: str | None, *, where: str, **k
         transformers.logging.set_verbosity(verbosity)
     for key, found, expected in sorted(info["mismatched_keys"]):
         raise ValueError(f"{where}: {key} has shape {list(found)}, {type(model).__name__} expects {list(expected)}")
-    missing = sorted(key for key in info["missing_keys"] if not key.endswith("score.weight"))
+    lengths = {key for key in info["missing_keys"] if ".lora_magnitude_vector." in key}
+    if lengths:
+        _load_lengths(model, name)
+    missing = sorted(key for key in info["missing_keys"] - lengths if not key.endswith("score.weight"))
     if missing:
         raise ValueError(f"{where}: lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}")
     model.config.pad_token_id = getattr(model.config, "pad_token_id", None)
     return with_kernels(model), info["missing_keys"]
+
+
+def _load_lengths(model: PreTrainedModel, name: str) -> None:
+    """Those of DoRA, which transformers overlooks: in PEFT's files their names end in another way than in the model."""
+    from peft import set_peft_model_state_dict
+
+    state = load_file(cached_file(name, "adapter_model.safetensors"))
+    set_peft_model_state_dict(model, {key.removeprefix("base_model.model."): value for key, value in state.items()})
 
 
 def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overrides) -> PreTrainedModel:
