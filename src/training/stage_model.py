@@ -25,6 +25,7 @@ class StageModel(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
+        self.register_load_state_dict_pre_hook(_leave_out_scales)
 
     @property
     def config(self):
@@ -44,6 +45,15 @@ class StageModel(nn.Module):
     def inner_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The state of this wrapper as that of the model inside."""
         return {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
+
+
+def _leave_out_scales(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_) -> None:
+    """4-bit layers of bitsandbytes write the scales of their weights into a state, and cannot read them from one. A
+    base that has been loaded anew has them already; DeepSpeed insists that a state fits."""
+    for name, parameter in module.named_parameters():
+        if hasattr(parameter, "quant_state"):
+            for key in [key for key in state if key.startswith(f"{prefix}{name}.")]:
+                del state[key]
 
 
 @torch.no_grad()

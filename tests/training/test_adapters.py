@@ -14,6 +14,8 @@ from keju.kernels.nf4 import NF4, dequantize_nf4
 from keju.models.loading import load_causal_lm, load_scalar_model
 from keju.models.quantization import SETTINGS, check_4bit, nf4
 from keju.training.adapters import add_lora, apply_loraplus, load_adapters, save_model
+from keju.training.objectives.language_model import LanguageModelObjective
+from keju.training.stage_model import StageModel
 
 IDS = torch.tensor([[1, 5, 6, 7, 8, 9]])
 # bitsandbytes computes on the CPU with rows of multiples of 64 alone.
@@ -191,6 +193,14 @@ def test_adapters_on_4_bits(base, tmp_path, settings, task_type):
         plain = AutoModelForCausalLM.from_pretrained(base, quantization_config=BitsAndBytesConfig(**SETTINGS))
         plain = check_4bit(plain, flag="")  # without it, the CPU would round
         assert_near(logits(PeftModel.from_pretrained(plain, tmp_path / "run")), logits(model))
+
+
+def test_the_state_of_a_stage_on_4_bits_can_be_read_again(base):
+    """DeepSpeed's checkpoints hold the whole module, and are read strictly."""
+    model, other = (StageModel(adapted(base, in_4bit=True), LanguageModelObjective()) for _ in range(2))
+    train(model.model, optimizer_of(model.model, lr=1e-2))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(logits(other.model), logits(model.model))
 
 
 def test_loftq_starts_nearer_to_the_weights_that_were_there(base):
