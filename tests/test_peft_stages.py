@@ -113,6 +113,17 @@ def test_layers_trained_whole_beside_4_bits(monkeypatch, folder, tmp_path):
     assert not torch.equal(merged["lm_head.weight"], base["lm_head.weight"])
 
 
+@pytest.mark.parametrize("model", ["llama", "pangu"])
+def test_activations_that_are_computed_again_change_nothing(monkeypatch, folder, tmp_path, model):
+    """Over a frozen base, where only adapters ask for gradients."""
+    for name, flags in (("kept", []), ("again", ["--gradient_checkpointing"])):
+        flags = [*flags, "--load_in_4bit", "--max_steps", 2]
+        assert train(monkeypatch, train_sft, folder, tmp_path / name, *flags, model=model) == 0
+    kept, again = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("kept", "again"))
+    for name, tensor in kept.items():
+        torch.testing.assert_close(again[name], tensor)
+
+
 def test_groups_of_the_stage(monkeypatch, folder, tmp_path):
     """The optimizer state of a checkpoint says how fast each group was."""
     assert train(monkeypatch, train_sft, folder, tmp_path / "run", "--loraplus_lr_ratio", 8) == 0

@@ -39,8 +39,8 @@ class StageModel(nn.Module):
         return self.objective(self.model, batch.to(self.device))
 
     # What transformers.Trainer asks of a model
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **settings) -> None:
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
 
     def inner_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The state of this wrapper as that of the model inside."""
