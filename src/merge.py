@@ -4,6 +4,7 @@ python -m keju.merge --model_name_or_path runs/sft_lora --output_dir runs/sft_me
 
 The merged model must give the logits (or, for reward models and critics, the scores) that the adapters gave on top of
 their base, before and after it has been written; otherwise nothing is left behind. Adapters may come from any stage.
+Those that were trained with --load_in_4bit are merged into what the 4 bits of their base stand for, in whole numbers.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from keju.conversion.output_folder import check_output
 from keju.conversion.verification import largest_difference, sample_logits
 from keju.models.backbone import backbone_of, unwrapped
 from keju.models.loading import DTYPES, check_path, load_causal_lm, load_scalar_model, read_tokenizer
+from keju.models.quantization import nf4, trained_in_4bit
 from keju.records.writing import whole_folder, write_json
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
@@ -50,10 +52,16 @@ def main() -> None:
     check_path(base, f"{settings}: base_model_name_or_path")
     is_scalar = described.get("task_type") == "SEQ_CLS"
     load = load_scalar_model if is_scalar else load_causal_lm
+    quantization = nf4(torch.float32, flag=f"--model_name_or_path: {source}") if trained_in_4bit(source) else None
 
-    adapted = PeftModel.from_pretrained(load(base), source).eval()
+    model = load(base, quantization=quantization)
+    adapted = PeftModel.from_pretrained(model, source).eval()
     num_tokens = adapted.get_input_embeddings().num_embeddings
     before = token_outputs(adapted, num_tokens, is_scalar)
+    if quantization is not None:
+        # What was trained stands on what the 4 bits mean, not on the weights that they were made from.
+        whole = load(base, quantization=quantization).dequantize(torch.float32)
+        adapted = PeftModel.from_pretrained(whole, source).eval()
     merged = adapted.merge_and_unload(safe_merge=True)
     largest_difference(before, token_outputs(merged, num_tokens, is_scalar))
     with whole_folder(output, partial(shutil.rmtree, ignore_errors=True)) as folder:

@@ -26,7 +26,16 @@ from keju.training.objectives.preference import PreferenceObjective
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
 from keju.training.reference_cache import add_reference_logprobs, default_cache_dir
-from keju.training.stage import add_adapters, inspect, num_shared, open_run, prepare, read_splits, train
+from keju.training.stage import (
+    add_adapters,
+    base_quantization,
+    inspect,
+    num_shared,
+    open_run,
+    prepare,
+    read_splits,
+    train,
+)
 from keju.training.stage_model import passes_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.packing import pack
@@ -70,9 +79,16 @@ def main() -> None:
     model_args, data, training = parse_arguments(ModelArguments, DPODataArguments, DPOArguments, description=__doc__)
     objective = make_objective(training)
     is_kto = isinstance(objective, KTOObjective)
+    if model_args.use_peft and model_args.init_lora_weights == "loftq" and objective.needs_reference:
+        raise ValueError("--init_lora_weights loftq starts away from the 4-bit base, which is the reference")
     folder = open_run("dpo", model_args, data, training)
     tokenizer, encoder = prepare(model_args, data, training)
-    model = load_causal_lm(model_args.model_name_or_path, dtype=model_args.dtype, tokenizer=tokenizer)
+    model = load_causal_lm(
+        model_args.model_name_or_path,
+        dtype=model_args.dtype,
+        tokenizer=tokenizer,
+        quantization=base_quantization(model_args, training),
+    )
     records, held_out = read_splits(data, encoder, "ranked")
     inspect(records, tokenizer, model, form="ranked")
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
@@ -98,7 +114,17 @@ def main() -> None:
             )
         print(f"Reference log-probabilities: {computed} computed, {len(trees) - computed} from the cache.")
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")
-    outcome = train(model, objective, tokenizer, records, held_out, data=data, training=training, folder=folder)
+    outcome = train(
+        model,
+        objective,
+        tokenizer,
+        records,
+        held_out,
+        data=data,
+        training=training,
+        folder=folder,
+        loraplus_lr_ratio=model_args.adapter_lr_ratio,
+    )
     if held_out:
         outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
         found = margins(outcome.trainer.model, objective, held_out.trees, data.token_budget)

@@ -15,7 +15,17 @@ from keju.training.arguments import DataArguments, ModelArguments, StageTraining
 from keju.training.launch import run_stage
 from keju.training.objectives.reward import RewardObjective
 from keju.training.plots import plot_histograms
-from keju.training.stage import add_adapters, inspect, num_pairs, num_shared, open_run, prepare, read_splits, train
+from keju.training.stage import (
+    add_adapters,
+    base_quantization,
+    inspect,
+    num_pairs,
+    num_shared,
+    open_run,
+    prepare,
+    read_splits,
+    train,
+)
 
 
 @dataclass
@@ -63,7 +73,12 @@ def main() -> None:
     )
     folder = open_run("reward", model_args, data, training)
     tokenizer, encoder = prepare(model_args, data, training)
-    model = load_scalar_model(model_args.model_name_or_path, dtype=model_args.dtype, tokenizer=tokenizer)
+    model = load_scalar_model(
+        model_args.model_name_or_path,
+        dtype=model_args.dtype,
+        tokenizer=tokenizer,
+        quantization=base_quantization(model_args, training),
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
     records, held_out = read_splits(data, encoder, "ranked", fold=Fold(data.fold))
     inspect(records, tokenizer, model, form="ranked")
@@ -79,6 +94,7 @@ def main() -> None:
         training=training,
         folder=folder,
         check_head=False,
+        loraplus_lr_ratio=model_args.adapter_lr_ratio,
     )
     if held_out:
         outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.models.gathering import gathered
-from keju.models.loading import load_scalar_model, load_tokenizer
+from keju.models.loading import DTYPES, load_scalar_model, load_tokenizer
+from keju.models.quantization import nf4
 from keju.records.reading import read_records
 from keju.records.record import TextRecord
 from keju.rl.arguments import PPOArguments, PPODataArguments, PPOModelArguments, same_names
@@ -194,7 +195,8 @@ def build_trainer(
         reward_tokenizer=reward_tokenizer if translation else None,
         dtype=models.dtype,
         joint=ppo.enable_joint_optimization,
-        shared_base=Lora(models.lora_r, models.lora_alpha, models.lora_target_modules) if models.share_base else None,
+        shared_base=adapters_of(models),
+        quantization=nf4(DTYPES["bfloat16" if models.bf16 else models.dtype]) if models.load_in_4bit else None,
     )
     for model, offloaded in (
         (four.reference, models.offload_reference),
@@ -228,9 +230,23 @@ def build_trainer(
         ),
         token_budget=data.token_budget,
         bf16=models.bf16,
+        loraplus_lr_ratio=models.loraplus_lr_ratio if models.share_base else 1.0,
         **same_names(ppo, PPOTrainer)
         | {"max_steps": max_steps, "warmup_steps": int(warmup_steps)}
         | ({"deepspeed": read_deepspeed_config(ppo.deepspeed, bf16=models.bf16)} if ppo.deepspeed else {}),
+    )
+
+
+def adapters_of(models: PPOModelArguments) -> Lora | None:
+    if not models.share_base:
+        return None
+    return Lora(
+        models.lora_r,
+        models.lora_alpha,
+        models.lora_target_modules,
+        use_rslora=models.use_rslora,
+        use_dora=models.use_dora,
+        init_lora_weights=models.init_lora_weights,
     )
 
 
@@ -238,6 +254,8 @@ def make_sampler(models: PPOModelArguments, ppo: PPOArguments, tokenizer: PreTra
     settings = same_names(ppo, Sampler) | {"batch_size": ppo.generation_batch_size}
     if ppo.rollout == "keju":
         return Sampler(tokenizer, **settings)
+    if models.load_in_4bit:
+        raise ValueError("--rollout vllm: the weights that vLLM takes over must be whole; leave out --load_in_4bit")
     return VllmSampler(tokenizer, folder=models.model_name_or_path, gpu_memory=ppo.vllm_gpu_memory, **settings)
 
 

@@ -11,21 +11,25 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
+from transformers.utils import cached_file
 
 from keju.models import attention
 from keju.models.accelerate import with_kernels
 from keju.models.checkpoint_files import check_config, check_folder, read_object
 from keju.models.gathering import whole
+from keju.models.quantization import check_4bit, nf4, trained_in_4bit
 from keju.tokenizers import named_templates
 from keju.tokenizers.family import answer_end_id
 
@@ -123,19 +127,23 @@ def load_causal_lm(
     tokenizer: PreTrainedTokenizerBase | None = None,
     from_scratch: bool = False,
     config_overrides: dict | None = None,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """A causal language model with attention over token trees.
 
     name: a checkpoint folder, a hub name, or one of `named_sizes()` (random weights, seeded by torch's generator, sized
-    to `tokenizer`). `from_scratch` takes only the configuration of a folder. Raises ValueError naming the flag, for a
-    `tokenizer` that is too large for the model too.
+    to `tokenizer`). `from_scratch` takes only the configuration of a folder. quantization: how linear layers are kept
+    (keju.models.quantization); adapters that were trained over 4 bits get such a base in any case. Raises ValueError
+    naming the flag, for a `tokenizer` that is too large for the model too.
     """
+    if quantization is not None and (from_scratch or (name in named_sizes() and not Path(name).exists())):
+        raise ValueError("--load_in_4bit: random weights are not worth keeping in 4 bits; it needs a checkpoint")
     if name in named_sizes() and not Path(name).exists():
         return _from_scratch(AutoModelForCausalLM, size_config(name, tokenizer), tokenizer, dtype, config_overrides)
     if from_scratch:
         config = load_config(name)
         return _from_scratch(AutoModelForCausalLM, config, tokenizer, dtype, config_overrides)
-    model = _from_pretrained(AutoModelForCausalLM, name, dtype, config_overrides)
+    model = _from_pretrained(AutoModelForCausalLM, name, dtype, config_overrides, quantization=quantization)
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
     return model
@@ -148,14 +156,22 @@ def load_scalar_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     flag: str = "--model_name_or_path",
     require_head: bool = False,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """A reward model or critic: a backbone and `score`, a linear head to one number a token.
 
     From a reward checkpoint, or from a causal language model's folder, whose backbone then gets a fresh head of zeros
     (all rewards start equal: the first loss is log 2). `require_head` makes the missing head an error instead.
+    quantization: as of load_causal_lm.
     """
     model, missing = _from_pretrained(
-        AutoModelForSequenceClassification, name, dtype, {"num_labels": 1}, flag=flag, with_missing=True
+        AutoModelForSequenceClassification,
+        name,
+        dtype,
+        {"num_labels": 1},
+        flag=flag,
+        with_missing=True,
+        quantization=quantization,
     )
     fresh = any(key.endswith("score.weight") for key in missing)
     if fresh and require_head:
@@ -168,21 +184,31 @@ def load_scalar_model(
     return model
 
 
-def _from_pretrained(auto_class, name, dtype, overrides, *, flag="--model_name_or_path", with_missing=False):
+def _from_pretrained(
+    auto_class, name, dtype, overrides, *, flag="--model_name_or_path", with_missing=False, quantization=None
+):
     check_path(name, flag)
     if Path(name).is_dir():
         try:
             check_folder(Path(name))
         except ValueError as error:
             raise ValueError(f"{flag}: {error}") from error
+    in_4bit = trained_in_4bit(name)
+    if quantization is not None and in_4bit is False:
+        raise ValueError(f"--load_in_4bit: the adapters in {name} were trained on a base of whole weights")
+    if quantization is None and in_4bit:
+        quantization = nf4(_dtype(dtype), flag=f"{flag}: {name}")
     model, missing = load_checked(
         auto_class.from_pretrained,
         name,
         where=f"{flag}: {name}",
         dtype=_dtype(dtype),
         use_safetensors=True,  # never a pickle
+        **({} if quantization is None else {"quantization_config": quantization}),
         **(overrides or {}),
     )
+    if quantization is not None:
+        check_4bit(model, flag="--load_in_4bit" if in_4bit is None else f"{flag}: {name}")
     return (model, missing) if with_missing else model
 
 
@@ -211,11 +237,22 @@ def load_checked(from_pretrained: Callable, name: str | None, *, where: str, **k
         transformers.logging.set_verbosity(verbosity)
     for key, found, expected in sorted(info["mismatched_keys"]):
         raise ValueError(f"{where}: {key} has shape {list(found)}, {type(model).__name__} expects {list(expected)}")
-    missing = sorted(key for key in info["missing_keys"] if not key.endswith("score.weight"))
+    lengths = {key for key in info["missing_keys"] if ".lora_magnitude_vector." in key}
+    if lengths:
+        _load_lengths(model, name)
+    missing = sorted(key for key in info["missing_keys"] - lengths if not key.endswith("score.weight"))
     if missing:
         raise ValueError(f"{where}: lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}")
     model.config.pad_token_id = getattr(model.config, "pad_token_id", None)
     return with_kernels(model), info["missing_keys"]
+
+
+def _load_lengths(model: PreTrainedModel, name: str) -> None:
+    """Those of DoRA, which transformers overlooks: in PEFT's files their names end in another way than in the model."""
+    from peft import set_peft_model_state_dict
+
+    state = load_file(cached_file(name, "adapter_model.safetensors"))
+    set_peft_model_state_dict(model, {key.removeprefix("base_model.model."): value for key, value in state.items()})
 
 
 def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overrides) -> PreTrainedModel:

@@ -52,7 +52,8 @@ PLUMBING = frozenset(
             "layers",
             "loading",
         ),
-        *("lora_targets", "padded_rows", "prefix_lm", "published_config", "registration", "rotary", "sampling"),
+        *("lora_targets", "padded_rows", "prefix_lm", "published_config", "quantization", "registration"),
+        *("rotary", "sampling"),
     }
 )
 TOKENIZER_PLUMBING = frozenset(

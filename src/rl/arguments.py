@@ -36,6 +36,13 @@ class PPOModelArguments:
     lora_r: int = setting(8, "Rank of the adapters.")
     lora_alpha: int = setting(16, "Scale of the adapters, divided by their rank.")
     lora_target_modules: list[str] | None = setting(None, "Layers that get adapters; all linear layers by default.")
+    use_rslora: bool = setting(False, "Divide --lora_alpha by the root of the rank (rsLoRA).")
+    use_dora: bool = setting(False, "Train the lengths of the weights' rows apart (DoRA).")
+    loraplus_lr_ratio: float = setting(1.0, "Learning rate of B over that of A (LoRA+, published: 16); 1: the same.")
+    init_lora_weights: Literal["default", "gaussian"] = setting(
+        "default", "Where adapters start: B = 0, A uniform or normal. What changes the base cannot share it."
+    )
+    load_in_4bit: bool = setting(False, "Keep the frozen base in 4 bits, by bitsandbytes (QLoRA); with --share_base.")
     offload_reference: bool = setting(False, "Keep the reference in CPU memory between its passes.")
     offload_reward: bool = setting(False, "Keep reward model and judge in CPU memory between their passes.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Precision of all weights in memory.")
@@ -43,6 +50,10 @@ class PPOModelArguments:
     use_cpu: bool = setting(False, "Stay on the CPU where there is a GPU.")
 
     def __post_init__(self):
+        if self.load_in_4bit and not self.share_base:
+            raise ValueError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --share_base")
+        if not self.loraplus_lr_ratio > 0:
+            raise ValueError(f"--loraplus_lr_ratio: must be above 0, got {self.loraplus_lr_ratio:g}")
         if self.share_base and self.offload_reference:
             raise ValueError("--offload_reference: with --share_base the reference is the base of the actor itself")
 

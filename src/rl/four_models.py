@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keju.models.loading import load_causal_lm, load_scalar_model
 from keju.rl.joint import add_value_output
@@ -25,6 +25,9 @@ class Lora(NamedTuple):
     r: int
     alpha: int
     target_modules: list[str] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: str = "default"
 
 
 def load_models(
@@ -37,6 +40,7 @@ def load_models(
     dtype: str = "float32",
     joint: bool = False,
     shared_base: Lora | None = None,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> FourModels:
     """From checkpoint folders. reward_tokenizer: that of a reward model that does not read the actor's ids.
 
@@ -45,14 +49,14 @@ def load_models(
     copied (it has another tokenizer, or other weights than a shared base). `joint`: the reward model is the critic.
 
     `shared_base`: the actor's weights become a frozen base. The reference is the base itself, actor and critic are
-    adapters on it; so is a reward model that was trained as adapters on these weights. Raises ValueError naming the
-    flag.
+    adapters on it; so is a reward model that was trained as adapters on these weights. `quantization`: how that base is
+    kept. Raises ValueError naming the flag.
     """
     if joint and reward_tokenizer is not None:
         raise ValueError("--enable_joint_optimization: the reward model must have the actor's tokenizer")
     if joint and critic_path is not None:
         raise ValueError("--critic_model_path: with --enable_joint_optimization the reward model is the critic")
-    actor = load_causal_lm(actor_path, dtype=dtype, tokenizer=tokenizer)
+    actor = load_causal_lm(actor_path, dtype=dtype, tokenizer=tokenizer, quantization=quantization)
     judge = load_scalar_model(
         reward_path,
         dtype=dtype,
@@ -61,9 +65,9 @@ def load_models(
         require_head=True,
     )
     make_trainable(judge)
-    make_trainable(actor)
     can_copy = reward_tokenizer is None
     if shared_base is None:
+        make_trainable(actor)
         reference = twin(actor)
     else:
         if has_adapters(actor):
@@ -80,8 +84,15 @@ def load_models(
         return FourModels(actor, reference, judge, judge)
     if critic_path is None and can_copy:
         return FourModels(actor, reference, twin(judge), judge)
-    critic = load_scalar_model(critic_path or actor_path, dtype=dtype, tokenizer=tokenizer, flag="--critic_model_path")
-    make_trainable(critic)
+    critic = load_scalar_model(
+        critic_path or actor_path,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        flag="--critic_model_path",
+        quantization=quantization,
+    )
+    if shared_base is None or has_adapters(critic):
+        make_trainable(critic)
     if shared_base is not None:
         if not share_weights(critic, reference):
             raise ValueError(f"--share_base: the weights of {critic_path} are not those of the base, {actor_path}")
@@ -98,4 +109,4 @@ def make_trainable(model: PreTrainedModel) -> None:
 
 
 def _with_lora(model: PreTrainedModel, lora: Lora, task_type: str) -> PreTrainedModel:
-    return add_lora(model, task_type=task_type, r=lora.r, alpha=lora.alpha, target_modules=lora.target_modules)
+    return add_lora(model, task_type=task_type, **lora._asdict())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
+from keju.training.adapters import apply_loraplus
 from keju.training.engines import training_engine
 from keju.training.processes import num_processes
 from keju.training.stage_model import Read, StageModel
@@ -19,6 +20,7 @@ class LearnerSettings:
     """`num_updates` optimizer steps, of which the first `warmup_steps` warm up. deepspeed: a configuration."""
 
     weight_decay: float
+    loraplus_lr_ratio: float
     max_grad_norm: float
     lr_scheduler_type: str
     warmup_steps: int
@@ -36,6 +38,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
         )
+        apply_loraplus(self.optimizer, model, settings.loraplus_lr_ratio)
         self.scheduler = get_scheduler(
             settings.lr_scheduler_type,
             self.optimizer,

@@ -80,6 +80,7 @@ class PPOTrainer:
     actor_learning_rate: float = 1e-6
     critic_learning_rate: float = 5e-6
     weight_decay: float = 0.0
+    loraplus_lr_ratio: float = 1.0
     lr_scheduler_type: str = "cosine"
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
@@ -122,6 +123,7 @@ class PPOTrainer:
             model.eval()  # and stays so: with dropout the first ratio is not 1
         settings = LearnerSettings(
             self.weight_decay,
+            self.loraplus_lr_ratio,
             self.max_grad_norm,
             self.lr_scheduler_type,
             self.warmup_steps,

@@ -6,6 +6,7 @@ import re
 import torch
 from transformers import PreTrainedModel
 
+from keju.kernels.nf4 import NF4, dequantize_nf4
 from keju.models.backbone import backbone_of
 from keju.training.adapters import has_adapters
 
@@ -41,4 +42,12 @@ def share_weights(model: PreTrainedModel, base: PreTrainedModel) -> bool:
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a, b):
+        return False
+    states = [getattr(tensor, "quant_state", None) for tensor in (a, b)]
+    if states == [None, None]:
+        return True
+    # The same levels of bitsandbytes may have other scales.
+    return None not in states and torch.equal(
+        *(dequantize_nf4(NF4.from_bitsandbytes(tensor.data, tensor.quant_state)) for tensor in (a, b))
+    )

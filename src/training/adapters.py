@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from keju.models.accelerate import with_kernels
+from keju.models.quantization import base_description, is_quantized
+
+WEIGHTS = "adapter_model.safetensors"
+NAME = "default"
 
 
 def add_lora(
@@ -21,14 +28,31 @@ def add_lora(
     dropout: float = 0.0,
     target_modules: Sequence[str] | None = None,
     modules_to_save: Sequence[str] | None = None,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    init_lora_weights: str = "default",
+    original: PreTrainedModel | None = None,
 ) -> PreTrainedModel:
     """The model in a PEFT wrapper; all linear layers get adapters unless `target_modules` names some.
 
     task_type: "CAUSAL_LM", or "SEQ_CLS" for a scalar model, whose head is trained whole and saved with the adapters.
-    Raises ValueError naming the flag for targets that the model does not have.
+    use_rslora: the scale is alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732). use_dora: the length of each row of
+    the weights is trained by itself (Liu et al. 2024, arXiv:2402.09353).
+    init_lora_weights: where A and B start. "default": B = 0; "gaussian": that, and A normal. "pissa", or
+    "pissa_niter_<n>" by n steps of a randomised SVD: the r largest singular values of the weights, which are taken out
+    of the base (Meng et al. 2024, arXiv:2404.02948). "loftq": B A is the best approximation of rank r of what 4 bits
+    lose of the weights of `original`: one step of Li et al. 2023 (arXiv:2310.08659), so that the base stays as it is.
+    Raises ValueError naming the flag for targets that the model does not have, and for starts that it cannot have.
     """
     from peft import LoraConfig, get_peft_model
 
+    is_pissa, is_loftq = init_lora_weights.startswith("pissa"), init_lora_weights == "loftq"
+    if is_pissa and is_quantized(model):
+        raise ValueError("--init_lora_weights pissa changes the base, which --load_in_4bit rounds; loftq is for that")
+    if is_loftq and not is_quantized(model):
+        raise ValueError("--init_lora_weights loftq makes up for what 4 bits lose; it needs --load_in_4bit")
+    if is_loftq and use_dora:
+        raise ValueError("--use_dora takes its lengths from the 4-bit base, which --init_lora_weights loftq corrects")
     config = LoraConfig(
         task_type=task_type,
         r=r,
@@ -36,11 +60,20 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=list(target_modules) if target_modules else "all-linear",
         modules_to_save=[*(["score"] if task_type == "SEQ_CLS" else []), *(modules_to_save or [])] or None,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
+        init_lora_weights=True if init_lora_weights == "default" or is_loftq else init_lora_weights,
+        auto_mapping=base_description(model),
     )
     try:
-        return with_kernels(get_peft_model(model, config))
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(f"--lora_target_modules: {str(error).splitlines()[0]}") from error
+    if is_pissa:
+        _keep_starts(adapted)
+    elif is_loftq:
+        _approximate(adapted, original)
+    return with_kernels(adapted)
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -61,11 +94,118 @@ def train_adapters(model: nn.Module) -> None:
                 module.modules_to_save[name].requires_grad_(True)
 
 
+def apply_loraplus(optimizer: torch.optim.Optimizer, model: nn.Module, ratio: float) -> None:
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the B of adapters get groups of their own in `optimizer`, whose
+    learning rate is `ratio` times that of the group they were in. To be called before a scheduler is made.
+
+    Raises ValueError naming the flag where the optimizer trains no B, or the ratio is not above 0.
+    """
+    if ratio == 1:
+        return
+    if not ratio > 0:
+        raise ValueError(f"--loraplus_lr_ratio: must be above 0, got {ratio:g}")
+    of_b = {id(parameter) for name, parameter in model.named_parameters() if ".lora_B." in name}
+    groups = list(optimizer.param_groups)
+    if not any(id(parameter) in of_b for group in groups for parameter in group["params"]):
+        raise ValueError("--loraplus_lr_ratio: there are no adapters whose B could be trained faster")
+    for group in groups:
+        faster = [parameter for parameter in group["params"] if id(parameter) in of_b]
+        if faster:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in of_b]
+            optimizer.add_param_group({**group, "params": faster, "lr": group["lr"] * ratio})
+
+
+# -- folders -----------------------------------------------------------------------------------------------------------
+
+
+def save_model(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    """save_pretrained, so that the folder fits the untouched base model.
+
+    PiSSA trains on W - s B0 A0. On W that is LoRA of twice the rank: s (B A - B0 A0) = s [B, -B0] [A; A0].
+    """
+    model.save_pretrained(folder, state_dict=state_dict)
+    layers = _started_layers(model)
+    if not layers:
+        return
+    state = load_file(folder / WEIGHTS)
+    for name, layer in layers.items():
+        a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
+        state[f"{name}.lora_A.weight"] = torch.cat([a, layer.start_A.to(a)])
+        state[f"{name}.lora_B.weight"] = torch.cat([b, -layer.start_B.to(b)], dim=1)
+    config = copy.copy(model.peft_config[NAME])
+    config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
+    config.r *= 2
+    config.init_lora_weights = config.inference_mode = True
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+
+
 def load_adapters(model: nn.Module, folder: Path) -> None:
     """Puts saved adapters in the place of the model's own, which must be of the same kind."""
     from peft import PeftModel, set_peft_model_state_dict
 
-    state = load_file(folder / "adapter_model.safetensors")
+    state = load_file(folder / WEIGHTS)
+    for name, layer in _started_layers(model).items():
+        _restart(layer, state, f"{name}.lora_A.weight", f"{name}.lora_B.weight")
     if not isinstance(model, PeftModel):  # loaded by transformers, without PEFT's wrapper around it
         state = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
     set_peft_model_state_dict(model, state)
+
+
+# -- PiSSA and LoftQ ---------------------------------------------------------------------------------------------------
+
+
+def _keep_starts(model: nn.Module) -> None:
+    """Each layer of PiSSA remembers A0 [r, in] and B0 [out, r], which were taken out of its base."""
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            places.setdefault(id(parameter), []).append(name)
+    for name, layer in _lora_layers(model).items():
+        if len(places[id(layer.get_base_layer().weight)]) > 1:
+            raise ValueError(f"--init_lora_weights pissa: the weights of {name} belong to another layer, too")
+        layer.register_buffer("start_A", layer.lora_A[NAME].weight.detach().clone())
+        layer.register_buffer("start_B", layer.lora_B[NAME].weight.detach().clone())
+
+
+@torch.no_grad()
+def _restart(layer: nn.Module, state: dict[str, torch.Tensor], name_a: str, name_b: str) -> None:
+    """Takes [A; A0] and [B, -B0] of a checkpoint apart again. Another machine may have found other A0 and B0 than this
+    one; the base gets back the difference."""
+    r = layer.r[NAME]
+    start_a, start_b = state[name_a][r:].to(layer.start_A), -state[name_b][:, r:].to(layer.start_B)
+    state[name_a], state[name_b] = state[name_a][:r].contiguous(), state[name_b][:, :r].contiguous()
+    if torch.equal(start_a, layer.start_A) and torch.equal(start_b, layer.start_B):
+        return
+    weight = layer.get_base_layer().weight
+    weight += (layer.scaling[NAME] * (layer.start_B @ layer.start_A - start_b @ start_a)).to(weight)
+    layer.start_A, layer.start_B = start_a, start_b
+
+
+@torch.no_grad()
+def _approximate(model: nn.Module, original: nn.Module) -> None:
+    """LoftQ: B A of each 4-bit layer is the best approximation of rank r of what the layer lost."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    for name, layer in _lora_layers(model).items():
+        base = layer.get_base_layer()
+        if not hasattr(base.weight, "quant_state"):  # a layer that was left whole
+            continue
+        whole = original.get_submodule(name.removeprefix("base_model.model.")).weight
+        lost = whole.to(base.weight.device).float() - dequantize_module_weight(base).float()
+        left, values, right = torch.linalg.svd(lost, full_matrices=False)
+        a, b, r = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight, layer.r[NAME]
+        roots = (values[:r] / layer.scaling[NAME]).sqrt()
+        a.copy_(roots[:, None] * right[:r])
+        b.copy_(left[:, :r] * roots)
+
+
+def _lora_layers(model: nn.Module) -> dict[str, nn.Module]:
+    from peft.tuners.lora import LoraLayer
+
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def _started_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that PiSSA started, by name."""
+    return {name: layer for name, layer in model.named_modules() if "start_A" in layer._buffers}

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from keju.encoding.dataset import EncodedRecords, encode_records
 from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
 from keju.models.backbone import backbone_of, tree_layout
-from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
+from keju.models.quantization import nf4
 from keju.records.folds import Fold
 from keju.records.reading import read_records
 from keju.training.adapters import add_lora
@@ -110,10 +111,23 @@ def prepare(model_args: ModelArguments, data: DataArguments, training: StageTrai
     return tokenizer, Encoder(tokenizer, data.max_length, on_long=data.on_long)
 
 
+def base_quantization(args: ModelArguments, training: StageTrainingArguments) -> BitsAndBytesConfig | None:
+    """How --load_in_4bit keeps the base; None without it."""
+    if not args.load_in_4bit:
+        return None
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("--load_in_4bit: ZeRO-3 cannot take 4-bit weights apart; take --deepspeed with ZeRO 0 to 2")
+    return nf4(DTYPES["bfloat16" if training.bf16 else "float16" if training.fp16 else args.dtype])
+
+
 def add_adapters(model: PreTrainedModel, args: ModelArguments, *, task_type: str) -> PreTrainedModel:
     """LoRA adapters as --use_peft asks for."""
     if not args.use_peft:
         return model
+    original = None
+    if args.init_lora_weights == "loftq":
+        load = load_scalar_model if task_type == "SEQ_CLS" else load_causal_lm
+        original = load(args.model_name_or_path, dtype=args.dtype)
     return add_lora(
         model,
         task_type=task_type,
@@ -122,6 +136,10 @@ def add_adapters(model: PreTrainedModel, args: ModelArguments, *, task_type: str
         dropout=args.lora_dropout,
         target_modules=args.lora_target_modules,
         modules_to_save=args.lora_modules_to_save,
+        use_rslora=args.use_rslora,
+        use_dora=args.use_dora,
+        init_lora_weights=args.init_lora_weights,
+        original=original,
     )
 
 
@@ -164,8 +182,12 @@ def train(
     training: StageTrainingArguments,
     folder: RunFolder,
     check_head: bool = True,
+    loraplus_lr_ratio: float = 1.0,
 ) -> Outcome:
-    """Trains, saves the checkpoint folder and draws the loss; the caller adds its own figures to the summary."""
+    """Trains, saves the checkpoint folder and draws the loss; the caller adds its own figures to the summary.
+
+    loraplus_lr_ratio: of adapters; see keju.training.adapters.apply_loraplus.
+    """
     if check_head and not is_deepspeed_zero3_enabled():  # there the weights are in pieces outside of the trainer
         verify_head(model, list(train_records[0].tokens)[:16] or [0, 1])
     trainer = TreeTrainer(
@@ -178,6 +200,7 @@ def train(
         tokenizer=tokenizer,
         where=train_records.where,
         callbacks=[RunCallback(folder)],
+        loraplus_lr_ratio=loraplus_lr_ratio,
     )
     trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     summary = {}
@@ -212,10 +235,21 @@ def train_language_model(
         tokenizer=tokenizer,
         from_scratch=model_args.from_scratch,
         config_overrides=model_args.parsed_overrides(),
+        quantization=base_quantization(model_args, training),
     )
     records, held_out = read_splits(data, encoder, form)
     inspect(records, tokenizer, model, form=form)
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")
     objective = LanguageModelObjective()
-    outcome = train(model, objective, tokenizer, records, held_out, data=data, training=training, folder=folder)
+    outcome = train(
+        model,
+        objective,
+        tokenizer,
+        records,
+        held_out,
+        data=data,
+        training=training,
+        folder=folder,
+        loraplus_lr_ratio=model_args.adapter_lr_ratio,
+    )
     folder.finish(**outcome.summary)

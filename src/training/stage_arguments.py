@@ -49,9 +49,33 @@ class ModelArguments:
         default=None,
         metadata={"help": "Layers trained whole and saved with the adapters: the embeddings, where tokens were added."},
     )
+    use_rslora: bool = field(default=False, metadata={"help": "Divide --lora_alpha by the root of the rank (rsLoRA)."})
+    use_dora: bool = field(default=False, metadata={"help": "Train the lengths of the weights' rows apart (DoRA)."})
+    loraplus_lr_ratio: float = field(
+        default=1.0, metadata={"help": "Learning rate of B over that of A (LoRA+, published: 16); 1: the same."}
+    )
+    init_lora_weights: Literal["default", "gaussian", "pissa", "pissa_niter_16", "loftq"] = field(
+        default="default",
+        metadata={
+            "help": "Where adapters start: B = 0, A uniform (default) or normal (gaussian); the largest singular "
+            "values of the weights (pissa; pissa_niter_16 finds them faster); or what --load_in_4bit loses (loftq)."
+        },
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Keep the frozen base in 4 bits, by bitsandbytes (QLoRA); with --use_peft."}
+    )
 
     def __post_init__(self):
         self.parsed_overrides()
+        if self.load_in_4bit and not self.use_peft:
+            raise ValueError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --use_peft")
+        if not self.loraplus_lr_ratio > 0:
+            raise ValueError(f"--loraplus_lr_ratio: must be above 0, got {self.loraplus_lr_ratio:g}")
+
+    @property
+    def adapter_lr_ratio(self) -> float:
+        """`loraplus_lr_ratio` where there are adapters."""
+        return self.loraplus_lr_ratio if self.use_peft else 1.0
 
     def parsed_overrides(self) -> dict[str, object]:
         """`config_overrides` as a dict; numbers, true, false and null as in JSON, anything else as text."""
@@ -174,6 +198,11 @@ WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
     "lora_dropout": _LORA,
     "lora_target_modules": _LORA,
     "lora_modules_to_save": _LORA,
+    "use_rslora": _LORA,
+    "use_dora": _LORA,
+    "loraplus_lr_ratio": _LORA,
+    "init_lora_weights": _LORA,
+    "load_in_4bit": _LORA,
     "offload_reference": _OFFLOAD,
     "offload_reward": _OFFLOAD,
     "reward_coef": _JOINT,

@@ -32,6 +32,7 @@ class StageModel(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
+        self.register_load_state_dict_pre_hook(_leave_out_scales)
 
     @property
     def config(self):
@@ -45,8 +46,8 @@ class StageModel(nn.Module):
         return (read or self.objective)(self.model, batch.to(self.device))
 
     # What transformers.Trainer asks of a model
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **settings) -> None:
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
 
     def inner_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The state of this wrapper as that of the model inside."""
@@ -63,6 +64,15 @@ def passes_of(model: nn.Module) -> nn.Module:
 def model_inside(passes: nn.Module) -> nn.Module:
     """The model in a StageModel, or in an engine of one."""
     return getattr(passes, "module", passes).model
+
+
+def _leave_out_scales(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_) -> None:
+    """4-bit layers of bitsandbytes write the scales of their weights into a state, and cannot read them from one. A
+    base that has been loaded anew has them already; DeepSpeed insists that a state fits."""
+    for name, parameter in module.named_parameters():
+        if hasattr(parameter, "quant_state"):
+            for key in [key for key in state if key.startswith(f"{prefix}{name}.")]:
+                del state[key]
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
-from keju.training.adapters import has_adapters, load_adapters
+from keju.training.adapters import apply_loraplus, has_adapters, load_adapters, save_model
 from keju.training.checkpoints import STATE, checkpoint_aside
 from keju.training.crash import NonFiniteLoss
 from keju.training.objectives.objective import Objective
@@ -49,7 +49,11 @@ class TreeTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase | None = None,
         where: Sequence[str] | None = None,
         callbacks: list | None = None,
+        loraplus_lr_ratio: float = 1.0,
     ) -> None:
+        if loraplus_lr_ratio != 1 and args.deepspeed and "optimizer" in args.hf_deepspeed_config.config:
+            raise ValueError("--loraplus_lr_ratio: the file of --deepspeed has an optimizer of its own; leave that out")
+        self.loraplus_lr_ratio = loraplus_lr_ratio
         self.objective = objective
         self.token_budget = token_budget
         self.where = where
@@ -151,6 +155,11 @@ class TreeTrainer(Trainer):
             return number
         return int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).sum())
 
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            apply_loraplus(super().create_optimizer(model), self.model, self.loraplus_lr_ratio)
+        return self.optimizer
+
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -209,12 +218,12 @@ class TreeTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The model as a folder that from_pretrained loads, without the wrapper around it; no pickle beside it."""
-        folder = output_dir or self.args.output_dir
+        folder = Path(output_dir or self.args.output_dir)
         inner = self.accelerator.unwrap_model(self.model).model
         # DeepSpeed hands a copy of every tensor over, which would save tied weights twice; it is needed where ZeRO-3
         # keeps the model in pieces.
         state = self.model.inner_state_dict(state_dict) if state_dict and is_deepspeed_zero3_enabled() else None
-        inner.save_pretrained(folder, state_dict=state)
+        save_model(inner, folder, state)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 

@@ -144,6 +144,16 @@ def test_a_setting_without_effect_warns(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_settings_of_adapters_without_adapters_warn(capsys):
+    flags = ["--use_rslora", "--use_dora", "--loraplus_lr_ratio", "4", "--init_lora_weights", "pissa"]
+    parse(*REQUIRED, *flags)
+    warnings = {line.split(" has no effect: adapters are only")[0] for line in capsys.readouterr().err.splitlines()}
+    assert warnings == {f"warning: {flag}" for flag in flags if flag.startswith("--")}
+    parse(*REQUIRED, *flags, "--use_peft")
+    assert capsys.readouterr().err == ""
+    assert "--load_in_4bit" in refusal(capsys, *REQUIRED, "--load_in_4bit")
+
+
 def test_help_shows_our_flags_first_and_hides_the_hundred_others(capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--help")
