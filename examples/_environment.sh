@@ -58,15 +58,14 @@ _install() {
 }
 
 # run_stage NAME ARGS...: python -m keju.NAME, on NUM_GPUS processes through the deepspeed launcher when there are several
-# (CPU processes where there is no GPU).
+# (CPU processes where there is no GPU). It takes the place of the shell, so that signals reach it.
 run_stage() {
     local name="$1"
     shift
     local processes="${NUM_GPUS:-1}"
     case "$processes" in '' | *[!0-9]*) _fail "NUM_GPUS=$processes is not a number" ;; esac
     if [ "$processes" -le 1 ]; then
-        python -m "keju.$name" "$@"
-        return
+        exec python -m "keju.$name" "$@"
     fi
     local launcher=(deepspeed --num_gpus "$processes" --master_port "${MASTER_PORT:-29500}")
     [ -n "${HOSTFILE:-}" ] && launcher+=(--hostfile "$HOSTFILE")
@@ -76,7 +75,7 @@ run_stage() {
     fi
     local flags=("$@")
     case " $* " in *" --deepspeed "*) ;; *) flags+=(--deepspeed "${DEEPSPEED_CONFIG:-$REPO/examples/configs/deepspeed/zero2.json}") ;; esac
-    "${launcher[@]}" --module "keju.$name" "${flags[@]}"
+    exec "${launcher[@]}" --module "keju.$name" "${flags[@]}"
 }
 
 # Data for the stages on the embedded corpus, made when it is not there yet.

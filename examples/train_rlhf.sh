@@ -8,10 +8,9 @@
 # Further flags go to the stage: bash examples/train_rlhf.sh --kl_coef 0.05
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
-case "${NUM_GPUS:-1}" in 0 | 1) ;; *) _fail "NUM_GPUS=$NUM_GPUS: PPO runs in one process for now" ;; esac
 embedded_data
 previous_model MODEL "$REPO/runs/sft" train_sft.sh
 previous_model REWARD_MODEL "$REPO/runs/reward" train_reward.sh
-python -m keju.train_rlhf "${CONFIG:-$REPO/examples/configs/train_rlhf.yaml}" \
+run_stage train_rlhf "${CONFIG:-$REPO/examples/configs/train_rlhf.yaml}" \
     --model_name_or_path "$MODEL" --reward_model_path "$REWARD_MODEL" \
     --data_dir "$DATA_DIR" --output_dir "${OUTPUT_DIR:-$REPO/runs/rlhf}" "$@"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
 from keju.training.adapters import apply_loraplus
-from keju.training.engines import training_engine
+from keju.training.engines import training_engine, zero_stage
 from keju.training.processes import num_processes
 from keju.training.stage_model import Read, StageModel
 from keju.trees.packed_batch import PackedBatch
@@ -71,10 +71,13 @@ class Learner:
         if not self.has_gradients:
             return 0.0
         self.has_gradients = False
-        if self.engine is not None:
+        if self.engine is not None and zero_stage(self.engine.config):
             self.engine.step()
             return float(self.engine.get_global_grad_norm())
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
+        if self.engine is not None:  # without ZeRO an engine does not tell its norm
+            self.engine.step()
+            return norm
         if math.isfinite(norm):
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

@@ -18,6 +18,7 @@ from keju.training.crash import MissingEos
 from keju.training.plots import plot_panels
 from keju.training.progress import Progress, describe
 from keju.training.run_folder import RunFolder, read_metrics
+from keju.training.stopping import Stopped, stop_asked, stopping_gracefully
 
 PANELS = {
     "reward (score of the reward model)": ("reward", "judge"),
@@ -60,7 +61,7 @@ class TrainingLoop:
         drawn = time.perf_counter()
         if self.on_alarm == "rollback" and not trainer.step:
             self._save()  # there is always a place to go back to
-        with Progress(trainer.max_steps, "rlhf", unit="rollouts", done=trainer.step) as bar:
+        with stopping_gracefully(), Progress(trainer.max_steps, "rlhf", unit="rollouts", done=trainer.step) as bar:
             while trainer.step < trainer.max_steps:
                 experience, metrics = trainer.train_step()
                 num_tokens += metrics["num_tokens"]
@@ -82,8 +83,12 @@ class TrainingLoop:
                     raise MissingEos(trainer.step, share=1.0)
                 if self._react(self.monitor.check(row)):
                     break
-                if self.save_steps and trainer.step % self.save_steps == 0 and trainer.step != trainer.max_steps:
+                is_stopped = stop_asked(trainer.actor.device)
+                is_due = self.save_steps and trainer.step % self.save_steps == 0
+                if trainer.step != trainer.max_steps and (is_due or is_stopped):
                     self._save()
+                    if is_stopped:
+                        raise Stopped(trainer.step, folder.path / f"checkpoint-{trainer.step}")
                 if folder.is_main and time.perf_counter() - drawn > SECONDS_BETWEEN_DRAWINGS:
                     self.draw()
                     print(f"samples of step {trainer.step}:")

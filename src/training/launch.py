@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import linecache
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,7 +15,9 @@ import torch
 import transformers
 
 from keju.training.crash import explain
+from keju.training.processes import process_index
 from keju.training.run_folder import RunFolder, current_run
+from keju.training.stopping import Stopped, handle_sigterm
 
 USAGE, CRASH, INTERRUPTED = 2, 1, 130
 # Mistakes that the operating system finds: a missing file is the user's wherever it is opened.
@@ -33,6 +34,8 @@ QUIET = {
 def run_stage(main: Callable[[], None]) -> NoReturn:
     """Calls `main` and exits: 0 done, 2 a mistake in flags or data (one line), 1 a crash, 130 Ctrl-C or SIGTERM.
 
+    A training run that has begun saves a checkpoint at SIGTERM and exits with 0 (see keju.training.stopping).
+
     KEJU_DEBUG=1 shows the traceback of every error.
     """
     for name, value in QUIET.items():
@@ -41,7 +44,7 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports deepspeed, which warns about guessing this
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # it reads the environment only when imported
     transformers.logging.disable_progress_bar()  # "Writing model shards": a bar of ours is on the terminal already
-    signal.signal(signal.SIGTERM, _interrupt)
+    handle_sigterm()
     code = run_guarded(main)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -57,6 +60,9 @@ def run_guarded(main: Callable[[], None]) -> int:
     """Calls `main` and returns the exit code of `run_stage`, after saying on stderr what went wrong."""
     try:
         main()
+    except Stopped as stopped:
+        if process_index() == 0:
+            _say([str(stopped)])
     except SystemExit as error:  # argparse: it has said its line
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:  # noqa: BLE001  (reported below, whatever it is)
@@ -115,7 +121,3 @@ def _one_line(error: BaseException) -> str:
 
 def _say(lines: list[str]) -> None:
     print("\n".join(lines), file=sys.stderr)
-
-
-def _interrupt(signum, frame) -> None:
-    raise KeyboardInterrupt(signal.Signals(signum).name)

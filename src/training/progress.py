@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from keju.training.crash import NonFiniteLoss
 from keju.training.run_folder import RunFolder, current_run, is_main_process
+from keju.training.stopping import stop_asked
 from keju.training.tee import CLEAR_LINE, Tee
 
 Item = TypeVar("Item")
@@ -150,6 +151,8 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self._tick()
         self.bar.advance()
+        if state.global_step < state.max_steps and stop_asked(args.device):
+            control.should_save = control.should_training_stop = True
         # The last loss is a figure of the summary, wherever --logging_steps falls.
         control.should_log |= state.global_step >= state.max_steps
 

@@ -30,6 +30,7 @@ from keju.training.processes import start_deepspeed
 from keju.training.progress import Progress, RunCallback
 from keju.training.run_folder import RunFolder
 from keju.training.stage_model import verify_head
+from keju.training.stopping import Stopped, stopping_gracefully
 from keju.training.tree_trainer import TreeTrainer
 from keju.trees.packed_batch import PackedBatch
 
@@ -202,7 +203,11 @@ def train(
         callbacks=[RunCallback(folder)],
         loraplus_lr_ratio=loraplus_lr_ratio,
     )
-    trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+    with stopping_gracefully():
+        trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+    if trainer.state.global_step < trainer.state.max_steps:
+        step = trainer.state.global_step
+        raise Stopped(step, folder.path / f"checkpoint-{step}")
     summary = {}
     if eval_records:
         summary |= trainer.evaluate()
