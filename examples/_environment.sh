@@ -58,13 +58,14 @@ _install() {
 }
 
 # run_stage NAME ARGS...: python -m keju.NAME, on NUM_GPUS processes through the deepspeed launcher when there are several
-# (CPU processes where there is no GPU). It takes the place of the shell, so that signals reach it.
+# (CPU processes where there is no GPU), or where DEEPSPEED_CONFIG asks for DeepSpeed. It takes the place of the shell,
+# so that signals reach it.
 run_stage() {
     local name="$1"
     shift
     local processes="${NUM_GPUS:-1}"
     case "$processes" in '' | *[!0-9]*) _fail "NUM_GPUS=$processes is not a number" ;; esac
-    if [ "$processes" -le 1 ]; then
+    if [ "$processes" -le 1 ] && [ -z "${DEEPSPEED_CONFIG:-}" ]; then
         exec python -m "keju.$name" "$@"
     fi
     local launcher=(deepspeed --num_gpus "$processes" --master_port "${MASTER_PORT:-29500}")
@@ -102,7 +103,7 @@ previous_model() {
     fi
     if [ ! -e "$folder/config.json" ]; then
         echo "$variable is not set and $folder is not there yet: running examples/$script first"
-        env -u OUTPUT_DIR -u MODEL -u CONFIG NUM_GPUS=1 DATA_DIR="$DATA_DIR" bash "$REPO/examples/$script" || exit $?
+        env -u OUTPUT_DIR -u MODEL -u CONFIG -u DEEPSPEED_CONFIG NUM_GPUS=1 DATA_DIR="$DATA_DIR" bash "$REPO/examples/$script" || exit $?
     fi
     printf -v "$variable" '%s' "$folder"
 }

@@ -36,6 +36,7 @@ ALLOWED = {
     "encoding": {"records", "trees", "tokenizers"},
     "training": {"trees", "losses", "models", "encoding", "records"},
     "rl": {"kernels", "trees", "losses", "models", "encoding", "records", "training"},
+    "planning": {"kernels", "trees", "models", "training", "rl"},
     "eval": {"models", "tokenizers", "trees", "encoding", "records", "kernels"},
     "data_prepare": {"records"},
     "report": {"training", "records", "eval"},

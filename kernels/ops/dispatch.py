@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,10 @@ except ImportError:  # macOS and Windows: every op has its reference
 
 # Ampere is the first generation with bfloat16 matrix units, which these kernels count on.
 MIN_CAPABILITY = (8, 0)
+# What a rehearsal takes for the GPU: an H100.
+REHEARSED_SHARED_MEMORY, REHEARSED_PROCESSORS = 227 * 2**10, 132
+
+_is_rehearsed = False
 
 
 def jit(function):
@@ -38,9 +44,32 @@ def choice() -> str:
     return value
 
 
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """In here ops take the route of a GPU on any device: they allocate what they would there, and launch no kernel.
+
+    Their outputs hold nothing: it is for counting memory. Raises ValueError where Triton is not installed.
+    """
+    global _is_rehearsed
+    if triton is None:
+        raise ValueError("Triton is not installed here: what its kernels allocate cannot be rehearsed")
+    before, _is_rehearsed = _is_rehearsed, True
+    try:
+        yield
+    finally:
+        _is_rehearsed = before
+
+
+def on_gpu(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is on a GPU, or in a rehearsal taken to be."""
+    return tensor.is_cuda or _is_rehearsed
+
+
 def use_triton(tensor: torch.Tensor) -> bool:
     """Whether an op on this tensor runs in Triton. Raises ValueError for a choice in KEJU_KERNELS that cannot be."""
     chosen = choice()
+    if _is_rehearsed:
+        return chosen != "reference" and tensor.dtype != torch.float64
     if chosen == "triton":
         if not (tensor.is_cuda or is_interpreted()):
             raise ValueError(f"KEJU_KERNELS=triton: a tensor on {tensor.device} needs TRITON_INTERPRET=1 as well")
@@ -69,14 +98,16 @@ def _is_new_enough(device: torch.device) -> bool:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Runs a kernel on the device of its first argument; nothing happens for an empty grid."""
-    if 0 not in grid:
+    """Runs a kernel on the device of its first argument; nothing happens for an empty grid, or in a rehearsal."""
+    if 0 not in grid and not _is_rehearsed:
         with torch.cuda.device_of(args[0]):  # no effect for CPU tensors
             kernel[grid](*args, **options)
 
 
 def num_programs(tensor: torch.Tensor, per_processor: int = 1) -> int:
     """How many programs fill the device, for kernels whose programs each take a share of the rows."""
+    if _is_rehearsed:
+        return per_processor * REHEARSED_PROCESSORS
     if not tensor.is_cuda:
         return 3  # interpreted: few enough to be fast, and a number that divides nothing evenly
     return per_processor * torch.cuda.get_device_properties(tensor.device).multi_processor_count
@@ -84,6 +115,8 @@ def num_programs(tensor: torch.Tensor, per_processor: int = 1) -> int:
 
 def shared_memory(tensor: torch.Tensor) -> int:
     """Bytes of shared memory that one program may use; 0 where kernels are interpreted."""
+    if _is_rehearsed:
+        return REHEARSED_SHARED_MEMORY
     if not tensor.is_cuda:
         return 0
     return torch.cuda.get_device_properties(tensor.device).shared_memory_per_block_optin

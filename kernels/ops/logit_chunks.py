@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from keju.kernels.dispatch import compute_dtype, jit, launch, tl, triton, use_triton
+from keju.kernels.dispatch import compute_dtype, jit, launch, on_gpu, tl, triton, use_triton
 
 BLOCK = 4096
 # Elements of logits alive at once. What is not more stays in one piece and is not computed twice. A GPU wants large
@@ -57,7 +57,7 @@ def wide(tensor: torch.Tensor) -> torch.dtype:
 
 def max_logits(tensor: torch.Tensor) -> tuple[int, int]:
     """How many logits to have at once, and how many in a piece of the vocabulary where there are more."""
-    return (MAX_LOGITS_CUDA, MAX_LOGITS_CUDA) if tensor.is_cuda else (MAX_LOGITS_CPU, VOCAB_PIECE_CPU)
+    return (MAX_LOGITS_CUDA, MAX_LOGITS_CUDA) if on_gpu(tensor) else (MAX_LOGITS_CPU, VOCAB_PIECE_CPU)
 
 
 class Statistics(NamedTuple):

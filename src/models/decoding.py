@@ -62,7 +62,7 @@ def decode(
     stops = torch.tensor(list(stop_ids), device=device)
 
     cache = DynamicCache(config=model.config.get_text_config())
-    logits, cache = _forward(model, ids, mask, cache, new=width)
+    logits, cache = next_logits(model, ids, mask, cache, new=width)
     if num_responses > 1:
         cache.batch_repeat_interleave(num_responses)
         logits, ids, mask = (part.repeat_interleave(num_responses, dim=0) for part in (logits, ids, mask))
@@ -85,11 +85,11 @@ def decode(
         if num_live <= (1 - WORTH_LEAVING) * len(live):
             rows.keep(live.nonzero()[:, 0])
             live = live[live]
-        logits, rows.cache = _forward(model, rows.ids, rows.mask, rows.cache, new=1)
+        logits, rows.cache = next_logits(model, rows.ids, rows.mask, rows.cache, new=1)
     return generated
 
 
-def _forward(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: Cache, new: int) -> tuple[Tensor, Cache]:
+def next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: Cache, new: int) -> tuple[Tensor, Cache]:
     """Logits [R, vocab] behind the last of `new` tokens that the cache does not hold yet."""
     more = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if _takes_positions(type(model)) else {}
     inputs = model.prepare_inputs_for_generation(

@@ -88,8 +88,10 @@ def _describe(path: Path, *, flush: bool = False) -> dict[str, int | str]:
     with path.open("rb") as file:
         if flush:
             os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 24):
+            digest.update(piece)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -156,6 +156,32 @@ def plot_bars(
     _save(figure, png)
 
 
+def plot_stacks(
+    stacks: Mapping[str, Mapping[str, float]], png: str | Path, *, title: str, xlabel: str, limits: Mapping[str, float]
+) -> None:
+    """One horizontal bar a name, made of its parts, and a vertical line at each of the limits."""
+    figure = _figure(10.0, 0.38 * len(stacks) + 1.9)
+    axes = figure.subplots()
+    parts = [part for part in dict.fromkeys(p for stack in stacks.values() for p in stack) if _is_seen(part, stacks)]
+    names, left = list(stacks), np.zeros(len(stacks))
+    for index, part in enumerate(parts):
+        widths = np.array([stacks[name].get(part, 0.0) for name in names])
+        axes.barh(names, widths, left=left, height=0.65, color=_color(index), label=part)
+        left += widths
+    for (name, limit), style in zip(limits.items(), ("-", "--"), strict=False):
+        axes.axvline(limit, color=INK, linestyle=style, linewidth=1.5, label=name)
+    axes.invert_yaxis()
+    _style(axes, title=title, xlabel=xlabel)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, labelcolor=INK, fontsize=8)
+    _save(figure, png)
+
+
+def _is_seen(part: str, stacks: Mapping[str, Mapping[str, float]]) -> bool:
+    return any(stack.get(part) for stack in stacks.values())
+
+
 def metric_series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
     """(steps, values) of the rows that have a number under `name`."""
     found = [(row["step"], row[name]) for row in rows if row.get(name) is not None and "step" in row]

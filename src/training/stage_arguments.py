@@ -78,17 +78,24 @@ class ModelArguments:
         return self.loraplus_lr_ratio if self.use_peft else 1.0
 
     def parsed_overrides(self) -> dict[str, object]:
-        """`config_overrides` as a dict; numbers, true, false and null as in JSON, anything else as text."""
-        overrides = {}
-        for item in filter(None, self.config_overrides.split(",")):
-            key, equals, text = item.partition("=")
-            if not equals or not key.strip():
-                raise ValueError(f"--config_overrides: expected name=value, got {item!r}")
-            try:
-                overrides[key.strip()] = json.loads(text)
-            except json.JSONDecodeError:
-                overrides[key.strip()] = text.strip()
-        return overrides
+        return parse_overrides(self.config_overrides)
+
+
+def parse_overrides(text: str) -> dict[str, object]:
+    """--config_overrides as a dict; numbers, true, false and null as in JSON, anything else as text.
+
+    Raises ValueError for what is no name=value.
+    """
+    overrides = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"--config_overrides: expected name=value, got {item!r}")
+        try:
+            overrides[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            overrides[key.strip()] = value.strip()
+    return overrides
 
 
 @dataclass

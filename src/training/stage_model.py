@@ -45,7 +45,10 @@ class StageModel(nn.Module):
     def forward(self, batch: PackedBatch, read: Read | None = None) -> ObjectiveOutput | Any:
         return (read or self.objective)(self.model, batch.to(self.device))
 
-    # What transformers.Trainer asks of a model
+    # What transformers.Trainer asks of a model: the first of its later versions, the second of those before
+    def activation_checkpointing_enable(self, **settings) -> None:
+        self.model.activation_checkpointing_enable(**settings)
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **settings) -> None:
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
 

@@ -69,3 +69,13 @@ def test_wrong_choices(monkeypatch):
     monkeypatch.setattr(dispatch, "is_interpreted", lambda: False)
     with pytest.raises(ValueError, match="a tensor on cpu needs TRITON_INTERPRET=1"):
         use_triton(torch.ones(1))
+
+
+def test_in_a_rehearsal_ops_take_the_route_of_a_gpu_and_launch_nothing(monkeypatch):
+    monkeypatch.delenv("KEJU_KERNELS", raising=False)
+    pytest.importorskip("triton")
+    with dispatch.rehearsal():
+        assert use_triton(torch.ones(1)) and not use_triton(torch.ones(1, dtype=torch.float64))
+        assert dispatch.on_gpu(torch.ones(1)) and dispatch.shared_memory(torch.ones(1)) > 0
+        dispatch.launch(None, (1,))
+    assert not use_triton(torch.ones(1)) and not dispatch.on_gpu(torch.ones(1))

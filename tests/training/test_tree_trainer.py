@@ -103,6 +103,15 @@ def test_a_small_token_budget_splits_a_batch_without_changing_it(tmp_path):
     assert split == pytest.approx(whole, rel=1e-5)
 
 
+def test_activation_checkpointing_changes_nothing_but_memory(tmp_path):
+    plain, whole, _ = train(tmp_path / "a", documents())
+    losses, weights, trainer = train(tmp_path / "b", documents(), activation_checkpointing=True)
+    assert trainer.model.model.is_gradient_checkpointing
+    assert losses == pytest.approx(plain, rel=1e-5)
+    for name in whole:
+        torch.testing.assert_close(weights[name], whole[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_logged_loss_is_the_mean_over_trained_tokens(tmp_path):
     trees = documents()
     model = build_llama()

@@ -1,0 +1,154 @@
+"""Ways to run a stage, from the fastest to the most frugal, and the command line of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from keju.planning.workload import Workload
+
+CONFIGS = "examples/configs/deepspeed"
+SCRIPTS = {
+    "pretrain": "pretrain",
+    "sft": "train_sft",
+    "reward": "train_reward",
+    "dpo": "train_dpo",
+    "rlhf": "train_rlhf",
+}
+REFERENCE, REWARD = "reference", "reward model"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """zero_stage 0: no DeepSpeed. offload: DeepSpeed keeps optimizer state, under ZeRO-3 weights, too, in CPU memory.
+
+    share_base, offload_reference, offload_reward: of rlhf. dtype: of weights without DeepSpeed (it casts them itself).
+    """
+
+    token_budget: int
+    bf16: bool = True
+    dtype: str = "float32"
+    use_peft: bool = False
+    activation_checkpointing: bool = False
+    zero_stage: int = 0
+    offload: bool = False
+    share_base: bool = False
+    offload_reference: bool = False
+    offload_reward: bool = False
+
+    @property
+    def offloaded(self) -> set[str]:
+        """Frozen models that stay in CPU memory between their passes."""
+        return {name for name, away in ((REFERENCE, self.offload_reference), (REWARD, self.offload_reward)) if away}
+
+    @property
+    def deepspeed_config(self) -> str | None:
+        """Path from the repository's root."""
+        return f"{CONFIGS}/zero{self.zero_stage}{'_offload' * self.offload}.json" if self.zero_stage else None
+
+    @property
+    def weights(self) -> str:
+        """The dtype that the model itself has in a run."""
+        return "bfloat16" if self.zero_stage and self.bf16 else self.dtype
+
+    @property
+    def autocast(self) -> bool:
+        return self.bf16 and not self.zero_stage
+
+    def describe(self) -> str:
+        """In a few words, for people; the token budget is not among them."""
+        parts = [
+            "LoRA" if self.use_peft else "shared base" if self.share_base else "all weights",
+            "bf16" if self.bf16 else "float32",
+            *(["bf16 weights"] if self.dtype == "bfloat16" else []),
+            *([f"ZeRO-{self.zero_stage}"] if self.zero_stage else []),
+            *(["offload"] if self.offload else []),
+            *([f"{' and '.join(sorted(self.offloaded))} on CPU"] if self.offloaded else []),
+            *(["checkpointing"] if self.activation_checkpointing else []),
+        ]
+        return ", ".join(parts)
+
+    def command(self, stage: str, model: str, num_gpus: int, workload: Workload, *, lora_r: int = 8) -> str:
+        """What to type: variables of the script, and flags that differ from the stage's defaults."""
+        words = [f"MODEL={model}"]
+        if stage != "rlhf":
+            words.append(f"NUM_GPUS={num_gpus}")
+        if self.deepspeed_config:
+            words.append(f"DEEPSPEED_CONFIG={self.deepspeed_config}")
+        words.append(f"bash examples/{SCRIPTS[stage]}.sh --token_budget {self.token_budget}")
+        if stage == "rlhf":
+            names = ("max_prompt_length", "max_new_tokens", "num_responses", "rollout_batch_size", "num_mini_batches")
+            names += ("generation_batch_size",)
+        else:
+            names = ("max_length", "per_device_train_batch_size")
+        words += [f"--{name} {getattr(workload, name)}" for name in names]
+        given = ("bf16", "use_peft", "activation_checkpointing", "share_base", "offload_reference", "offload_reward")
+        words += [f"--{name}" for name in given if getattr(self, name)]
+        if self.dtype != "float32" and not self.zero_stage:
+            words.append(f"--dtype {self.dtype}")
+        if (self.use_peft or self.share_base) and lora_r != 8:
+            words.append(f"--lora_r {lora_r}")
+        return " ".join(words)
+
+
+def ladder(
+    stage: str,
+    num_gpus: int,
+    token_budget: int,
+    *,
+    bf16: bool = True,
+    use_peft: bool | None = None,
+    activation_checkpointing: bool | None = None,
+    zero_stage: int | None = None,
+    offload: bool | None = None,
+    smallest_budget: int = 1,
+) -> Iterator[Settings]:
+    """Settings from the fastest to the most frugal; None: whatever fits. LoRA comes after all ways to train everything,
+    rows of half as many tokens, down to `smallest_budget`, at the end."""
+    first = Settings(token_budget, bf16)
+    if stage == "rlhf":
+        ways = list(_ways_of_policy(first, use_peft))
+    else:
+        ways = [
+            way
+            for adapters in (False, True)
+            for way in _ways(replace(first, use_peft=adapters), stage, num_gpus)
+            if use_peft in (None, way.use_peft)
+            and activation_checkpointing in (None, way.activation_checkpointing)
+            and zero_stage in (None, way.zero_stage)
+            and offload in (None, way.offload)
+        ]
+    yield from ways
+    while ways and (token_budget := token_budget // 2) >= smallest_budget:
+        yield replace(ways[-1], token_budget=token_budget)
+
+
+def _ways(first: Settings, stage: str, num_gpus: int) -> Iterator[Settings]:
+    if num_gpus == 1:
+        # Frozen weights need no float32 copy.
+        plain = replace(first, dtype="bfloat16") if first.use_peft and first.bf16 else first
+        yield plain
+        yield replace(plain, activation_checkpointing=True)
+        stages = ((2, True), (3, True))
+    else:
+        stages = ((1, False), (2, False), (3, False), (2, True), (3, True))
+    for zero_stage, offload in stages:
+        if zero_stage == 3 and stage == "dpo":
+            continue  # train_dpo refuses it: its reference is computed outside of DeepSpeed
+        for checkpointing in (False, True):
+            yield replace(first, zero_stage=zero_stage, offload=offload, activation_checkpointing=checkpointing)
+
+
+def _ways_of_policy(first: Settings, use_peft: bool | None) -> Iterator[Settings]:
+    """One process, four models; use_peft: --share_base."""
+    if use_peft in (None, False):
+        yield first
+        yield replace(first, offload_reference=True)
+        yield replace(first, offload_reference=True, offload_reward=True)
+    if use_peft in (None, True):
+        shared = replace(first, share_base=True)
+        yield shared
+        yield replace(shared, offload_reward=True)
+        if first.bf16:
+            yield replace(shared, dtype="bfloat16")
+            yield replace(shared, dtype="bfloat16", offload_reward=True)

@@ -1,0 +1,143 @@
+"""A real step of a stage on the CPU, and the resident memory that it took at its peak; one case a process.
+
+Nothing is taken from the plan but what a step is (keju.planning.step) and how long its records are.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from keju.models import attention
+from keju.models.decoding import decode
+from keju.planning.rehearsal import OBJECTIVES
+from keju.planning.step import Step, model_config
+from keju.planning.workload import Workload
+from keju.rl.experience import RewardShaping
+from keju.rl.ppo_trainer import PPOTrainer
+from keju.rl.rewards import FixedKLController, RunningMoments
+from keju.rl.rollout import Sampler
+from keju.training.adapters import add_lora
+from keju.training.arguments import StageTrainingArguments
+from keju.training.tree_trainer import TreeTrainer
+
+# What is freed goes back to the system at once, so that resident memory is memory in use.
+ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "OMP_NUM_THREADS": "1",
+    "DS_ACCELERATOR": "cpu",
+}
+# A step of a model like this imports and sets up whatever a step needs.
+SMALL = {"hidden_size": 32, "vocab_size": 128}
+
+
+def measured(case: dict) -> int:
+    """Bytes of resident memory that the step of a case takes at its peak, measured in a fresh process."""
+    command = [sys.executable, __file__, json.dumps(case)]
+    run = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])["peak"]
+
+
+def step_of(case: dict, **overrides: object) -> Step:
+    """case: the model's name, `overrides` of its configuration, `workload`, and fields of a Step."""
+    settings = {name: value for name, value in case.items() if name not in ("model", "overrides", "workload")}
+    config = model_config(case["model"], case["overrides"] | overrides)
+    return Step(config=config, workload=Workload(**case["workload"]), on_gpu=False, **settings)
+
+
+def resident() -> int:
+    """Bytes"""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def run(step: Step) -> None:
+    """Two optimizer steps, as the stage takes them."""
+    if step.stage == "rlhf":
+        optimize_policy(step)
+        return
+    model = make_model(step, scalar=step.stage == "reward")
+    if step.use_peft:
+        kind = "SEQ_CLS" if step.stage == "reward" else "CAUSAL_LM"
+        model = add_lora(model, task_type=kind, r=step.lora_r, alpha=2 * step.lora_r)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = StageTrainingArguments(
+            output_dir=folder,
+            use_cpu=True,
+            max_steps=2,
+            save_strategy="no",
+            bf16=step.autocast,
+            activation_checkpointing=step.activation_checkpointing,
+            per_device_train_batch_size=step.workload.per_device_train_batch_size,
+        )
+        trees = step.workload.trees(step.stage, step.config.vocab_size)
+        budget = step.workload.token_budget
+        TreeTrainer(model, OBJECTIVES[step.stage](), arguments, trees * 2, token_budget=budget).train()
+
+
+def make_model(step: Step, *, scalar: bool) -> torch.nn.Module:
+    kind = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    config = copy.deepcopy(step.config)
+    if scalar:
+        config.num_labels = 1
+    return kind.from_config(config, dtype=torch.float32, attn_implementation=attention.NAME)
+
+
+def optimize_policy(step: Step) -> None:
+    work = step.workload
+    actor, reference = (make_model(step, scalar=False) for _ in range(2))
+    critic, judge = (make_model(step, scalar=True) for _ in range(2))
+    rollouts = work.rollouts(step.config.vocab_size)
+    trainer = PPOTrainer(
+        actor=actor,
+        critic=critic,
+        reference=reference,
+        reward_model=judge,
+        sampler=Sampler(SimpleNamespace(pad_token_id=0), work.num_responses, work.max_new_tokens),
+        shaping=RewardShaping(kl_controller=FixedKLController(0.1), moments=RunningMoments()),
+        prompts=[rollout.prompt for rollout in rollouts],
+        max_steps=2,
+        rollout_batch_size=work.rollout_batch_size,
+        num_mini_batches=work.num_mini_batches,
+        token_budget=work.token_budget,
+        bf16=step.autocast,
+    )
+    count = -(-work.rollout_batch_size // work.num_mini_batches)
+    for _ in range(2):
+        decode(
+            actor,
+            [rollout.prompt for rollout in rollouts[: max(1, work.generation_batch_size // work.num_responses)]],
+            num_responses=work.num_responses,
+            max_new_tokens=work.max_new_tokens,
+            stop_ids=[-1],
+            pad_id=0,
+            choose=lambda logits, rows, step: logits.float().softmax(-1).double().cumsum(-1).argmax(-1),
+        )
+        experience = trainer.shaping.experience(trainer.score(rollouts))
+        trainer.update(experience, experience.trees[:count])
+
+
+def main() -> None:
+    case = json.loads(sys.argv[1])
+    torch.manual_seed(0)
+    run(step_of(case, **SMALL))
+    before = resident()
+    run(step_of(case))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10 - before
+    print(json.dumps({"peak": peak, "before": before}))
+
+
+if __name__ == "__main__":
+    main()
