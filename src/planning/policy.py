@@ -39,8 +39,8 @@ def rehearse_policy(step: Step) -> Rehearsal:
         token_budget=work.token_budget,
         bf16=step.autocast,
     )
-    for optimizer in trainer.optimizers.values():
-        for group in optimizer.param_groups:
+    for learner in trainer.learners.values():
+        for group in learner.optimizer.param_groups:
             group["foreach"] = step.on_gpu  # torch's own choice on such a device
     for model in models:
         seen.mark([p for p in model.parameters() if not p.requires_grad], FROZEN)
@@ -58,7 +58,7 @@ def rehearse_policy(step: Step) -> Rehearsal:
                 experience = shaping.experience(trainer.score(rollouts))
             with seen.during("update"):
                 trainer.update(experience, experience.trees[:count])
-        mark_optimizer(seen, *trainer.optimizers.values())
+        mark_optimizer(seen, *(learner.optimizer for learner in trainer.learners.values()))
     frozen = {"reference": _size(models.reference), "reward model": _size(models.reward_model)}
     return Rehearsal(seen.moments, *counts(models.actor, models.critic), frozen=frozen)
 

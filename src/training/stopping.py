@@ -17,7 +17,9 @@ class Stopped(Exception):
     """A run that was asked to stop has saved `checkpoint` and ends."""
 
     def __init__(self, step: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by SIGTERM after step {step}: {checkpoint} goes on with --resume_from_checkpoint auto")
+        super().__init__(
+            f"stopped by SIGTERM after step {step}, {checkpoint} is saved: --resume_from_checkpoint auto goes on from it"
+        )
 
 
 class _Signals:
