@@ -230,6 +230,7 @@ def build_trainer(
         ),
         token_budget=data.token_budget,
         bf16=models.bf16,
+        activation_checkpointing=models.activation_checkpointing,
         loraplus_lr_ratio=models.loraplus_lr_ratio if models.share_base else 1.0,
         **same_names(ppo, PPOTrainer)
         | {"max_steps": max_steps, "warmup_steps": int(warmup_steps)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from keju.rl.modes import rules_of
+from keju.training.stage_arguments import TENSOR_PARALLEL_HELP, check_tensor_parallel_size
 
 
 def setting(default, help: str):
@@ -47,6 +48,7 @@ class PPOModelArguments:
     offload_reward: bool = setting(False, "Keep reward model and judge in CPU memory between their passes.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Precision of all weights in memory.")
     bf16: bool = setting(False, "Compute in bfloat16 (autocast) over the weights.")
+    activation_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory.")
     use_cpu: bool = setting(False, "Stay on the CPU where there is a GPU.")
 
     def __post_init__(self):
@@ -92,6 +94,7 @@ class PPOArguments:
     deepspeed: str | None = setting(
         None, "A DeepSpeed configuration (JSON): actor and critic are trained under it, by one process or several."
     )
+    tensor_parallel_size: int = setting(1, TENSOR_PARALLEL_HELP)
     overwrite_output_dir: bool = setting(False, "Delete the run that --output_dir holds and start again.")
     resume_from_checkpoint: str | None = setting(None, "A checkpoint folder, or `auto`: the newest in --output_dir.")
     seed: int = setting(42, "Of prompts, samples and minibatches.")
@@ -155,6 +158,7 @@ class PPOArguments:
     save_total_limit: int = setting(2, "Checkpoints kept; older ones are deleted.")
 
     def __post_init__(self):
+        check_tensor_parallel_size(self.tensor_parallel_size)
         for name, default in rules_of(self.ppo_mode).defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, default)

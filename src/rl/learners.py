@@ -1,12 +1,15 @@
 """A model that PPO trains, with its optimizer and schedule: in one process, or as a DeepSpeed engine in several."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from keju.training.adapters import apply_loraplus
 from keju.training.engines import training_engine, zero_stage
@@ -25,6 +28,7 @@ class LearnerSettings:
     lr_scheduler_type: str
     warmup_steps: int
     num_updates: int
+    activation_checkpointing: bool = False
     deepspeed: dict[str, Any] | None = None
 
 
@@ -45,6 +49,8 @@ class Learner:
             num_warmup_steps=settings.warmup_steps,
             num_training_steps=settings.num_updates,
         )
+        if settings.activation_checkpointing:
+            model.activation_checkpointing_enable()
         self.passes: nn.Module = StageModel(model).eval()
         self.engine = None
         if settings.deepspeed is not None:
@@ -55,6 +61,20 @@ class Learner:
 
     def __call__(self, batch: PackedBatch, read: Read) -> Any:
         return self.passes(batch, read)
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """With activation checkpointing, passes in the block keep their layers' inputs alone, and backward passes
+        compute the rest again. Layers do so when they are in training mode; what is in them stays without dropout."""
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        layers = [layer for layer in layers if layer.gradient_checkpointing]
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Adds the gradients of `loss`. is_last: no more come before the optimizer step."""

@@ -14,7 +14,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -97,6 +97,7 @@ class PPOTrainer:
     value_warmup_steps: int = 0
     early_stop_kl: float | None = None
     bf16: bool = False
+    activation_checkpointing: bool = False
     deepspeed: dict[str, Any] | None = None
     seed: int = 0
     step: int = field(default=0, init=False)
@@ -121,15 +122,8 @@ class PPOTrainer:
             self.judge.model.requires_grad_(False).eval()
         for model in (self.actor, self.critic, self.reference, self.reward_model):
             model.eval()  # and stays so: with dropout the first ratio is not 1
-        settings = LearnerSettings(
-            self.weight_decay,
-            self.loraplus_lr_ratio,
-            self.max_grad_norm,
-            self.lr_scheduler_type,
-            self.warmup_steps,
-            self.max_steps * self.ppo_epochs * self.num_mini_batches,
-            self.deepspeed,
-        )
+        own = {item.name: getattr(self, item.name) for item in fields(LearnerSettings) if hasattr(self, item.name)}
+        settings = LearnerSettings(**own, num_updates=self.max_steps * self.ppo_epochs * self.num_mini_batches)
         self.learners = {
             "actor": Learner(self.actor, self.actor_learning_rate, settings),
             "critic": Learner(self.critic, self.critic_learning_rate, settings),
@@ -156,7 +150,8 @@ class PPOTrainer:
         experience = self.shaping.experience(self.score(rollouts))
         scored = time.perf_counter()
 
-        updates = self._updates(experience)
+        with self.learners["actor"].recomputing(), self.learners["critic"].recomputing():
+            updates = self._updates(experience)
         finished = time.perf_counter()
 
         kl_coef = self.shaping.kl_controller.coef

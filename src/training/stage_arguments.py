@@ -13,6 +13,17 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
+TENSOR_PARALLEL_HELP = "Only 1: matrices are not cut up among GPUs (ZeRO-3 does that between passes)."
+
+
+def check_tensor_parallel_size(size: int) -> None:
+    """Raises ValueError above 1."""
+    if size != 1:
+        raise ValueError(
+            f"--tensor_parallel_size {size}: DeepSpeed's AutoTP would cut matrices that our losses and packed attention "
+            "projections read whole; for models that do not fit one GPU give --deepspeed a ZeRO-3 configuration"
+        )
+
 
 @dataclass
 class ModelArguments:
@@ -155,9 +166,11 @@ class StageTrainingArguments(TrainingArguments):
         default="none", metadata={"help": "Trackers beside metrics.jsonl: none, tensorboard, wandb, swanlab ..."}
     )
     disable_tqdm: bool | None = field(default=True, metadata={"help": "transformers' own bar; ours replaces it."})
+    tensor_parallel_size: int = field(default=1, metadata={"help": TENSOR_PARALLEL_HELP})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: batches are token trees."})
 
     def __post_init__(self):
+        check_tensor_parallel_size(self.tensor_parallel_size)
         if isinstance(self.deepspeed, str) and not self.deepspeed.startswith("{"):
             path = Path(self.deepspeed).expanduser()
             if not path.is_file():

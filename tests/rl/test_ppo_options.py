@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tiny_models import build_llama, build_scalar_model
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from keju.rl.joint import add_value_output
 from keju.rl.rewards import FixedKLController
@@ -201,3 +202,24 @@ def test_models_elsewhere_come_over_for_their_pass(trainer_of, rollouts, monkeyp
         monkeypatch.setattr(model, "to", lambda device, name=name: moves.append((name, str(device))))
     trainer.score(rollouts)
     assert moves == [(name, "cpu") for name in ("reference", "reference", "reward_model", "reward_model")]
+
+
+@pytest.mark.parametrize("ppo_models", ["llama", "pangu"], indirect=True)
+def test_recomputed_activations_change_nothing(ppo_models, trainer_of):
+    """Weights after a step are equal to the last bit, layers are computed again, and generation still has its cache."""
+    start = copy.deepcopy(ppo_models)
+    weights_of, passes = [], []
+    for recompute in (False, True):
+        for name, model in vars(start).items():
+            getattr(ppo_models, name).load_state_dict(model.state_dict())
+        trainer = trainer_of(activation_checkpointing=recompute, actor_learning_rate=1e-2)
+        layer = next(m for m in trainer.actor.modules() if isinstance(m, GradientCheckpointingLayer))
+        count = []
+        hook = next(layer.children()).register_forward_hook(lambda *_, count=count: count.append(1))
+        trainer.train_step()
+        hook.remove()
+        assert not layer.training
+        passes.append(len(count))
+        weights_of.append(weights(trainer.actor))
+    assert passes[1] > passes[0]
+    assert all(torch.equal(tensor, weights_of[1][name]) for name, tensor in weights_of[0].items())

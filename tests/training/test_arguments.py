@@ -182,3 +182,8 @@ def test_stages_may_give_defaults_and_add_flags():
     (data,) = parse_arguments(StageData, argv=["--data_dir", "d", "--no_on_shuffle"])
     assert data.train_filename == "ranked.jsonl" and data.on_shuffle is False
     assert str(data.path("x.jsonl")) == "d/x.jsonl" and str(data.path("/abs.jsonl")) == "/abs.jsonl"
+
+
+def test_tensor_parallelism_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--tensor_parallel_size 2: .*ZeRO-3"):
+        StageTrainingArguments(output_dir=str(tmp_path), tensor_parallel_size=2)
