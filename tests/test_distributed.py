@@ -1,10 +1,12 @@
-"""Two processes through the real deepspeed launcher, on the CPU with gloo: the loss curve of one process."""
+"""Every stage on one process and on two under DeepSpeed (real, on the CPU, with gloo), all weights and adapters: the
+curves of one process, folders that load, runs that go on where they were."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,69 +14,228 @@ from pathlib import Path
 import pytest
 import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
-from tiny_models import build_llama
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from tiny_models import build_llama, build_pangu, build_scalar_model
 
-from keju.records.writing import write_jsonl
+from keju.models.loading import load_causal_lm, load_scalar_model
+from keju.records.writing import write_json, write_jsonl
+
+pytestmark = pytest.mark.slow
 
 REPO = Path(__file__).resolve().parents[1]
-STEPS = 4
+CONFIGS = REPO / "examples" / "configs" / "deepspeed"
+STEPS, SAVED = 4, 2
+FAMILIES = ("llama", "pangu")
+STAGES = ("pretrain", "sft", "reward", "dpo", "rlhf")
+MATRIX = [(stage, family, peft) for stage in STAGES for family in FAMILIES for peft in (False, True)]
+OTHERS = ("zero0", "zero1", "zero2_offload", "zero3")  # configurations that are tried in fewer stages
+
+EVERY = {
+    "max_steps": STEPS,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "save_strategy": "steps",
+    "save_steps": SAVED,
+}
+TRAINER = {"max_length": 64, "token_budget": 512, "learning_rate": 1e-3, "logging_steps": 1}
+PPO = {
+    "rollout_batch_size": 5,  # does not come out even
+    "num_responses": 2,
+    "num_mini_batches": 2,
+    "max_new_tokens": 8,
+    "token_budget": 96,
+    "max_eval_samples": 5,
+    "ema_decay": 0.9,
+    "kl_target": 0.05,
+    "early_stop_kl": 0.5,
+    "actor_learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+    "allow_unfinished": "true",
+}
+
+
+def write_inputs(folder: Path) -> None:
+    tokenizer = build_char_tokenizer()
+    models = {
+        "llama": build_llama(vocab_size=len(tokenizer)),
+        "pangu": build_pangu(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=3),
+    }
+    for name, model in models.items():
+        for path, saved in ((folder / name, model), (folder / f"{name}_reward", build_scalar_model(model, seed=3))):
+            saved.save_pretrained(path)
+            tokenizer.save_pretrained(path)
+    rng = random.Random(0)
+
+    def text(longest: int) -> str:
+        return "".join(rng.choices(CHARACTERS, k=rng.randint(1, longest)))
+
+    for part in ("train", "dev"):
+        rows = [
+            {"prompt": text(20), "answers": [{"answer": text(15), "score": score} for score in (1, 0, -1)]}
+            for _ in range(16)
+        ]
+        write_jsonl(folder / f"ranked_{part}.jsonl", rows)
+        write_jsonl(folder / f"pretrain_{part}.jsonl", [{"text": text(60)} for _ in range(16)])
+    write_jsonl(folder / "prompts_train.jsonl", rows)
+
+
+def run_of(inputs: Path, output: Path, stage: str, family: str, peft: bool, processes: int, **more) -> list[str]:
+    """Module and flags; the global batch is the same for every number of processes."""
+    if stage == "rlhf":
+        settings = PPO | {"reward_model_path": inputs / f"{family}_reward"}
+    else:
+        settings = TRAINER | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2 // processes}
+    if stage == "dpo":
+        settings["reference_cache_dir"] = output / "reference"
+    settings |= {"model_name_or_path": inputs / family, "data_dir": inputs, "output_dir": output, **EVERY, **more}
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    adapters = ["--share_base" if stage == "rlhf" else "--use_peft"] if peft else []
+    return ["pretrain" if stage == "pretrain" else f"train_{stage}", "--use_cpu", *adapters, *flags]
+
+
+def run_all(folder: Path, name: str, runs: dict[str, list[str]], processes: int) -> None:
+    """All runs in the processes of one launcher. Raises unless all exit with 0, on every process."""
+    path = folder / f"{name}.json"
+    write_json(path, runs)
+    launcher = ["deepspeed", "--num_gpus", "2", "--master_port", "29517"] if processes > 1 else [sys.executable]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [*launcher, str(REPO / "tests" / "many_runs.py"), str(path)]
+    done = subprocess.run(command, env=environment, timeout=900, capture_output=True, text=True)
+    said = f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    assert done.returncode == 0, said  # no abort at exit
+    for rank in range(processes):
+        codes = json.loads(path.with_suffix(f".{rank}.json").read_text())
+        assert codes == dict.fromkeys(runs, 0), said
+
+
+def name_of(stage: str, family: str, peft: bool) -> str:
+    return f"{stage}-{family}-{'adapters' if peft else 'full'}"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    tokenizer = build_char_tokenizer()
-    build_llama(vocab_size=len(tokenizer)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rng = random.Random(0)
-    rows = [
-        {
-            "prompt": "".join(rng.choices(CHARACTERS, k=6)),
-            "answers": [{"answer": "".join(rng.choices(CHARACTERS, k=rng.randint(1, 30))), "score": 1}],
-        }
-        for _ in range(8)
-    ]
-    write_jsonl(folder / "ranked_train.jsonl", rows)
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    write_inputs(folder / "inputs")
     return folder
 
 
-def losses(out: Path) -> list[float]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
-
-
-def flags(folder: Path, out: Path, batch_size: int) -> list[str]:
-    settings = {
-        "model_name_or_path": folder / "model",
-        "data_dir": folder,
-        "eval_filename": "",
-        "output_dir": out,
-        "max_length": 64,
-        "token_budget": 512,
-        "per_device_train_batch_size": batch_size,
-        "max_steps": STEPS,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "optim": "adamw_torch",
+def matrix(folder: Path, setup: str, processes: int, **more) -> Path:
+    runs = {
+        name_of(*case): run_of(folder / "inputs", folder / setup / name_of(*case), *case, processes, **more)
+        for case in MATRIX
     }
-    return ["--use_cpu", *(part for name, value in settings.items() for part in (f"--{name}", str(value)))]
+    run_all(folder, setup, runs, processes)
+    return folder / setup
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_loss_curve_of_one(folder, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "MASTER_PORT": "29517"}
-    one = [sys.executable, "-m", "keju.train_sft", *flags(folder, tmp_path / "one", 8)]
-    subprocess.run(one, check=True, env=environment, timeout=300)
-    # The shells' own launcher line: run_stage of examples/_environment.sh
-    script = 'source "$0/examples/_environment.sh"; NUM_GPUS=2 run_stage train_sft "$@"'
-    two = ["bash", "-c", script, str(REPO), *flags(folder, tmp_path / "two", 4)]
-    subprocess.run(two, check=True, env=environment, timeout=600)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    a = AutoModelForCausalLM.from_pretrained(tmp_path / "one").state_dict()
-    b = AutoModelForCausalLM.from_pretrained(tmp_path / "two").state_dict()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
+@pytest.fixture(scope="module")
+def one(folder) -> Path:
+    return matrix(folder, "one", 1)
+
+
+@pytest.fixture(scope="module")
+def zero2(folder) -> Path:
+    return matrix(folder, "zero2", 2, deepspeed=CONFIGS / "zero2.json")
+
+
+@pytest.fixture(scope="module")
+def zero3_offload(folder) -> Path:
+    return matrix(folder, "zero3_offload", 2, deepspeed=CONFIGS / "zero3_offload.json", activation_checkpointing="true")
+
+
+def curves(run: Path) -> dict[str, list[float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = ("loss", "accuracy", "reward", "kl", "value_loss", "num_updates", "eval_loss", "eval_accuracy")
+    found = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: numbers for name, numbers in found.items() if numbers}
+
+
+def logits(run: Path, stage: str) -> torch.Tensor:
+    """Of the folder that was saved; ValueError where weights are missing."""
+    model = load_scalar_model(str(run), require_head=True) if stage == "reward" else load_causal_lm(str(run))
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[1, 5, 9, 30, 44, 71, 2]])).logits
+
+
+def same_run(ours: Path, theirs: Path, stage: str) -> None:
+    expected, found = curves(theirs), curves(ours)
+    assert found.keys() == expected.keys() and len(found["loss"]) == STEPS
+    for name, numbers in expected.items():
+        assert found[name] == pytest.approx(numbers, rel=1e-4, abs=2e-6), name
+    torch.testing.assert_close(logits(ours, stage), logits(theirs, stage), rtol=1e-3, atol=1e-3)
+    summary, other = (json.loads((run / "summary.json").read_text()) for run in (ours, theirs))
+    assert summary.keys() == other.keys() and summary["tokens"] == other["tokens"]
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+
+
+@pytest.mark.parametrize("case", MATRIX, ids=lambda case: name_of(*case))
+@pytest.mark.parametrize("setup", ["zero2", "zero3_offload"])
+def test_two_processes_give_the_curves_of_one(folder, one, request, setup, case):
+    ours = request.getfixturevalue(setup) / name_of(*case)
+    same_run(ours, one / name_of(*case), case[0])
+
+
+def test_other_configurations(folder, one):
+    for setup in OTHERS:
+        config = {"deepspeed": CONFIGS / f"{setup}.json"}
+        runs = {
+            name_of(stage, "llama", False): run_of(
+                folder / "inputs", folder / setup / name_of(stage, "llama", False), stage, "llama", False, 2, **config
+            )
+            for stage in ("sft", "rlhf")
+        }
+        run_all(folder, setup, runs, 2)
+        for name in runs:
+            same_run(folder / setup / name, one / name, name.split("-")[0])
+
+
+def weight_bytes(run: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(run.rglob("*.safetensors")) if "checkpoint-" not in str(path)]
+    return {
+        f"{path.relative_to(run)}/{name}": tensor.numpy().tobytes()
+        for path in files
+        for name, tensor in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize("setup", ["zero2", "zero3_offload"])
+def test_two_processes_go_on_bit_equal(folder, request, setup):
+    """From the checkpoint in the middle, to the weights of the run that was not interrupted."""
+    whole = request.getfixturevalue(setup)
+    cases = [("sft", "llama", False), ("dpo", "llama", True), ("rlhf", "llama", False), ("rlhf", "pangu", True)]
+    runs = {}
+    for case in cases:
+        copy = folder / f"{setup}-resumed" / name_of(*case)
+        shutil.copytree(whole / name_of(*case), copy)
+        more = {"deepspeed": CONFIGS / f"{setup}.json", "resume_from_checkpoint": copy / f"checkpoint-{SAVED}"}
+        more |= {"activation_checkpointing": "true"} if setup == "zero3_offload" else {}
+        runs[name_of(*case)] = run_of(folder / "inputs", copy, *case, 2, **more)
+    run_all(folder, f"{setup}-resumed", runs, 2)
+    for name in runs:
+        expected, found = weight_bytes(whole / name), weight_bytes(folder / f"{setup}-resumed" / name)
+        assert expected and found == expected, name
+
+
+def test_bf16_learns(folder):
+    runs = {
+        stage: run_of(
+            folder / "inputs", folder / "bf16" / stage, stage, "llama", False, 2,
+            bf16="true", deepspeed=CONFIGS / "zero2.json",
+        )
+        for stage in ("sft", "rlhf")
+    }  # fmt: skip
+    run_all(folder, "bf16", runs, 2)
+    found = curves(folder / "bf16" / "sft")["loss"]
+    assert found[-1] < found[0]
+    # Reference and policy start as one model: rounded to bf16 both, their log-probs agree.
+    assert curves(folder / "bf16" / "rlhf")["kl"][0] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_shell_starts_the_launcher(folder, one, tmp_path):
+    """run_stage of examples/_environment.sh, as the scripts call it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUM_GPUS": "2", "MASTER_PORT": "29518"}
+    module, *flags = run_of(folder / "inputs", tmp_path / "run", "sft", "llama", False, 2)
+    script = 'source "$0/examples/_environment.sh"; run_stage "$@"'
+    flags.remove("--use_cpu")  # the shell adds it
+    subprocess.run(["bash", "-c", script, str(REPO), module, *flags], check=True, env=environment, timeout=300)
+    same_run(tmp_path / "run", one / name_of("sft", "llama", False), "sft")

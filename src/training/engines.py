@@ -96,8 +96,13 @@ def frozen_passes(model: nn.Module, config: dict[str, Any]) -> nn.Module:
     """What reads a model that is not trained, beside engines of this configuration (see StageModel)."""
     if zero_stage(config) == 3:
         return frozen_engine(model, config)
-    # As precise as the engines: the reference says about the policy's start what the policy itself says.
-    return StageModel(model.to(torch.bfloat16) if config["bf16"]["enabled"] else model).eval()
+    if config["bf16"]["enabled"]:
+        # As precise as the engines: the reference says about the policy's start what the policy itself says. Buffers
+        # (frequencies of rotary positions) stay as they are, there as here.
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return StageModel(model).eval()
 
 
 @contextmanager

@@ -20,8 +20,8 @@ def check_tensor_parallel_size(size: int) -> None:
     """Raises ValueError above 1."""
     if size != 1:
         raise ValueError(
-            f"--tensor_parallel_size {size}: DeepSpeed's AutoTP would cut matrices that our losses and packed attention "
-            "projections read whole; for models that do not fit one GPU give --deepspeed a ZeRO-3 configuration"
+            f"--tensor_parallel_size {size}: DeepSpeed's AutoTP would cut matrices that losses and attention here read "
+            "whole; for models that do not fit one GPU give --deepspeed a ZeRO-3 configuration"
         )
 
 
