@@ -43,6 +43,7 @@ setup(
         "datasets>=4",
         "accelerate>=1.10",
         "deepspeed>=0.18",
+        "psutil>=5.9",
         "trl>=1",
         "peft>=0.18",
         "safetensors>=0.5",

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tiny_models import build_llama, build_pangu, build_scalar_model
 
 from keju.models.loading import load_causal_lm, load_scalar_model
 from keju.records.writing import write_json, write_jsonl
+from keju.training.checkpoints import newest_whole
 
 pytestmark = pytest.mark.slow
 
@@ -231,11 +233,30 @@ def test_bf16_learns(folder):
     assert curves(folder / "bf16" / "rlhf")["kl"][0] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_shell_starts_the_launcher(folder, one, tmp_path):
+def start_shell(run: list[str], **more) -> subprocess.Popen:
     """run_stage of examples/_environment.sh, as the scripts call it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUM_GPUS": "2", "MASTER_PORT": "29518"}
-    module, *flags = run_of(folder / "inputs", tmp_path / "run", "sft", "llama", False, 2)
     script = 'source "$0/examples/_environment.sh"; run_stage "$@"'
-    flags.remove("--use_cpu")  # the shell adds it
-    subprocess.run(["bash", "-c", script, str(REPO), module, *flags], check=True, env=environment, timeout=300)
+    run = [part for part in run if part != "--use_cpu"]  # the shell adds it
+    return subprocess.Popen(["bash", "-c", script, str(REPO), *run], env=environment, **more)
+
+
+def test_the_shell_starts_the_launcher(folder, one, tmp_path):
+    process = start_shell(run_of(folder / "inputs", tmp_path / "run", "sft", "llama", False, 2))
+    assert process.wait(timeout=300) == 0
     same_run(tmp_path / "run", one / name_of("sft", "llama", False), "sft")
+
+
+def test_sigterm_reaches_the_processes_which_save_and_end(folder, tmp_path):
+    run = run_of(folder / "inputs", tmp_path / "run", "rlhf", "llama", False, 2, max_steps=4000, save_steps=4000)
+    process = start_shell(run, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        time.sleep(0.1)
+        if (tmp_path / "run" / "metrics.jsonl").exists():
+            break
+    process.terminate()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    checkpoint = newest_whole(tmp_path / "run")
+    assert checkpoint is not None and f"goes on from {checkpoint}" in said
+    assert not (tmp_path / "run" / "summary.json").exists()

@@ -7,6 +7,7 @@ import linecache
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -45,6 +46,8 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # it reads the environment only when imported
     transformers.logging.disable_progress_bar()  # "Writing model shards": a bar of ours is on the terminal already
     handle_sigterm()
+    # What DeepSpeed calls in torch.distributed
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
     code = run_guarded(main)
     sys.stdout.flush()
     sys.stderr.flush()

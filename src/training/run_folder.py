@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -9,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class RunFolder:
     goes_on: an unfinished run that is equal in the arguments named here is taken up, by a stage that finds in the
     folder what it need not do again.
     Raises ValueError, naming the flag, when the folder holds another run or files that no run wrote.
-    Only rank 0 writes; in other processes the methods do nothing.
+    Only rank 0 writes and prints; in other processes the methods do nothing, and stdout is silent until it closes.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class RunFolder:
         self.is_main = is_main_process()
         self.checkpoint = _find_checkpoint(self.path, resume)
         self._terminal: TerminalLog | None = None
+        self._silence = contextlib.ExitStack()  # processes say the same; the first one is heard
         self._created = False
         if self.is_main:
             self._prepare(overwrite, goes_on)
@@ -74,6 +76,8 @@ class RunFolder:
             except BaseException:
                 self.close()
                 raise
+        else:
+            self._silence.enter_context(_silent_stdout())
         _current = self
 
     @property
@@ -125,6 +129,7 @@ class RunFolder:
         if self._terminal is not None:
             self._terminal.close()
             self._terminal = None
+        self._silence.close()
         if _current is self:
             _current = None
 
@@ -190,6 +195,12 @@ class RunFolder:
             step = step_of(self.checkpoint)
             rows = read_metrics(self.metrics_path)
             write_jsonl(self.metrics_path, [row for row in rows if row.get("step", 0) <= step])
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
