@@ -10,7 +10,7 @@ import math
 import os
 
 import torch
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
@@ -35,7 +35,7 @@ from keju.rl.training_loop import TrainingLoop
 from keju.rl.translation import Translation, same_vocabulary
 from keju.rl.vllm_rollout import VllmSampler
 from keju.training.arguments import parse_arguments
-from keju.training.engines import read_deepspeed_config
+from keju.training.engines import cut_up, read_deepspeed_config, zero_stage
 from keju.training.launch import run_stage
 from keju.training.plots import plot_loss
 from keju.training.processes import process_index, start_deepspeed, wait_for_all
@@ -187,6 +187,18 @@ def build_trainer(
     ranked_trees: list[Segment],
 ) -> PPOTrainer:
     translation, reward_tokenizer = reader_settings(models.reward_model_path, "--reward_model_path", data, tokenizer)
+    deepspeed = read_deepspeed_config(ppo.deepspeed, bf16=models.bf16) if ppo.deepspeed else None
+    offloaded = {
+        "reference": models.offload_reference,
+        "reward_model": models.offload_reward and not ppo.enable_joint_optimization,
+    }
+
+    def place(role: str, model: PreTrainedModel) -> None:
+        if deepspeed is not None and zero_stage(deepspeed) == 3:
+            cut_up(model, deepspeed)
+        else:
+            model.to(home_of(offloaded.get(role, False), models))
+
     four = load_models(
         models.model_name_or_path,
         models.reward_model_path,
@@ -197,14 +209,8 @@ def build_trainer(
         joint=ppo.enable_joint_optimization,
         shared_base=adapters_of(models),
         quantization=nf4(DTYPES["bfloat16" if models.bf16 else models.dtype]) if models.load_in_4bit else None,
+        place=place,
     )
-    for model, offloaded in (
-        (four.reference, models.offload_reference),
-        (four.reward_model, models.offload_reward),
-        (four.actor, False),
-        (four.critic, False),
-    ):
-        model.to(home_of(offloaded, models))
     max_steps = ppo.max_steps
     if max_steps <= 0:
         max_steps = max(1, math.ceil(ppo.num_train_epochs * len(prompts) / ppo.rollout_batch_size))
@@ -233,8 +239,7 @@ def build_trainer(
         activation_checkpointing=models.activation_checkpointing,
         loraplus_lr_ratio=models.loraplus_lr_ratio if models.share_base else 1.0,
         **same_names(ppo, PPOTrainer)
-        | {"max_steps": max_steps, "warmup_steps": int(warmup_steps)}
-        | ({"deepspeed": read_deepspeed_config(ppo.deepspeed, bf16=models.bf16)} if ppo.deepspeed else {}),
+        | {"max_steps": max_steps, "warmup_steps": int(warmup_steps), "deepspeed": deepspeed},
     )
 
 

@@ -30,6 +30,7 @@ STEPS, SAVED = 4, 2
 FAMILIES = ("llama", "pangu")
 STAGES = ("pretrain", "sft", "reward", "dpo", "rlhf")
 MATRIX = [(stage, family, peft) for stage in STAGES for family in FAMILIES for peft in (False, True)]
+JOINT = "rlhf-pangu-joint"  # with a language-model loss, too
 OTHERS = ("zero0", "zero1", "zero2_offload", "zero3")  # configurations that are tried in fewer stages
 
 EVERY = {
@@ -126,6 +127,8 @@ def matrix(folder: Path, setup: str, processes: int, **more) -> Path:
         name_of(*case): run_of(folder / "inputs", folder / setup / name_of(*case), *case, processes, **more)
         for case in MATRIX
     }
+    joint = {"enable_joint_optimization": "true", "ptx_filename": "pretrain_train.jsonl", **more}
+    runs[JOINT] = run_of(folder / "inputs", folder / setup / JOINT, "rlhf", "pangu", False, processes, **joint)
     run_all(folder, setup, runs, processes)
     return folder / setup
 
@@ -175,6 +178,11 @@ def same_run(ours: Path, theirs: Path, stage: str) -> None:
 def test_two_processes_give_the_curves_of_one(folder, one, request, setup, case):
     ours = request.getfixturevalue(setup) / name_of(*case)
     same_run(ours, one / name_of(*case), case[0])
+
+
+@pytest.mark.parametrize("setup", ["zero2", "zero3_offload"])
+def test_joint_optimisation(one, request, setup):
+    same_run(request.getfixturevalue(setup) / JOINT, one / JOINT, "rlhf")
 
 
 def test_other_configurations(folder, one):

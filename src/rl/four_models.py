@@ -1,5 +1,6 @@
 """Actor, reference, critic and reward model: each by itself, as two in one, or all over one frozen base."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -41,6 +42,7 @@ def load_models(
     joint: bool = False,
     shared_base: Lora | None = None,
     quantization: BitsAndBytesConfig | None = None,
+    place: Callable[[str, PreTrainedModel], None] = lambda role, model: None,
 ) -> FourModels:
     """From checkpoint folders. reward_tokenizer: that of a reward model that does not read the actor's ids.
 
@@ -50,13 +52,19 @@ def load_models(
 
     `shared_base`: the actor's weights become a frozen base. The reference is the base itself, actor and critic are
     adapters on it; so is a reward model that was trained as adapters on these weights. `quantization`: how that base is
-    kept. Raises ValueError naming the flag.
+    kept. `place` is called with each model, by its name in FourModels, as early as it is complete: it may move a model
+    or cut it up before the next one is loaded. Raises ValueError naming the flag.
     """
     if joint and reward_tokenizer is not None:
         raise ValueError("--enable_joint_optimization: the reward model must have the actor's tokenizer")
     if joint and critic_path is not None:
         raise ValueError("--critic_model_path: with --enable_joint_optimization the reward model is the critic")
     actor = load_causal_lm(actor_path, dtype=dtype, tokenizer=tokenizer, quantization=quantization)
+    if shared_base is None:
+        make_trainable(actor)
+        reference = twin(actor)
+        place("actor", actor)
+        place("reference", reference)
     judge = load_scalar_model(
         reward_path,
         dtype=dtype,
@@ -66,10 +74,7 @@ def load_models(
     )
     make_trainable(judge)
     can_copy = reward_tokenizer is None
-    if shared_base is None:
-        make_trainable(actor)
-        reference = twin(actor)
-    else:
+    if shared_base is not None:
         if has_adapters(actor):
             raise ValueError(f"--share_base: {actor_path} holds adapters; the base must be a whole model")
         reference = actor.requires_grad_(False)
@@ -81,9 +86,11 @@ def load_models(
             )
     if joint:
         add_value_output(judge)
-        return FourModels(actor, reference, judge, judge)
+        return _placed(FourModels(actor, reference, judge, judge), place)
     if critic_path is None and can_copy:
-        return FourModels(actor, reference, twin(judge), judge)
+        return _placed(FourModels(actor, reference, twin(judge), judge), place)
+    if shared_base is None:
+        place("reward_model", judge)
     critic = load_scalar_model(
         critic_path or actor_path,
         dtype=dtype,
@@ -97,7 +104,13 @@ def load_models(
         if not share_weights(critic, reference):
             raise ValueError(f"--share_base: the weights of {critic_path} are not those of the base, {actor_path}")
         critic = critic if has_adapters(critic) else _with_lora(critic, shared_base, "SEQ_CLS")
-    return FourModels(actor, reference, critic, judge)
+    return _placed(FourModels(actor, reference, critic, judge), place)
+
+
+def _placed(models: FourModels, place: Callable[[str, PreTrainedModel], None]) -> FourModels:
+    for role, model in models._asdict().items():
+        place(role, model)  # once more changes nothing
+    return models
 
 
 def make_trainable(model: PreTrainedModel) -> None:

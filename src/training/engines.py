@@ -81,15 +81,26 @@ def _without_auto(section: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in section.items() if value != "auto"}
 
 
+def cut_up(model: nn.Module, config: dict[str, Any]) -> None:
+    """Leaves this process its piece of each weight, as ZeRO-3 does when it takes a model over."""
+    from deepspeed import zero
+
+    zero.Init(module=model, config_dict_or_path=_reduced(config))
+
+
 def frozen_engine(model: nn.Module, config: dict[str, Any]) -> DeepSpeedEngine:
     """An engine under which the weights of a model are in pieces, for passes without gradients."""
     import deepspeed
 
+    return deepspeed.initialize(model=StageModel(model).eval(), config=_reduced(config))[0]
+
+
+def _reduced(config: dict[str, Any]) -> dict[str, Any]:
+    """What concerns weights that are not trained."""
     zero = _without_auto(config["zero_optimization"])
     zero.pop("offload_optimizer", None)
-    reduced = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
-    reduced |= {name: config[name] for name in ("bf16", "fp16") if name in config}
-    return deepspeed.initialize(model=StageModel(model).eval(), config=reduced)[0]
+    precision = {name: config[name] for name in ("bf16", "fp16") if name in config}
+    return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, **precision}
 
 
 def frozen_passes(model: nn.Module, config: dict[str, Any]) -> nn.Module:

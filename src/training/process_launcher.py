@@ -2,8 +2,8 @@
 
 python -m keju.training.process_launcher deepspeed --num_gpus 2 --module keju.train_sft ...
 
-DeepSpeed's launcher, told to stop, leaves the processes of a run behind or kills them after 30 seconds. Here SIGTERM goes
-to them alone: they save and end, then the launcher ends, with their exit code.
+DeepSpeed's launcher, told to stop, leaves the processes of a run behind, or kills them after 30 seconds. Here SIGTERM
+goes to them alone: they save and end, then the launcher ends, with their exit code.
 """
 
 from __future__ import annotations
