@@ -18,7 +18,7 @@ class Stopped(Exception):
 
     def __init__(self, step: int, checkpoint: Path) -> None:
         super().__init__(
-            f"stopped by SIGTERM after step {step}, {checkpoint} is saved: --resume_from_checkpoint auto goes on from it"
+            f"stopped by SIGTERM after step {step}, {checkpoint} is saved: --resume_from_checkpoint auto goes on"
         )
 
 
