@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,11 @@ class NonFiniteLoss(RuntimeError):
         self.step = step
         self.records = records
         super().__init__(f"{name} is not finite at step {step}" + (f" (records: {records})" if records else ""))
+
+
+def name_records(places: Iterable[str]) -> str:
+    """`file:line` of the records of a batch, of which there may be many: each once, the first eight."""
+    return ", ".join([*dict.fromkeys(places)][:8])
 
 
 class MissingEos(RuntimeError):

@@ -17,7 +17,7 @@ from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
 from keju.training.adapters import apply_loraplus, has_adapters, load_adapters, save_model
 from keju.training.checkpoints import STATE, checkpoint_aside
-from keju.training.crash import NonFiniteLoss
+from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.objectives.objective import Objective
 from keju.training.processes import own_parts, sum_over_processes, wait_for_all
 from keju.training.sampler import TreeBatchSampler
@@ -128,7 +128,7 @@ class TreeTrainer(Trainer):
             found = [
                 first.get(tuple(ids[start : min(end, start + 64)])) for start, end in zip(starts, ends, strict=True)
             ]
-            records = ", ".join(sorted({place for place in found if place})[:8])
+            records = name_records(place for place in found if place)
         raise NonFiniteLoss(self.state.global_step + 1, records)
 
     def _collect(self, metrics: dict) -> None:
