@@ -63,7 +63,7 @@ class RunFolder:
         self.started = time.time()
         self.is_main = is_main_process()
         self._resumes = _is_given(resume)
-        self.checkpoint = _find_checkpoint(self.path, resume, overwrite) if self._resumes else None
+        self.checkpoint = _find_checkpoint(self.path, resume) if self._resumes else None
         self._terminal: TerminalLog | None = None
         self._created = False
         if self.is_main:
@@ -254,15 +254,15 @@ def _is_given(resume: str | None) -> bool:
     return resume is not None and str(resume).lower() not in ("", "false")
 
 
-def _find_checkpoint(path: Path, resume: str, overwrite: bool) -> Path | None:
+def _find_checkpoint(path: Path, resume: str) -> Path | None:
     is_auto = str(resume).lower() in ("auto", "true", "latest")
     checkpoint = newest_whole(path) if is_auto else Path(resume).expanduser()
     if checkpoint is not None:
         check_checkpoint(checkpoint)
-    elif checkpoints(path) and not overwrite:
+    elif checkpoints(path):
         raise ValueError(
-            f"--resume_from_checkpoint {resume}: every checkpoint in {path} is damaged; --overwrite_output_dir deletes "
-            "them and starts from the beginning"
+            f"--resume_from_checkpoint {resume}: every checkpoint in {path} is damaged; --overwrite_output_dir in its "
+            "place deletes them and starts from the beginning"
         )
     return checkpoint
 

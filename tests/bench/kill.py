@@ -256,7 +256,7 @@ def kill_once(
             reached = wait_for(lambda: is_saving(run, since))
         if not reached:
             return False
-        time.sleep(rng.uniform(0, {"save": pace.save, "step": pace.step, "end": pace.end}[when]))
+        time.sleep(rng.uniform(0, {"save": 0.8 * pace.save, "step": pace.step, "end": pace.end}[when]))
     if process.poll() is not None:
         return False
     kill(process)
