@@ -120,7 +120,7 @@ def test_the_same_step_is_written_again(tmp_path):
 
 
 def test_those_of_a_course_that_was_left_go(tmp_path):
-    """A run that resumes from an older checkpoint must not go on from a newer one the next time, nor keep that alone."""
+    """A run that resumes from an older checkpoint must not go on from a newer one the next time, nor keep that."""
     for step in (2, 4, 6):
         write(tmp_path, step)
     write(tmp_path, 3, keep=1)
