@@ -31,10 +31,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
 from safetensors.torch import load_file
 from tiny_models import build_llama, build_pangu, build_scalar_model
 
+from keju.models.loading import load_scalar_model
 from keju.records.writing import write_jsonl
 from keju.training.adapters import add_lora
 from keju.training.checkpoints import checkpoints
@@ -142,11 +144,14 @@ def make_inputs(folder: Path, family: str = "llama") -> None:
     tokenizer = build_char_tokenizer()
     actor = FAMILIES[family](len(tokenizer))
     actor.get_output_embeddings().weight.data[tokenizer.eos_token_id] *= 4  # so that some responses end
-    adapted = add_lora(build_scalar_model(actor, seed=3).requires_grad_(False), task_type="SEQ_CLS", r=4, alpha=8)
-    models = {"model": actor, "reward": build_scalar_model(FAMILIES[family](len(tokenizer)), seed=2)}
-    for name, model in (models | {"reward_adapters": adapted}).items():
+    reward = build_scalar_model(FAMILIES[family](len(tokenizer)), seed=2)
+    for name, model in (("model", actor), ("reward", reward)):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    torch.manual_seed(3)
+    adapted = load_scalar_model(str(folder / "model")).requires_grad_(False)
+    add_lora(adapted, task_type="SEQ_CLS", r=4, alpha=8).save_pretrained(folder / "reward_adapters")
+    tokenizer.save_pretrained(folder / "reward_adapters")
     rng = random.Random(0)
 
     def text(length: int) -> str:
