@@ -60,10 +60,11 @@ def main() -> None:
     tokenizer = load_tokenizer(
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
     )
-    prompts, held_out, ptx_trees, ranked_trees = read_data(data, ppo, tokenizer)
+    records, held_out, ptx_trees, ranked_trees = read_data(data, ppo, tokenizer)
+    prompts = token_ids(records)
     trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx_trees, ranked_trees)
-    where = [str(data.path(data.train_filename))] * len(prompts)
-    inspect(EncodedRecords([Segment(ids) for ids in prompts], where), tokenizer, trainer.actor, form="prompt")
+    trainer.where = records.where
+    inspect(records, tokenizer, trainer.actor, form="prompt")
     with gathered(trainer.passes(trainer.actor)):
         verify_head(trainer.actor, list(prompts[0]))
     before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
@@ -112,15 +113,17 @@ def start_processes(ppo: PPOArguments) -> None:
 
 
 def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTokenizerBase):
-    """-> prompts to learn from, held-out prompts (token ids), ptx trees, ranked trees."""
+    """-> prompts to learn from, held-out prompts (token ids), ptx trees, ranked trees; the first with their places."""
     encoder = Encoder(tokenizer, max_length=10**9)  # whole; what is too long is left out here, by this stage's flags
 
-    def prompts_of(filename: str, flag: str, max_samples: int | None) -> list[list[int]]:
+    def prompts_of(filename: str, flag: str, max_samples: int | None) -> EncodedRecords:
         encoded = read_trees(data, filename, encoder, "prompt", flag=flag, max_samples=max_samples)
-        return [list(tree.tokens) for tree in fitting(encoded, data.max_prompt_length, "--max_prompt_length")]
+        return fitting(encoded, data.max_prompt_length, "--max_prompt_length")
 
     prompts = prompts_of(data.train_filename, "--train_filename", data.max_train_samples)
-    held_out = prompts_of(data.eval_filename, "--eval_filename", data.max_eval_samples) if data.eval_filename else []
+    held_out = []
+    if data.eval_filename:
+        held_out = token_ids(prompts_of(data.eval_filename, "--eval_filename", data.max_eval_samples))
     ptx_trees = []
     if data.ptx_filename:
         encoder = Encoder(tokenizer, max_length=min(data.token_budget, data.max_prompt_length + ppo.max_new_tokens))
@@ -138,13 +141,17 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
     return prompts, held_out, ptx_trees, ranked_trees
 
 
-def fitting(encoded: EncodedRecords, limit: int, flag: str) -> list[Segment]:
-    kept = [tree for tree in encoded.trees if tree.num_tokens <= limit]
+def token_ids(encoded: EncodedRecords) -> list[list[int]]:
+    return [list(tree.tokens) for tree in encoded.trees]
+
+
+def fitting(encoded: EncodedRecords, limit: int, flag: str) -> EncodedRecords:
+    kept = [number for number, tree in enumerate(encoded.trees) if tree.num_tokens <= limit]
     if not kept:
         raise ValueError(f"{flag} {limit}: all {len(encoded)} prompts are longer; first {encoded.where[0]}")
     if len(kept) < len(encoded):
         print(f"left out {len(encoded) - len(kept)} of {len(encoded)} prompts, longer than {flag} {limit}")
-    return kept
+    return EncodedRecords([encoded.trees[number] for number in kept], [encoded.where[number] for number in kept])
 
 
 def reader_settings(

@@ -33,7 +33,8 @@ def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
     probabilities = filtered(logits.float() / sampling.temperature, sampling).softmax(dim=-1)
     cumulative = probabilities.double().cumsum(dim=-1)
     place = (uniforms.to(cumulative.device) * cumulative[:, -1]).minimum(cumulative[:, -1] * BELOW_ONE)
-    return torch.searchsorted(cumulative, place[:, None], right=True)[:, 0]
+    # Logits of NaN find no place at all; that they are some is for the reader of the sample's log-probs to say.
+    return torch.searchsorted(cumulative, place[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -36,7 +36,7 @@ from keju.rl.rollout import Rollout, Sampler, collect_rollouts
 from keju.rl.scoring import Reader, Scored, score_rollouts, state_values
 from keju.rl.translation import Translation
 from keju.rl.weight_average import WeightAverage
-from keju.training.crash import NonFiniteLoss
+from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.engines import frozen_passes
 from keju.training.objectives.reward import RewardObjective
 from keju.training.processes import num_processes, own_parts, process_index, sum_figures
@@ -49,8 +49,8 @@ from keju.trees.segment import Segment
 class PPOTrainer:
     """actor: causal LM; critic and reward_model: one number a token; reference: the frozen start of the actor.
 
-    `prompts` are token ids; `translation` reads responses to a reward model of another tokenizer; `judge` scores them,
-    too, and trains nobody. `ptx_trees` carry a language-model loss that is added, times `ptx_coef`, in the same step.
+    `prompts` are token ids of records at `where`; `translation` reads responses to a reward model of another tokenizer;
+    `judge` scores them, too, and trains nobody. `ptx_trees` carry a language-model loss, which counts `ptx_coef` times.
 
     Joint optimisation of reward and policy: `critic` is `reward_model`, one model of two outputs (reward, value), whose
     reward goes on learning from the ranked answers in `ranked_trees` (times `reward_coef`) while its value is learned.
@@ -86,6 +86,7 @@ class PPOTrainer:
     max_grad_norm: float = 1.0
     cliprange: float = 0.2
     cliprange_value: float = 0.2
+    where: Sequence[str] = ()
     ptx_trees: Sequence[Segment] = ()
     ptx_coef: float = 1.0
     ptx_batch_size: int = 0
@@ -101,6 +102,7 @@ class PPOTrainer:
     deepspeed: dict[str, Any] | None = None
     seed: int = 0
     step: int = field(default=0, init=False)
+    chosen: list[int] = field(default_factory=list, init=False)  # the prompts of the step
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -141,11 +143,8 @@ class PPOTrainer:
         """Samples, scores and updates once. Returns the experience and the metrics of the step."""
         self.step += 1
         start = time.perf_counter()
-        prompts = [
-            self.prompts[index]
-            for index in step_indices(len(self.prompts), self.rollout_batch_size, self.step, self.seed)
-        ]
-        rollouts = self.sample(prompts, self._seed("rollout"))
+        self.chosen = step_indices(len(self.prompts), self.rollout_batch_size, self.step, self.seed)
+        rollouts = self.sample([self.prompts[index] for index in self.chosen], self._seed("rollout"))
         sampled = time.perf_counter()
         experience = self.shaping.experience(self.score(rollouts))
         scored = time.perf_counter()
@@ -254,7 +253,8 @@ class PPOTrainer:
     def _check_finite(self, metrics: dict[str, float]) -> None:
         broken = [name for name, number in metrics.items() if not math.isfinite(number)]
         if broken:
-            raise NonFiniteLoss(self.step, name=", ".join(broken))
+            places = [self.where[index] for index in self.chosen] if self.where else []
+            raise NonFiniteLoss(self.step, name_records(places), name=", ".join(broken))
 
     def _advance_schedules(self) -> None:
         for learner in self.learners.values():

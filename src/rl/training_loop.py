@@ -48,6 +48,7 @@ class TrainingLoop:
     save_total_limit: int = 2
     allow_unfinished: bool = False
     alarms: list[dict] = field(default_factory=list, init=False)  # the rows of alarms.jsonl
+    _saved_step: int | None = field(default=None, init=False)
 
     def run(self) -> None:
         """All steps that are left."""
@@ -108,7 +109,9 @@ class TrainingLoop:
         return self.folder.path / "alarms.jsonl"
 
     def _save(self) -> None:
-        save_checkpoint(self.trainer, self.tokenizer, self.folder.path, keep=self.save_total_limit)
+        if self._saved_step != self.trainer.step:  # a step back has saved: once more would put the only one at risk
+            save_checkpoint(self.trainer, self.tokenizer, self.folder.path, keep=self.save_total_limit)
+        self._saved_step = self.trainer.step
 
     def _react(self, alarms: list[Alarm]) -> bool:
         """Writes alarms down and does what --on_alarm says; whether the run ends."""

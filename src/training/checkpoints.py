@@ -32,8 +32,10 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 def checkpoint_aside(run: Path, step: int, *, keep: int | None, spare: Iterable[Path | None] = ()) -> Iterator[Path]:
     """A folder to write the checkpoint of `step` to; as the block ends it becomes `run`/checkpoint-<step>.
 
-    All processes enter; each may write files of its own. Only then are older checkpoints deleted: all but the newest
-    `keep` (None: none of them) and those in `spare`. When the block fails, what was written goes and nothing else.
+    All processes enter; each may write files of its own. Only then are other checkpoints deleted: older ones but for
+    the newest, with which `keep` are left (None: all of them), and those in `spare`; and those of later steps, which
+    are damaged or of a course that the run has left by resuming from an older one. When the block fails, what was
+    written goes and nothing else.
     """
     aside, folder = run / f".checkpoint-{step}", run / f"checkpoint-{step}"
     is_main = process_index() == 0
@@ -47,7 +49,7 @@ def checkpoint_aside(run: Path, step: int, *, keep: int | None, spare: Iterable[
         wait_for_all()
         if is_main:
             _finish(aside, folder)
-            _delete(run, keep, {path.resolve() for path in spare if path is not None})
+            _delete(run, step, keep, {path.resolve() for path in spare if path is not None})
     except BaseException:
         if is_main:
             shutil.rmtree(aside, ignore_errors=True)
@@ -69,12 +71,14 @@ def _finish(aside: Path, folder: Path) -> None:
         os.close(parent)
 
 
-def _delete(run: Path, keep: int | None, spare: set[Path]) -> None:
-    if keep is None or keep < 1:
-        return
-    for _, old in checkpoints(run)[:-keep]:
-        if old.resolve() not in spare:
-            _remove(old)
+def _delete(run: Path, step: int, keep: int | None, spare: set[Path]) -> None:
+    found = checkpoints(run)
+    older = [path for number, path in found if number < step]
+    dispensable = older[: max(0, len(older) - keep + 1)] if keep else []
+    later = [path for number, path in found if number > step]  # to be resumed from by nobody, least of all by `auto`
+    for path in [*dispensable, *later]:
+        if path.resolve() not in spare:
+            _remove(path)
 
 
 def _remove(folder: Path) -> None:

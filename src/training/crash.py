@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,11 @@ class NonFiniteLoss(RuntimeError):
         self.step = step
         self.records = records
         super().__init__(f"{name} is not finite at step {step}" + (f" (records: {records})" if records else ""))
+
+
+def name_records(places: Iterable[str]) -> str:
+    """`file:line` of the records of a batch, of which there may be many: each once, the first eight."""
+    return ", ".join([*dict.fromkeys(places)][:8])
 
 
 class MissingEos(RuntimeError):
@@ -118,6 +123,8 @@ def _cpu_memory(_: BaseException, flags: _Flags) -> list[str]:
 
 def _not_finite(error: BaseException, flags: _Flags) -> list[str]:
     lines = [f"Training diverged: {str(error).splitlines()[0]}."]
+    for name in ("actor_learning_rate", "critic_learning_rate"):
+        lines += flags.smaller(name, "the usual cause", factor=10) if flags.now(name) else []
     lines += flags.smaller("learning_rate", "the usual cause", factor=10)
     warmup = flags.now("warmup_steps")
     if isinstance(warmup, (int, float)) and warmup < 0.1:
@@ -128,7 +135,8 @@ def _not_finite(error: BaseException, flags: _Flags) -> list[str]:
     if flags.now("fp16") or flags.now("dtype") == "float16":
         lines += flags.change("bf16", "true", "float16 overflows above 65504; bfloat16 does not")
     lines += ["look at the records named above"] if getattr(error, "records", "") else []
-    return lines + flags.change("resume_from_checkpoint", "auto", "goes on from the last checkpoint")
+    why = "goes on from the last checkpoint, with the learning rates of that"  # its schedule is restored with it
+    return lines + flags.change("resume_from_checkpoint", "auto", why)
 
 
 def _disk_full(error: BaseException, flags: _Flags) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from keju.records.writing import write_json, write_jsonl
-from keju.training.checkpoints import check_checkpoint, newest_whole, step_of
+from keju.training.checkpoints import check_checkpoint, checkpoints, newest_whole, step_of
 from keju.training.provenance import describe_versions, plain_arguments, without_secrets
 from keju.training.tee import TerminalLog
 
@@ -63,7 +63,8 @@ class RunFolder:
         self.argv = without_secrets(list(sys.argv[1:] if argv is None else argv))
         self.started = time.time()
         self.is_main = is_main_process()
-        self.checkpoint = _find_checkpoint(self.path, resume)
+        self._resumes = _is_given(resume)
+        self.checkpoint = _find_checkpoint(self.path, resume) if self._resumes else None
         self._terminal: TerminalLog | None = None
         self._silence = contextlib.ExitStack()  # processes say the same; the first one is heard
         self._created = False
@@ -159,7 +160,7 @@ class RunFolder:
         except PermissionError as error:
             raise ValueError(f"--output_dir: no permission to create {self.path}") from error
         entries = [entry for entry in self.path.iterdir() if not entry.name.startswith(".")]
-        if not entries:
+        if not entries or entries == [self.log_path]:  # a run that was killed between opening the log and args.json
             return
         if not is_run(self.path):
             raise ValueError(
@@ -172,6 +173,9 @@ class RunFolder:
         if self.checkpoint is not None:
             self._rewind_metrics()
         elif overwrite or _has_no_results(self.path):
+            _delete_run(self.path, entries)
+        elif self._resumes and not is_finished(self.path) and not _hold_weights(entries):
+            print(f"{self.path} holds no checkpoint yet: starting from the beginning")
             _delete_run(self.path, entries)
         elif goes_on is not None and not is_finished(self.path) and self._is_same_run(goes_on):
             print(f"{self.path} holds an unfinished run of this model: going on with it")
@@ -244,6 +248,11 @@ def _has_no_results(path: Path) -> bool:
     return all(entry.name == "args.json" or entry.suffix == ".log" for entry in path.iterdir())
 
 
+def _hold_weights(entries: list[Path]) -> bool:
+    files = (file for entry in entries for file in (entry, *entry.rglob("*")))
+    return any(file.suffix == ".safetensors" for file in files)
+
+
 def _delete_run(path: Path, entries: list[Path]) -> None:
     inner = next((args.parent for args in sorted(path.glob("*/**/args.json")) if is_run(args.parent)), None)
     if inner is not None:
@@ -252,13 +261,20 @@ def _delete_run(path: Path, entries: list[Path]) -> None:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
-def _find_checkpoint(path: Path, resume: str | None) -> Path | None:
-    if resume is None or str(resume).lower() in ("", "false"):
-        return None
+def _is_given(resume: str | None) -> bool:
+    return resume is not None and str(resume).lower() not in ("", "false")
+
+
+def _find_checkpoint(path: Path, resume: str) -> Path | None:
     is_auto = str(resume).lower() in ("auto", "true", "latest")
     checkpoint = newest_whole(path) if is_auto else Path(resume).expanduser()
     if checkpoint is not None:
         check_checkpoint(checkpoint)
+    elif checkpoints(path):
+        raise ValueError(
+            f"--resume_from_checkpoint {resume}: every checkpoint in {path} is damaged; --overwrite_output_dir in its "
+            "place deletes them and starts from the beginning"
+        )
     return checkpoint
 
 

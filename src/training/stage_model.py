@@ -80,7 +80,8 @@ def _leave_out_scales(module: nn.Module, state: dict[str, torch.Tensor], prefix:
 
 @torch.no_grad()
 def verify_head(model: PreTrainedModel, token_ids: list[int], *, tolerance: float = 1e-3) -> None:
-    """Raises ValueError unless log-probabilities over trees equal those of the model's own forward on a short row.
+    """Raises ValueError unless log-probabilities over trees equal those of the model's own forward on a short row, and
+    for a model whose own are not finite.
 
     Some architectures transform their logits in ways of their own; training on other logits than the model generates
     with would be a silent error, and this costs one forward pass over a few tokens.
@@ -94,6 +95,8 @@ def verify_head(model: PreTrainedModel, token_ids: list[int], *, tolerance: floa
     logits = model(**row, position_ids=position_ids, use_cache=False).logits[0, :-1]
     theirs = logits.float().log_softmax(-1).gather(-1, batch.target[:, None]).squeeze(-1)
     model.train(was_training)
+    if not theirs.isfinite().all():
+        raise ValueError("--model_name_or_path: the model's log-probabilities are not finite; its weights are broken")
     allowed = tolerance * (1 + theirs.abs().max().item()) * (1 if logits.dtype == torch.float32 else 100)
     difference = (ours - theirs).abs().max().item()
     if not difference <= allowed:

@@ -17,7 +17,7 @@ from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
 from keju.training.adapters import apply_loraplus, has_adapters, load_adapters, save_model
 from keju.training.checkpoints import STATE, checkpoint_aside
-from keju.training.crash import NonFiniteLoss
+from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.objectives.objective import Objective
 from keju.training.processes import own_parts, sum_over_processes, wait_for_all
 from keju.training.sampler import TreeBatchSampler
@@ -58,6 +58,7 @@ class TreeTrainer(Trainer):
         self.token_budget = token_budget
         self.where = where
         self.metric_sums: dict[str, torch.Tensor] = {}
+        self._new_tokens = 0  # of this process, not yet in the state
         self._written_to: Path | None = None  # a checkpoint that is being written
         # Not as the Trainer's processing_class, whose eos it would make the end of generation: some families end
         # answers in another way.
@@ -115,7 +116,7 @@ class TreeTrainer(Trainer):
             self._report_non_finite(inputs["batch"])
         if model.training:
             self._collect(output.metrics)
-            self.state.num_input_tokens_seen += inputs["batch"].num_tokens  # saved with checkpoints
+            self._new_tokens += inputs["batch"].num_tokens
         return (loss, output) if return_outputs else loss
 
     def _report_non_finite(self, batch: PackedBatch) -> None:
@@ -128,7 +129,7 @@ class TreeTrainer(Trainer):
             found = [
                 first.get(tuple(ids[start : min(end, start + 64)])) for start, end in zip(starts, ends, strict=True)
             ]
-            records = ", ".join(sorted({place for place in found if place})[:8])
+            records = name_records(place for place in found if place)
         raise NonFiniteLoss(self.state.global_step + 1, records)
 
     def _collect(self, metrics: dict) -> None:
@@ -140,8 +141,14 @@ class TreeTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._averages(self.metric_sums))
             self.metric_sums = {}
-            logs["num_tokens"] = self._sum_over_processes(self.state.num_input_tokens_seen)
+            self._count_tokens()
+            logs["num_tokens"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
+
+    def _count_tokens(self) -> None:
+        """Brings the state, which checkpoints keep for all processes, up to date."""
+        self.state.num_input_tokens_seen += self._sum_over_processes(self._new_tokens)
+        self._new_tokens = 0
 
     def _averages(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         averages = {}
@@ -193,6 +200,7 @@ class TreeTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """What transformers writes, but aside: it takes its name when it is whole (see keju.training.checkpoints)."""
+        self._count_tokens()
         run, step, state = Path(self.args.output_dir), self.state.global_step, self.state
         best = state.best_model_checkpoint if state.best_global_step != step else None
         spare = [Path(best)] if best else []

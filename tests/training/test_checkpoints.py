@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from keju.training import checkpoints as checkpoint_files
 from keju.training.checkpoints import (
     MANIFEST,
     check_checkpoint,
@@ -116,3 +117,36 @@ def test_the_same_step_is_written_again(tmp_path):
     write(tmp_path, 1)
     folder = write(tmp_path, 1, size=20)
     assert names(tmp_path) == ["checkpoint-1"] and damage(folder) is None
+
+
+def test_those_of_a_course_that_was_left_go(tmp_path):
+    """A run that resumes from an older checkpoint must not go on from a newer one the next time, nor keep that."""
+    for step in (2, 4, 6):
+        write(tmp_path, step)
+    write(tmp_path, 3, keep=1)
+    assert names(tmp_path) == ["checkpoint-3"]
+    write(tmp_path, 5)
+    write(tmp_path, 4)
+    assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_a_damaged_one_is_not_kept_in_the_place_of_the_new_one(tmp_path, capsys):
+    write(tmp_path, 2)
+    cut(write(tmp_path, 4) / "actor" / "model.safetensors")
+    assert newest_whole(tmp_path) == tmp_path / "checkpoint-2"
+    folder = write(tmp_path, 3, keep=1)
+    assert newest_whole(tmp_path) == folder and names(tmp_path) == ["checkpoint-3"]
+
+
+def test_a_manifest_that_cannot_be_written_costs_no_other_checkpoint(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_files, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, 2, keep=1)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, 1, keep=1)  # the same step once more
+    assert names(tmp_path) == ["checkpoint-1"] and damage(tmp_path / "checkpoint-1") is None
