@@ -28,7 +28,7 @@ from keju.training.stage_arguments import parse_overrides
 from keju.training.whole_file import write_whole
 
 GIB = 2**30
-WIDTH = 160  # of the table, also where the terminal is narrower: it would cut off the figures
+WIDTH = 180  # of the table, also where the terminal is narrower: it would cut off the figures
 HEADERS = {
     PARAMETERS: "weights",
     FROZEN: "frozen",
@@ -84,8 +84,6 @@ class PlanArguments:
     def __post_init__(self):
         if self.num_gpus < 1:
             raise ValueError(f"--num_gpus: must be at least 1, got {self.num_gpus}")
-        if self.num_gpus > 1 and self.stage == "rlhf":
-            raise ValueError(f"--num_gpus {self.num_gpus}: PPO runs in one process for now")
         if self.num_gpus > 1 and self.use_cpu:
             raise ValueError("--use_cpu: is planned for one process; leave --num_gpus at 1")
         if self.gpu_memory <= 0:
@@ -199,6 +197,7 @@ def attempts(plan: PlanArguments, work: WorkArguments) -> Iterator[Tried]:
                     activation_checkpointing=settings.activation_checkpointing,
                     share_base=settings.share_base,
                     on_gpu=not plan.use_cpu,
+                    num_processes=plan.num_gpus,
                 )
             )
         needed = memory(rehearsed[key], settings, plan.num_gpus)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import pytest
 
 from keju.plan import PlanArguments, WorkArguments, attempts, report
 from keju.planning.allocations import ACTIVATIONS, CACHE, FROZEN, GRADIENTS, LOGITS, OPTIMIZER, PARAMETERS
-from keju.planning.memory import BUFFERS, memory
+from keju.planning.memory import memory
 from keju.planning.rehearsal import rehearse
 from keju.planning.settings import Settings, ladder
 from keju.planning.step import Step, model_config
 from keju.planning.workload import Workload
+from keju.planning.zero import BUFFERS, ZeroConfig
 
 REPO = Path(__file__).resolve().parents[1]
 BENCH = REPO / "tests/bench"
@@ -84,24 +86,63 @@ def test_rehearsals_of_fake_weights_leave_the_heap_as_it_was():
     assert subprocess.run([sys.executable, "-c", code], env=None).returncode == 0
 
 
+@pytest.fixture(scope="module")
+def sft():
+    return rehearsed("sft", dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return rehearsed("rlhf", dtype="bfloat16", num_processes=8)
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_divides(stage):
-    found = rehearsed("sft", dtype="bfloat16")
-    one, eight = (memory(found, Settings(512, zero_stage=stage), number).device for number in (1, 8))
-    assert one[OPTIMIZER] == 12 * found.num_trained == pytest.approx(8 * eight[OPTIMIZER], abs=8 * 12)
+def test_zero_divides(sft, stage):
+    one, eight = (memory(sft, Settings(512, zero_stage=stage), number).device for number in (1, 8))
+    assert one[OPTIMIZER] == 12 * sft.num_trained == pytest.approx(8 * eight[OPTIMIZER], abs=8 * 12)
     divided = {GRADIENTS: stage >= 2, PARAMETERS: stage == 3}
     for kind, is_divided in divided.items():
         assert one[kind] / eight[kind] == pytest.approx(8 if is_divided else 1, rel=1e-3)
     assert eight[BUFFERS] > 0 and eight[ACTIVATIONS] == one[ACTIVATIONS]
     if stage == 3:
-        offloaded = memory(found, Settings(512, zero_stage=3, offload=True), 8)
+        offloaded = memory(sft, Settings(512, zero_stage=3, offload=True), 8)
         assert not offloaded.device[PARAMETERS] and offloaded.cpu[OPTIMIZER] == eight[OPTIMIZER]
 
 
-def test_offloaded_models_are_on_the_device_only_while_they_score():
-    found = rehearsed("rlhf")
-    here, away = (memory(found, Settings(512, offload_reference=value), 1) for value in (False, True))
-    assert away.total < here.total and away.cpu == {"reference": found.frozen["reference"]}
+def test_zero_divides_actor_critic_and_frozen_models(policy):
+    shares = {stage: memory(policy, Settings(512, zero_stage=stage), 8).device for stage in (2, 3)}
+    frozen = sum(policy.frozen.values())
+    assert shares[2][FROZEN] == frozen == pytest.approx(8 * shares[3][FROZEN], abs=16)
+    assert shares[2][PARAMETERS] == 2 * policy.num_parameters == pytest.approx(8 * shares[3][PARAMETERS], abs=16)
+    assert shares[3][OPTIMIZER] == 12 * sum(-(-engine.trained // 8) for engine in policy.engines)
+    away = memory(policy, Settings(512, zero_stage=2, offload_reference=True, offload_reward=True), 8)
+    assert away.cpu == policy.frozen and not away.device[FROZEN]
+    shared = memory(policy, Settings(512, zero_stage=2, share_base=True), 8)
+    assert shared.device[FROZEN] == policy.frozen["reward model"]
+
+
+def test_a_rollout_under_zero3_has_the_whole_actor(policy, tmp_path):
+    small = {"reduce_bucket_size": 1000, "stage3_prefetch_bucket_size": 1000, "stage3_max_reuse_distance": 1000}
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, **small}}))
+    rollout = dataclasses.replace(policy, moments=[one for one in policy.moments if one.phase == "rollout"])
+    found = memory(rollout, Settings(512, zero_stage=3, offload=True, config_file=str(path)), 8)
+    assert found.phase == "rollout" and found.device[CACHE]
+    assert found.device[BUFFERS] == 2 * (policy.engines[0].all + 2 * 1000)  # the actor, a bucket of either engine
+
+
+def test_each_process_samples_its_share(policy):
+    assert peak(rehearsed("rlhf", dtype="bfloat16"), CACHE) > peak(policy, CACHE)
+
+
+def test_buckets_are_those_of_the_file():
+    default, found = ZeroConfig(), ZeroConfig.read("examples/configs/deepspeed/zero2.json")
+    assert found == dataclasses.replace(default, overlap_comm=True)
+
+
+def test_offloaded_models_are_on_the_device_only_while_they_score(policy):
+    here, away = (memory(policy, Settings(512, offload_reference=value), 1) for value in (False, True))
+    assert away.total < here.total and away.cpu == {"reference": policy.frozen["reference"]}
 
 
 def test_first_that_fits_is_recommended():
@@ -116,21 +157,21 @@ def test_first_that_fits_is_recommended():
     assert tried[-1].settings.token_budget < 512 and tried[-1].settings.use_peft
 
 
-@pytest.mark.parametrize("stage, num_gpus", [("sft", 1), ("sft", 4), ("dpo", 4), ("rlhf", 1)])
+@pytest.mark.parametrize("stage, num_gpus", [("sft", 1), ("sft", 4), ("dpo", 4), ("rlhf", 1), ("rlhf", 4)])
 def test_commands_name_what_is_there(stage, num_gpus):
     for settings in ladder(stage, num_gpus, 4096):
         command = settings.command(stage, "llama-7B", num_gpus, Workload())
         config = settings.deepspeed_config
         assert config is None or json.loads((REPO / config).read_text())["zero_optimization"]["stage"]
         assert (REPO / command.split("bash ")[1].split()[0]).is_file()
-        assert not (stage == "dpo" and settings.zero_stage == 3)
+        assert not (settings.share_base and settings.offload_reference)  # train_rlhf refuses both together
 
 
 @pytest.mark.parametrize(
     "flags, named",
     [
         ({"num_gpus": 0}, "--num_gpus"),
-        ({"num_gpus": 2, "stage": "rlhf"}, "--num_gpus"),
+        ({"num_gpus": 2, "use_cpu": True}, "--use_cpu"),
         ({"gpu_memory": 0}, "--gpu_memory"),
         ({"margin": 1}, "--margin"),
         ({"zero_stage": 4}, "--zero_stage"),

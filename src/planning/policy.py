@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -42,6 +43,8 @@ def rehearse_policy(step: Step) -> Rehearsal:
     for learner in trainer.learners.values():
         for group in learner.optimizer.param_groups:
             group["foreach"] = step.on_gpu  # torch's own choice on such a device
+        learner.backward = _named(seen, "backward", learner.backward)
+        learner.step = _named(seen, "optimizer", learner.step)
     for model in models:
         seen.mark([p for p in model.parameters() if not p.requires_grad], FROZEN)
     for model in (models.actor, models.critic):
@@ -60,7 +63,17 @@ def rehearse_policy(step: Step) -> Rehearsal:
                 trainer.update(experience, experience.trees[:count])
         mark_optimizer(seen, *(learner.optimizer for learner in trainer.learners.values()))
     frozen = {"reference": _size(models.reference), "reward model": _size(models.reward_model)}
-    return Rehearsal(seen.moments, *counts(models.actor, models.critic), frozen=frozen)
+    engines = counts(models.actor), counts(models.critic, beside=models.actor)
+    # torch's AdamW takes the square roots of all second moments at once.
+    return Rehearsal(seen.moments, engines, frozen, step_temporaries=1)
+
+
+def _named(seen: Allocations, phase: str, function: Callable) -> Callable:
+    def named(*args, **kwargs):
+        with seen.during(phase):
+            return function(*args, **kwargs)
+
+    return named
 
 
 def _size(model: nn.Module) -> int:
@@ -89,7 +102,8 @@ def _share(module: nn.Module, base: nn.Module) -> None:
 def _generate(model: PreTrainedModel, seen: Allocations, step: Step) -> None:
     """The prompts' pass, the copies of its cache for all responses, and the last token's pass, with a full cache."""
     work = step.workload
-    num_prompts = min(work.rollout_batch_size, max(1, work.generation_batch_size // work.num_responses))
+    own = -(-work.rollout_batch_size // step.num_processes)
+    num_prompts = min(own, max(1, work.generation_batch_size // work.num_responses))
     cache = DynamicCache(config=model.config.get_text_config())
     ids = torch.ones(num_prompts, work.max_prompt_length, dtype=torch.int64)
     logits, cache = next_logits(model, ids, torch.ones_like(ids), cache, new=ids.shape[1])

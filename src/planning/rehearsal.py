@@ -69,4 +69,4 @@ def _rehearse_objective(step: Step) -> Rehearsal:
                 optimizer.step()
         mark_optimizer(seen, optimizer)
         optimizer.zero_grad(set_to_none=True)
-    return Rehearsal(seen.moments, *counts(module), frozen={})
+    return Rehearsal(seen.moments, (counts(module),), frozen={})

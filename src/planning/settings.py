@@ -15,6 +15,7 @@ SCRIPTS = {
     "dpo": "train_dpo",
     "rlhf": "train_rlhf",
 }
+ZERO = ((1, False), (2, False), (3, False), (2, True), (3, True))  # of several processes: stage, offload
 REFERENCE, REWARD = "reference", "reward model"
 
 
@@ -23,6 +24,7 @@ class Settings:
     """zero_stage 0: no DeepSpeed. offload: DeepSpeed keeps optimizer state, under ZeRO-3 weights, too, in CPU memory.
 
     share_base, offload_reference, offload_reward: of rlhf. dtype: of weights without DeepSpeed (it casts them itself).
+    config_file: DeepSpeed's configuration, where it is none of the repository's.
     """
 
     token_budget: int
@@ -35,6 +37,7 @@ class Settings:
     share_base: bool = False
     offload_reference: bool = False
     offload_reward: bool = False
+    config_file: str | None = None
 
     @property
     def offloaded(self) -> set[str]:
@@ -44,12 +47,19 @@ class Settings:
     @property
     def deepspeed_config(self) -> str | None:
         """Path from the repository's root."""
+        if self.config_file:
+            return self.config_file
         return f"{CONFIGS}/zero{self.zero_stage}{'_offload' * self.offload}.json" if self.zero_stage else None
 
     @property
     def weights(self) -> str:
         """The dtype that the model itself has in a run."""
         return "bfloat16" if self.zero_stage and self.bf16 else self.dtype
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight under DeepSpeed."""
+        return 2 if self.bf16 else 4
 
     @property
     def autocast(self) -> bool:
@@ -71,7 +81,7 @@ class Settings:
     def command(self, stage: str, model: str, num_gpus: int, workload: Workload, *, lora_r: int = 8) -> str:
         """What to type: variables of the script, and flags that differ from the stage's defaults."""
         words = [f"MODEL={model}"]
-        if stage != "rlhf":
+        if stage != "rlhf" or num_gpus > 1:
             words.append(f"NUM_GPUS={num_gpus}")
         if self.deepspeed_config:
             words.append(f"DEEPSPEED_CONFIG={self.deepspeed_config}")
@@ -107,23 +117,23 @@ def ladder(
     rows of half as many tokens, down to `smallest_budget`, at the end."""
     first = Settings(token_budget, bf16)
     if stage == "rlhf":
-        ways = list(_ways_of_policy(first, use_peft))
+        ways = list(_ways_of_policy(first) if num_gpus == 1 else _ways_of_policies(first))
     else:
-        ways = [
-            way
-            for adapters in (False, True)
-            for way in _ways(replace(first, use_peft=adapters), stage, num_gpus)
-            if use_peft in (None, way.use_peft)
-            and activation_checkpointing in (None, way.activation_checkpointing)
-            and zero_stage in (None, way.zero_stage)
-            and offload in (None, way.offload)
-        ]
+        ways = [way for adapters in (False, True) for way in _ways(replace(first, use_peft=adapters), num_gpus)]
+    ways = [
+        way
+        for way in ways
+        if use_peft in (None, way.use_peft or way.share_base)
+        and activation_checkpointing in (None, way.activation_checkpointing)
+        and zero_stage in (None, way.zero_stage)
+        and offload in (None, way.offload)
+    ]
     yield from ways
     while ways and (token_budget := token_budget // 2) >= smallest_budget:
         yield replace(ways[-1], token_budget=token_budget)
 
 
-def _ways(first: Settings, stage: str, num_gpus: int) -> Iterator[Settings]:
+def _ways(first: Settings, num_gpus: int) -> Iterator[Settings]:
     if num_gpus == 1:
         # Frozen weights need no float32 copy.
         plain = replace(first, dtype="bfloat16") if first.use_peft and first.bf16 else first
@@ -131,24 +141,30 @@ def _ways(first: Settings, stage: str, num_gpus: int) -> Iterator[Settings]:
         yield replace(plain, activation_checkpointing=True)
         stages = ((2, True), (3, True))
     else:
-        stages = ((1, False), (2, False), (3, False), (2, True), (3, True))
+        stages = ZERO
     for zero_stage, offload in stages:
-        if zero_stage == 3 and stage == "dpo":
-            continue  # train_dpo refuses it: its reference is computed outside of DeepSpeed
         for checkpointing in (False, True):
             yield replace(first, zero_stage=zero_stage, offload=offload, activation_checkpointing=checkpointing)
 
 
-def _ways_of_policy(first: Settings, use_peft: bool | None) -> Iterator[Settings]:
-    """One process, four models; use_peft: --share_base."""
-    if use_peft in (None, False):
-        yield first
-        yield replace(first, offload_reference=True)
-        yield replace(first, offload_reference=True, offload_reward=True)
-    if use_peft in (None, True):
-        shared = replace(first, share_base=True)
-        yield shared
-        yield replace(shared, offload_reward=True)
-        if first.bf16:
-            yield replace(shared, dtype="bfloat16")
-            yield replace(shared, dtype="bfloat16", offload_reward=True)
+def _ways_of_policy(first: Settings) -> Iterator[Settings]:
+    """One process, four models."""
+    yield first
+    yield replace(first, offload_reference=True)
+    yield replace(first, offload_reference=True, offload_reward=True)
+    shared = replace(first, share_base=True)
+    yield shared
+    yield replace(shared, offload_reward=True)
+    if first.bf16:
+        yield replace(shared, dtype="bfloat16")
+        yield replace(shared, dtype="bfloat16", offload_reward=True)
+
+
+def _ways_of_policies(first: Settings) -> Iterator[Settings]:
+    """Several processes. Up to ZeRO-2 frozen models are whole on each device, or in CPU memory between their passes."""
+    for share_base in (False, True):
+        for zero_stage, offload in ZERO:
+            way = replace(first, share_base=share_base, zero_stage=zero_stage, offload=offload)
+            yield way
+            if zero_stage == 2:
+                yield replace(way, offload_reference=not share_base, offload_reward=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,7 +23,8 @@ from keju.training.adapters import add_lora
 class Step:
     """One step of a stage. dtype: of the weights; autocast: compute in bfloat16 over them.
 
-    on_gpu: through the Triton kernels; otherwise as on a CPU. Sources of the lengths: see Workload.
+    on_gpu: through the Triton kernels; otherwise as on a CPU. num_processes: those that share the prompts of a rollout
+    (rlhf). Sources of the lengths: see Workload.
     """
 
     stage: str
@@ -36,21 +38,38 @@ class Step:
     activation_checkpointing: bool = False
     share_base: bool = False
     on_gpu: bool = True
+    num_processes: int = 1
+
+
+class Counts(NamedTuple):
+    """Parameters of a model: all, those with gradients, of the largest repeated layer, of the largest tensor."""
+
+    all: int
+    trained: int
+    largest_layer: int
+    largest_tensor: int
 
 
 @dataclass(frozen=True)
 class Rehearsal:
     """moments: of a step whose optimizer state is there already. Bytes and counts are those of one process alone.
 
-    num_trained: parameters with gradients; num_parameters: all of the trained model; largest_layer: parameters of the
-    largest module that is repeated.
+    engines: the models that are trained; weights that several share are counted with the first. frozen: bytes of models
+    beside them. step_temporaries: float32 numbers a parameter that the optimizer takes while it steps.
     """
 
     moments: list[Moment]
-    num_parameters: int
-    num_trained: int
-    largest_layer: int
+    engines: tuple[Counts, ...]
     frozen: dict[str, int]
+    step_temporaries: int = 0
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(engine.all for engine in self.engines)
+
+    @property
+    def num_trained(self) -> int:
+        return sum(engine.trained for engine in self.engines)
 
 
 def model_config(name: str, overrides: dict[str, object] | None = None) -> PretrainedConfig:
@@ -96,9 +115,15 @@ def mark_optimizer(seen: Allocations, *optimizers: torch.optim.Optimizer) -> Non
     seen.mark([value for state in states for value in state.values() if isinstance(value, torch.Tensor)], OPTIMIZER)
 
 
-def counts(*modules: nn.Module) -> tuple[int, int, int]:
-    """Parameters, those that are trained, and those of the largest repeated module, of all the modules together."""
-    parameters = {id(p): p for module in modules for p in module.parameters()}.values()
-    lists = [owner for module in modules for owner in module.modules() if isinstance(owner, nn.ModuleList)]
-    largest = max((sum(p.numel() for p in layer.parameters()) for owner in lists for layer in owner), default=0)
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad), largest
+def counts(model: nn.Module, *, beside: nn.Module | None = None) -> Counts:
+    """beside: a model whose parameters are counted already."""
+    known = {id(parameter) for parameter in beside.parameters()} if beside is not None else set()
+    parameters = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    lists = [owner for owner in model.modules() if isinstance(owner, nn.ModuleList)]
+    layers = [sum(p.numel() for p in layer.parameters()) for owner in lists for layer in owner]
+    return Counts(
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
+        max(layers, default=0),
+        max(p.numel() for p in model.parameters()),
+    )

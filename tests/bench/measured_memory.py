@@ -1,4 +1,5 @@
-"""A real step of a stage on the CPU, and the resident memory that it took at its peak; one case a process.
+"""A real step of a stage on the CPU, and the resident memory that it took at its peak; one case a process, or two
+processes under DeepSpeed.
 
 Nothing is taken from the plan but what a step is (keju.planning.step) and how long its records are.
 """
@@ -6,16 +7,19 @@ Nothing is taken from the plan but what a step is (keju.planning.step) and how l
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from keju.models import attention
@@ -29,6 +33,7 @@ from keju.rl.rewards import FixedKLController, RunningMoments
 from keju.rl.rollout import Sampler
 from keju.training.adapters import add_lora
 from keju.training.arguments import StageTrainingArguments
+from keju.training.processes import start_deepspeed
 from keju.training.tree_trainer import TreeTrainer
 
 # What is freed goes back to the system at once, so that resident memory is memory in use.
@@ -39,20 +44,39 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "DS_ACCELERATOR": "cpu",
 }
+PORT = "29531"
 # A step of a model like this imports and sets up whatever a step needs.
 SMALL = {"hidden_size": 32, "vocab_size": 128}
 
 
 def measured(case: dict) -> int:
-    """Bytes of resident memory that the step of a case takes at its peak, measured in a fresh process."""
-    command = [sys.executable, __file__, json.dumps(case)]
-    run = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1])["peak"]
+    """Bytes of resident memory that the steps of a case take at their peak, measured in fresh processes.
+
+    Under DeepSpeed (`zero` in the case: a stage, and what else its section says) that of the larger of two processes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable]
+        if "zero" in case:
+            command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", PORT]
+            case = case | {"deepspeed": str(write_config(case["zero"], Path(folder)))}
+        command += [__file__, json.dumps(case), folder]
+        subprocess.run(command, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL, check=True)
+        return max(json.loads(path.read_text())["peak"] for path in Path(folder).glob("peak-*.json"))
+
+
+def write_config(zero: dict, folder: Path) -> Path:
+    """A configuration of DeepSpeed like those of the examples; zero: its section on ZeRO."""
+    names = ("gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping")
+    config = dict.fromkeys(names, "auto") | {"zero_optimization": zero, "bf16": {"enabled": "auto"}}
+    path = folder / "deepspeed.json"
+    path.write_text(json.dumps(config))
+    return path
 
 
 def step_of(case: dict, **overrides: object) -> Step:
     """case: the model's name, `overrides` of its configuration, `workload`, and fields of a Step."""
-    settings = {name: value for name, value in case.items() if name not in ("model", "overrides", "workload")}
+    names = {item.name for item in fields(Step)} - {"config", "workload"}
+    settings = {name: value for name, value in case.items() if name in names}
     config = model_config(case["model"], case["overrides"] | overrides)
     return Step(config=config, workload=Workload(**case["workload"]), on_gpu=False, **settings)
 
@@ -63,28 +87,31 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def run(step: Step) -> None:
-    """Two optimizer steps, as the stage takes them."""
+def run(step: Step, deepspeed: str | None) -> None:
+    """Two optimizer steps, as the stage takes them. deepspeed: a configuration file."""
     if step.stage == "rlhf":
         optimize_policy(step)
         return
-    model = make_model(step, scalar=step.stage == "reward")
-    if step.use_peft:
-        kind = "SEQ_CLS" if step.stage == "reward" else "CAUSAL_LM"
-        model = add_lora(model, task_type=kind, r=step.lora_r, alpha=2 * step.lora_r)
     with tempfile.TemporaryDirectory() as folder:
         arguments = StageTrainingArguments(
             output_dir=folder,
             use_cpu=True,
             max_steps=2,
             save_strategy="no",
-            bf16=step.autocast,
+            bf16=step.autocast or step.dtype == "bfloat16",
             activation_checkpointing=step.activation_checkpointing,
             per_device_train_batch_size=step.workload.per_device_train_batch_size,
+            deepspeed=deepspeed,
         )
+        # Made after the arguments: ZeRO-3 cuts weights up as they come.
+        model = make_model(step, scalar=step.stage == "reward")
+        if step.use_peft:
+            kind = "SEQ_CLS" if step.stage == "reward" else "CAUSAL_LM"
+            model = add_lora(model, task_type=kind, r=step.lora_r, alpha=2 * step.lora_r)
         trees = step.workload.trees(step.stage, step.config.vocab_size)
         budget = step.workload.token_budget
-        TreeTrainer(model, OBJECTIVES[step.stage](), arguments, trees * 2, token_budget=budget).train()
+        copies = 2 * int(os.environ.get("WORLD_SIZE", "1"))
+        TreeTrainer(model, OBJECTIVES[step.stage](), arguments, trees * copies, token_budget=budget).train()
 
 
 def make_model(step: Step, *, scalar: bool) -> torch.nn.Module:
@@ -130,13 +157,19 @@ def optimize_policy(step: Step) -> None:
 
 
 def main() -> None:
-    case = json.loads(sys.argv[1])
+    case, folder = json.loads(sys.argv[-2]), Path(sys.argv[-1])
+    config = case.get("deepspeed")
+    if config:
+        start_deepspeed()
     torch.manual_seed(0)
-    run(step_of(case, **SMALL))
+    run(step_of(case, **SMALL), config)
+    gc.collect()
+    AcceleratorState._reset_state()  # the next trainer sets DeepSpeed up anew
     before = resident()
-    run(step_of(case))
+    run(step_of(case), config)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10 - before
-    print(json.dumps({"peak": peak, "before": before}))
+    path = folder / f"peak-{os.environ.get('RANK', '0')}.json"
+    path.write_text(json.dumps({"peak": peak, "before": before}))
 
 
 if __name__ == "__main__":

@@ -3,17 +3,22 @@
 python tests/bench/plan.py
 
 The plan rehearses each step without memory. The real steps are those of the stages' trainers, on models of 20 to 25
-million parameters, each in a fresh process whose allocator gives back at once what is freed. The last line is JSON:
+million parameters, each in a fresh process whose allocator gives back at once what is freed; those of ZeRO in two
+processes through DeepSpeed's launcher, with buckets that are small like the models. The last line is JSON:
 `largest_error`, by how much the plan was off at most, as a share of what was measured.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
-from measured_memory import measured, step_of
+from measured_memory import measured, step_of, write_config
 
+from keju.planning.memory import memory
 from keju.planning.rehearsal import rehearse
+from keju.planning.settings import Settings
 
 MODELS = {
     "llama-tiny": {
@@ -34,6 +39,14 @@ ROLLOUT = {
     "num_mini_batches": 4,
     "generation_batch_size": 32,
 }
+ZERO = {
+    "overlap_comm": False,
+    "contiguous_gradients": True,
+    "reduce_bucket_size": 2_000_000,
+    "stage3_prefetch_bucket_size": 1_000_000,
+    "stage3_max_reuse_distance": 4_000_000,
+    "stage3_max_live_parameters": 4_000_000,
+}
 STEPS = {
     "pretrain": {"stage": "pretrain"},
     "sft": {"stage": "sft"},
@@ -43,6 +56,8 @@ STEPS = {
     "reward": {"stage": "reward"},
     "dpo": {"stage": "dpo"},
     "rlhf": {"stage": "rlhf"},
+    "sft, ZeRO-2": {"stage": "sft", "zero": ZERO | {"stage": 2}},
+    "sft, ZeRO-3": {"stage": "sft", "zero": ZERO | {"stage": 3}},
 }
 
 
@@ -54,7 +69,18 @@ def case(model: str, name: str) -> dict:
 
 def planned(chosen: dict) -> int:
     """Bytes"""
-    return max(sum(moment.sizes) for moment in rehearse(step_of(chosen)).moments)
+    found = rehearse(step_of(chosen))
+    if "zero" not in chosen:
+        return max(sum(moment.sizes) for moment in found.moments)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(write_config(chosen["zero"], Path(folder)))
+        settings = Settings(
+            chosen["workload"]["token_budget"],
+            bf16=chosen.get("dtype") == "bfloat16",
+            zero_stage=chosen["zero"]["stage"],
+            config_file=path,
+        )
+        return memory(found, settings, 2).total
 
 
 def main() -> None:
