@@ -97,8 +97,8 @@ def test_sigterm_saves_and_ends_with_0(monkeypatch, folder, tmp_path, stage):
     assert process.returncode == 0, said
     lines = [line for line in said.splitlines() if line.startswith("stopped by SIGTERM")]
     (step,) = steps_of(output)
-    saved = f"{output}/checkpoint-{step} is saved"
-    assert lines == [f"stopped by SIGTERM after step {step}, {saved}: --resume_from_checkpoint auto goes on"]
+    saved = f"{output}/checkpoint-{step}"
+    assert lines == [f"stopped by SIGTERM after step {step}; --resume_from_checkpoint auto goes on from {saved}"]
     assert damage(output / f"checkpoint-{step}") is None and kill.logged_step(output) == step
     assert not (output / "summary.json").exists() and not kill.is_saving(output)
 
