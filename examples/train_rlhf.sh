@@ -5,6 +5,7 @@
 #   REWARD_MODEL  (runs/reward, made by train_reward.sh when it is not there)
 #   DATA_DIR      folder of prompts_train.jsonl (the idiom corpus)
 #   OUTPUT_DIR    (runs/rlhf)      CONFIG  a YAML file of settings (examples/configs/train_rlhf.yaml)
+#   NUM_GPUS      processes (1); more go through the deepspeed launcher
 # Further flags go to the stage: bash examples/train_rlhf.sh --kl_coef 0.05
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
