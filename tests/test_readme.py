@@ -63,9 +63,10 @@ def test_readme_names_only_flags_that_exist(name):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
                 known |= {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
-    # Options of the benchmarks are keywords of `arguments(...)`.
+    # Options of the benchmarks are keywords of `arguments(...)`, or argparse's.
     for path in (REPO / "tests/bench").glob("*.py"):
-        known |= set(re.findall(r"(\w+)[\"']?[=:] ?\d", path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        known |= set(re.findall(r"(\w+)[\"']?[=:] ?\d", text)) | set(re.findall(r'add_argument\("--(\w+)"', text))
     named = set(re.findall(r"(?<![\w-])--([a-z]\w+)", readme(name)))
     assert named
     assert not sorted(flag for flag in named if flag not in known and flag.removeprefix("no_") not in known)
