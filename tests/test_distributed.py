@@ -7,14 +7,18 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
+from filelock import FileLock
 from safetensors.torch import load_file
 from tiny_models import build_llama, build_pangu, build_scalar_model
 
@@ -100,7 +104,7 @@ def run_all(folder: Path, name: str, runs: dict[str, list[str]], processes: int)
     """All runs in the processes of one launcher. Raises unless all exit with 0, on every process."""
     path = folder / f"{name}.json"
     write_json(path, runs)
-    launcher = ["deepspeed", "--num_gpus", "2", "--master_port", "29517"] if processes > 1 else [sys.executable]
+    launcher = ["deepspeed", "--num_gpus", "2", "--master_port", free_port()] if processes > 1 else [sys.executable]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     command = [*launcher, str(REPO / "tests" / "many_runs.py"), str(path)]
     done = subprocess.run(command, env=environment, timeout=900, capture_output=True, text=True)
@@ -111,15 +115,35 @@ def run_all(folder: Path, name: str, runs: dict[str, list[str]], processes: int)
         assert codes == dict.fromkeys(runs, 0), said
 
 
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
 def name_of(stage: str, family: str, peft: bool) -> str:
     return f"{stage}-{family}-{'adapters' if peft else 'full'}"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("distributed")
-    write_inputs(folder / "inputs")
+    """Shared by the workers of the test run, so that each setup runs once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "distributed"
+    folder.mkdir(exist_ok=True)
+    with once(folder, "inputs") as is_first:
+        if is_first:
+            write_inputs(folder / "inputs")
     return folder
+
+
+@contextmanager
+def once(folder: Path, what: str) -> Iterator[bool]:
+    """Whether this worker is the first to do it; others wait until it is done."""
+    done = folder / f"{what}.done"
+    with FileLock(folder / f"{what}.lock"):
+        yield not done.exists()
+        done.touch()
 
 
 def matrix(folder: Path, setup: str, processes: int, **more) -> Path:
@@ -129,7 +153,9 @@ def matrix(folder: Path, setup: str, processes: int, **more) -> Path:
     }
     joint = {"enable_joint_optimization": "true", "ptx_filename": "pretrain_train.jsonl", **more}
     runs[JOINT] = run_of(folder / "inputs", folder / setup / JOINT, "rlhf", "pangu", False, processes, **joint)
-    run_all(folder, setup, runs, processes)
+    with once(folder, setup) as is_first:
+        if is_first:
+            run_all(folder, setup, runs, processes)
     return folder / setup
 
 
@@ -243,7 +269,7 @@ def test_bf16_learns(folder):
 
 def start_shell(run: list[str], **more) -> subprocess.Popen:
     """run_stage of examples/_environment.sh, as the scripts call it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUM_GPUS": "2", "MASTER_PORT": "29518"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUM_GPUS": "2", "MASTER_PORT": free_port()}
     script = 'source "$0/examples/_environment.sh"; run_stage "$@"'
     run = [part for part in run if part != "--use_cpu"]  # the shell adds it
     return subprocess.Popen(["bash", "-c", script, str(REPO), *run], env=environment, **more)
