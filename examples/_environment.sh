@@ -68,7 +68,7 @@ run_stage() {
     if [ "$processes" -le 1 ] && [ -z "${DEEPSPEED_CONFIG:-}" ]; then
         exec python -m "keju.$name" "$@"
     fi
-    local launcher=(python -m keju.training.process_launcher deepspeed --log_level error --num_gpus "$processes" --master_port "${MASTER_PORT:-29500}")
+    local launcher=(python "$REPO/src/training/process_launcher.py" deepspeed --log_level error --num_gpus "$processes" --master_port "${MASTER_PORT:-29500}")
     [ -n "${HOSTFILE:-}" ] && launcher+=(--hostfile "$HOSTFILE")
     if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
         export DS_ACCELERATOR=cpu OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

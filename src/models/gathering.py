@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+
+
+def in_pieces(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has cut weights of `model` up."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 @contextmanager
@@ -31,13 +37,12 @@ def gathered(model: nn.Module) -> Iterator[None]:
     model: a DeepSpeed engine, or a plain module, for which there is nothing to do. All processes must enter and leave;
     in between none waits for another, so that each may generate as long as its responses are. The weights are read.
     """
-    parameters = list(model.parameters())
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+    if not in_pieces(model):
         yield
         return
     from trl.models.utils import add_hooks, remove_hooks
 
-    with whole(parameters):
+    with whole(list(model.parameters())):
         remove_hooks(model)  # they would give each layer back as soon as it has been used
         try:
             yield
@@ -46,18 +51,21 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model, with whole weights where ZeRO-3 has cut them up (copies, in CPU memory).
+    """The state of a model. Where ZeRO-3 has cut weights up, the first process, which writes, gets copies in CPU
+    memory; the others lack these names.
 
     All processes must call; names of one tensor share it in what comes back, too.
     """
-    copies: dict[int, Tensor] = {}
+    copies: dict[int, Tensor | None] = {}
     state = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not hasattr(tensor, "ds_id"):
             state[name] = tensor.detach()
             continue
+        is_first = torch.distributed.get_rank() == 0
         if id(tensor) not in copies:
             with whole([tensor]):
-                copies[id(tensor)] = tensor.detach().cpu().clone()
-        state[name] = copies[id(tensor)]
+                copies[id(tensor)] = tensor.detach().cpu().clone() if is_first else None
+        if is_first:
+            state[name] = copies[id(tensor)]
     return state

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from keju.models.gathering import whole_state_dict
+from keju.models.gathering import in_pieces, whole_state_dict
 from keju.records.writing import write_json
 from keju.rl.learners import Learner
 from keju.rl.ppo_trainer import PPOTrainer
@@ -56,7 +56,7 @@ def save_checkpoint(trainer: PPOTrainer, tokenizer: PreTrainedTokenizerBase, run
                 learner.engine.save_checkpoint(str(aside / name), tag=ENGINE, exclude_frozen_parameters=True)
             else:
                 torch.save(learner.optimizer.state_dict(), aside / f"{name}_optimizer.pt")
-        if trainer.average is not None and (process_index() == 0 or _in_pieces(trainer.learners["actor"])):
+        if trainer.average is not None and (process_index() == 0 or in_pieces(trainer.actor)):
             save_file(trainer.average.weights, aside / _average_file(trainer))
         if process_index() == 0:
             write_json(aside / STATE, {"global_step": trainer.step, **_numbers(trainer)})
@@ -106,13 +106,9 @@ def _load_learner(learner: Learner, folder: Path, name: str) -> None:
     learner.optimizer.load_state_dict(state)
 
 
-def _in_pieces(learner: Learner) -> bool:
-    return any(hasattr(parameter, "ds_id") for parameter in learner.model.parameters())
-
-
 def _average_file(trainer: PPOTrainer) -> str:
     """One for all processes, or one for each where ZeRO-3 keeps the actor in pieces."""
-    return f"ema-{process_index()}.safetensors" if _in_pieces(trainer.learners["actor"]) else "ema.safetensors"
+    return f"ema-{process_index()}.safetensors" if in_pieces(trainer.actor) else "ema.safetensors"
 
 
 def _numbers(trainer: PPOTrainer) -> dict:

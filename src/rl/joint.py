@@ -31,7 +31,7 @@ def reward_alone(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     state = whole_state_dict(model)
     heads = {id(parameter) for *_, head in _heads(model) for parameter in head.parameters()}
     for name, parameter in model.named_parameters():
-        if id(parameter) in heads:
+        if id(parameter) in heads and name in state:
             state[name] = state[name][[REWARD]]
     model.config.num_labels = 1
     try:

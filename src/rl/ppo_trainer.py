@@ -30,7 +30,7 @@ from keju.rl.learners import Learner, LearnerSettings
 from keju.rl.losses import ValueLoss, policy_loss, value_loss
 from keju.rl.modes import rules_of
 from keju.rl.prompt_order import step_indices
-from keju.rl.response_trees import action_coordinates, pack_trees
+from keju.rl.response_trees import action_coordinates, own_batches
 from keju.rl.rewards import kl_estimate
 from keju.rl.rollout import Rollout, Sampler, collect_rollouts
 from keju.rl.scoring import Reader, Scored, score_rollouts, state_values
@@ -39,7 +39,7 @@ from keju.rl.weight_average import WeightAverage
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.engines import frozen_passes
 from keju.training.objectives.reward import RewardObjective
-from keju.training.processes import num_processes, own_parts, process_index, sum_figures
+from keju.training.processes import num_processes, process_index, sum_figures
 from keju.training.stage_model import passes_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
@@ -279,9 +279,8 @@ class PPOTrainer:
         """
         num_tokens = self._num_tokens(experience, trees)
         metrics: Counter[str] = Counter()
-        shares = own_parts(pack_trees(trees, self.token_budget))
-        for number, (members, counts) in enumerate(shares, start=1):
-            batch = PackedBatch.from_trees(members).to(self.actor.device)
+        shares = own_batches(trees, self.token_budget, self.actor.device)
+        for number, (batch, counts) in enumerate(shares, start=1):
             at = action_coordinates(batch)
             is_last = number == len(shares)
             # One after the other: the activations of the actor are gone before the critic's are made.
@@ -337,8 +336,7 @@ class PPOTrainer:
     def _approx_kl(self, experience: Experience, trees: Sequence[Segment]) -> float:
         """How far the policy has moved from the one that generated, in nats a token of a minibatch."""
         num_tokens, total = self._num_tokens(experience, trees), 0.0
-        for members, counts in own_parts(pack_trees(trees, self.token_budget)):
-            batch = PackedBatch.from_trees(members).to(self.actor.device)
+        for batch, counts in own_batches(trees, self.token_budget, self.actor.device):
             _, figures = self._policy_loss(experience, batch, action_coordinates(batch), num_tokens)
             total += float(figures["approx_kl"]) * counts
         return sum_figures({"approx_kl": total}, self.actor.device)["approx_kl"]
@@ -346,10 +344,10 @@ class PPOTrainer:
     def _backward_ptx(self, trees: Sequence[Segment]) -> float:
         weight = self.ptx_coef * (0.5 if self.rules.halves_with_ptx else 1.0)
         num_tokens, loss = sum(tree.num_predictions for tree in trees), 0.0
-        shares = own_parts(pack_trees(trees, self.token_budget))
-        for number, (members, counts) in enumerate(shares, start=1):
+        shares = own_batches(trees, self.token_budget, self.actor.device)
+        for number, (batch, counts) in enumerate(shares, start=1):
             with self._precision():
-                part = self.learners["actor"](PackedBatch.from_trees(members), tree_cross_entropy) / num_tokens
+                part = self.learners["actor"](batch, tree_cross_entropy) / num_tokens
             self.learners["actor"].backward(weight * counts * part, is_last=number == len(shares))
             loss += float(part.detach()) * counts
         return sum_figures({"loss": loss}, self.actor.device)["loss"]
@@ -357,13 +355,13 @@ class PPOTrainer:
     def _backward_ranked(self, trees: Sequence[Segment]) -> dict[str, float]:
         """The loss of the reward model on ranked answers, as it was trained (mean over pairs)."""
         objective, learner = RewardObjective(), self.learners["critic"]
-        packs = pack_trees(trees, self.token_budget)
-        num_pairs = sum(objective.num_items(PackedBatch.from_trees(members)) for members in packs)
+        shares = own_batches(trees, self.token_budget, self.critic.device)
+        own_pairs = sum(objective.num_items(batch) * counts for batch, counts in shares)
+        num_pairs = sum_figures({"pairs": own_pairs}, self.critic.device)["pairs"]
         found = {"reward_loss": 0.0, "reward_accuracy": 0.0}
-        shares = own_parts(packs)
-        for number, (members, counts) in enumerate(shares, start=1):
+        for number, (batch, counts) in enumerate(shares, start=1):
             with self._precision():
-                output = learner(PackedBatch.from_trees(members), objective)
+                output = learner(batch, objective)
             loss = output.loss_sum / num_pairs
             learner.backward(self.reward_coef * counts * loss, is_last=number == len(shares))
             found["reward_loss"] += float(loss.detach()) * counts

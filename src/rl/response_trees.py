@@ -12,9 +12,12 @@ from torch import Tensor
 
 from keju.rl.modes import Actions, rules_of
 from keju.rl.rollout import Rollout
+from keju.training.processes import own_parts
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.packing import pack
 from keju.trees.segment import Segment
+
+Share = tuple[PackedBatch, bool]  # a pack, and whether it counts (see own_parts)
 
 
 @dataclass
@@ -84,10 +87,13 @@ def branch_trees(prompt: Sequence[int], responses: Mapping[int, Sequence[int]], 
     yield tree
 
 
-def pack_trees(trees: Sequence[Segment], token_budget: int) -> list[list[Segment]]:
-    """The trees that share a pass."""
+def own_batches(trees: Sequence[Segment], token_budget: int, device: torch.device) -> list[Share]:
+    """The packs that this process computes of those that the processes of a run share."""
     packs = pack([tree.num_tokens for tree in trees], token_budget)
-    return [[trees[index] for index in members] for members in packs]
+    return [
+        (PackedBatch.from_trees([trees[index] for index in members]).to(device), counts)
+        for members, counts in own_parts(packs)
+    ]
 
 
 def action_coordinates(batch: PackedBatch) -> tuple[Tensor, Tensor]:

@@ -11,16 +11,13 @@ from torch import Tensor, nn
 from keju.models.backbone import tree_logprobs, tree_token_scores
 from keju.rl.joint import REWARD
 from keju.rl.modes import rules_of
-from keju.rl.response_trees import ResponseTrees, action_coordinates, branch_rows, lay_out, pack_trees
+from keju.rl.response_trees import ResponseTrees, Share, action_coordinates, branch_rows, lay_out, own_batches
 from keju.rl.rewards import kl_estimate
 from keju.rl.rollout import Rollout
 from keju.rl.translation import Translation
-from keju.training.processes import own_parts, sum_over_processes
+from keju.training.processes import sum_over_processes
 from keju.training.stage_model import Read, model_inside, passes_of
 from keju.trees.packed_batch import PackedBatch
-from keju.trees.segment import Segment
-
-Share = tuple[PackedBatch, bool]  # a pack, and whether it counts (see own_parts)
 
 
 @dataclass
@@ -71,7 +68,7 @@ def score_rollouts(
     """
     device = model_inside(passes_of(actor)).device
     laid_out = lay_out(rollouts, mode=mode, pad_id=pad_id, token_budget=token_budget, device=device)
-    batches = list(_shares(laid_out.trees, token_budget, device))
+    batches = own_batches(laid_out.trees, token_budget, device)
     temperature = temperature if rules_of(mode).scores_at_temperature else 1.0
     logprobs = _token_logprobs(actor, batches, laid_out.mask, temperature)
     with resident(reference, device):
@@ -90,21 +87,16 @@ def score_rollouts(
     )
 
 
-def _shares(trees: Sequence[Segment], token_budget: int, device: torch.device) -> Iterator[Share]:
-    """The packs that this process computes."""
-    for members, counts in own_parts(pack_trees(trees, token_budget)):
-        yield PackedBatch.from_trees(members).to(device), counts
-
-
 def _token_logprobs(model: nn.Module, batches: Sequence[Share], mask: Tensor, temperature: float) -> Tensor:
     return _of_actions(model, batches, mask, lambda *pass_: tree_logprobs(*pass_, temperature=temperature).logprobs)
 
 
 def _of_actions(model: nn.Module, batches: Sequence[Share], mask: Tensor, read: Read) -> Tensor:
     """What `read` gives at each prediction, of all processes: float32 [B, T], zero where there is no action."""
+    passes = passes_of(model)
     numbers = torch.zeros(mask.shape, device=mask.device)
     for batch, counts in batches:
-        found = passes_of(model)(batch, read)
+        found = passes(batch, read)
         if counts:
             numbers[action_coordinates(batch)] = found.float()
     return sum_over_processes(numbers)
@@ -123,14 +115,15 @@ def _response_scores(reader: Reader, laid_out: ResponseTrees, batches: Sequence[
     index, device = laid_out.score_index, laid_out.mask.device
     if reader.translation is not None:
         trees = reader.translation.trees(laid_out.rollouts, token_budget)
-        batches = list(_shares(list(trees), token_budget, device))
+        batches = own_batches(trees, token_budget, device)
         index = torch.tensor([len(branch.tokens) - 1 for tree in trees for branch in tree.branches], device=device)
+    passes = passes_of(reader.model)
     scores = torch.zeros(len(index), device=device)
     with resident(reader.model, device):
         for batch, counts in batches:
             segments, rows = branch_rows(batch)
             at = batch.segment_start[segments] + index[rows]
-            found = passes_of(reader.model)(batch, tree_token_scores)[at, REWARD]
+            found = passes(batch, tree_token_scores)[at, REWARD]
             if counts:
                 scores[rows] = found
     return sum_over_processes(scores)

@@ -23,13 +23,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state of `model` with the averages in the place of its weights. All processes must call."""
+        """whole_state_dict with the averages in the place of the trained weights. All processes must call."""
         state = whole_state_dict(model)
         for name, parameter in _trained(model):
             average = self.weights[name]
             if hasattr(parameter, "ds_id"):
                 average = _joined(average, parameter)
-            state[name] = average.to(parameter.dtype).cpu()
+            if name in state:
+                state[name] = average.to(parameter.dtype).cpu()
         return state
 
 

@@ -132,6 +132,11 @@ def check_checkpoint(checkpoint: Path) -> None:
     wrong = damage(checkpoint)
     if wrong is not None:
         raise ValueError(f"--resume_from_checkpoint: {checkpoint}: {wrong}")
+    check_num_processes(checkpoint)
+
+
+def check_num_processes(checkpoint: Path) -> None:
+    """Raises ValueError unless a whole checkpoint is of a run of as many processes as this."""
     before = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["num_processes"]
     now = int(os.environ.get("WORLD_SIZE", "1"))
     if before != now:

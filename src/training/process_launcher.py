@@ -1,9 +1,10 @@
 """Runs a launcher of several processes so that signals reach these.
 
-python -m keju.training.process_launcher deepspeed --num_gpus 2 --module keju.train_sft ...
+python src/training/process_launcher.py deepspeed --num_gpus 2 --module keju.train_sft ...
 
 DeepSpeed's launcher, told to stop, leaves the processes of a run behind, or kills them after 30 seconds. Here SIGTERM
-goes to them alone: they save and end, then the launcher ends, with their exit code.
+goes to them alone: they save and end, then the launcher ends, with their exit code. It is run as a file: importing keju
+takes seconds, and nothing of it is needed here.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-Part = TypeVar("Part")
+Part, Name = TypeVar("Part"), TypeVar("Name")
 
 
 def is_distributed() -> bool:
@@ -37,8 +37,10 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return total
 
 
-def sum_figures(figures: Mapping[str, float], device: torch.device) -> dict[str, float]:
+def sum_figures(figures: Mapping[Name, float], device: torch.device) -> dict[Name, float]:
     """Figures of this process's part, summed over all processes; `device`: where the process group sums."""
+    if not is_distributed():
+        return dict(figures)
     numbers = torch.tensor(list(figures.values()), dtype=torch.float64, device=device)
     return dict(zip(figures, sum_over_processes(numbers).tolist(), strict=True))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from keju.records.writing import write_json, write_jsonl
-from keju.training.checkpoints import check_checkpoint, checkpoints, newest_whole, step_of
+from keju.training.checkpoints import check_checkpoint, check_num_processes, checkpoints, newest_whole, step_of
 from keju.training.provenance import describe_versions, plain_arguments, without_secrets
 from keju.training.tee import TerminalLog
 
@@ -269,7 +269,7 @@ def _find_checkpoint(path: Path, resume: str) -> Path | None:
     is_auto = str(resume).lower() in ("auto", "true", "latest")
     checkpoint = newest_whole(path) if is_auto else Path(resume).expanduser()
     if checkpoint is not None:
-        check_checkpoint(checkpoint)
+        (check_num_processes if is_auto else check_checkpoint)(checkpoint)  # every file has been read for `auto`
     elif checkpoints(path):
         raise ValueError(
             f"--resume_from_checkpoint {resume}: every checkpoint in {path} is damaged; --overwrite_output_dir in its "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from keju.training.processes import process_index, sum_over_processes
+from keju.training.processes import process_index, sum_figures
 
 
 class Stopped(Exception):
@@ -52,4 +52,4 @@ def stopping_gracefully() -> Iterator[None]:
 
 def stop_asked(device: torch.device) -> bool:
     """Whether any process of the run was asked to stop; all must call, once a step."""
-    return bool(sum_over_processes(torch.tensor(float(_Signals.asked), device=device)))
+    return bool(sum_figures({"asked": float(_Signals.asked)}, device)["asked"])

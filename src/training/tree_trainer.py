@@ -19,7 +19,7 @@ from keju.training.adapters import apply_loraplus, has_adapters, load_adapters, 
 from keju.training.checkpoints import STATE, checkpoint_aside
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.objectives.objective import Objective
-from keju.training.processes import own_parts, sum_over_processes, wait_for_all
+from keju.training.processes import own_parts, sum_figures, sum_over_processes, wait_for_all
 from keju.training.sampler import TreeBatchSampler
 from keju.training.stage_model import StageModel
 from keju.trees.packed_batch import PackedBatch
@@ -104,9 +104,7 @@ class TreeTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Items of the whole optimizer step: over its accumulation steps and over all processes."""
         count = torch.tensor(float(sum(sample["num_items"] for sample in batch_samples)), device=device)
-        if self.args.world_size > 1:
-            count = self.accelerator.gather(count).sum()
-        return count.clamp(min=1)
+        return sum_over_processes(count).clamp(min=1)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(inputs["batch"])
@@ -147,20 +145,16 @@ class TreeTrainer(Trainer):
 
     def _count_tokens(self) -> None:
         """Brings the state, which checkpoints keep for all processes, up to date."""
-        self.state.num_input_tokens_seen += self._sum_over_processes(self._new_tokens)
+        tokens = torch.tensor(self._new_tokens, device=self.args.device)
+        self.state.num_input_tokens_seen += int(sum_over_processes(tokens))
         self._new_tokens = 0
 
     def _averages(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         averages = {}
         for name, pair in sums.items():
-            total, count = (self.accelerator.gather(pair[None]).sum(0) if self.args.world_size > 1 else pair).tolist()
+            total, count = sum_over_processes(pair).tolist()
             averages[name] = total / count if count else 0.0
         return averages
-
-    def _sum_over_processes(self, number: int) -> int:
-        if self.args.world_size == 1:
-            return number
-        return int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).sum())
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -186,8 +180,7 @@ class TreeTrainer(Trainer):
                 for place, number in enumerate(pair):
                     sums[name, place] += float(number) * counts
         model.train(was_training)
-        numbers = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.args.device)
-        sums = Counter(dict(zip(sums, sum_over_processes(numbers).tolist(), strict=True)))
+        sums = sum_figures(sums, self.args.device)
         metrics = {
             f"{metric_key_prefix}_{name}": sums[name, 0] / max(sums[name, 1], 1) for name, place in sums if not place
         }
