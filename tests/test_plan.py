@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -28,9 +29,11 @@ WORK = {"token_budget": 512, "max_length": 64, "max_prompt_length": 32, "max_new
     "model, name",
     [
         ("pangu-tiny", "sft, checkpointing"),
-        ("llama-tiny", "dpo"),
+        pytest.param("llama-tiny", "dpo", marks=pytest.mark.slow),
         pytest.param("pangu-tiny", "sft, LoRA", marks=pytest.mark.slow),
         pytest.param("llama-tiny", "rlhf", marks=pytest.mark.slow),
+        pytest.param("llama-tiny", "sft, ZeRO-2", marks=pytest.mark.slow),
+        pytest.param("llama-tiny", "sft, ZeRO-3", marks=pytest.mark.slow),
     ],
 )
 def test_plan_is_within_15_percent_of_measured_memory(monkeypatch, model, name):
@@ -43,8 +46,13 @@ def test_plan_is_within_15_percent_of_measured_memory(monkeypatch, model, name):
     assert planned(chosen) == pytest.approx(measured(chosen), rel=0.15)
 
 
-def rehearsed(stage: str, model: str = "llama-tiny", **settings):
-    return rehearse(Step(stage, model_config(model, {"vocab_size": 512}), Workload(**WORK), **settings))
+def rehearsed(stage: str, **settings):
+    return _rehearsed(stage, tuple(sorted(({"on_gpu": True} | settings).items())))
+
+
+@functools.cache
+def _rehearsed(stage: str, settings: tuple):
+    return rehearse(Step(stage, model_config("llama-tiny", {"vocab_size": 512}), Workload(**WORK), **dict(settings)))
 
 
 def peak(found, kind: str | None = None) -> int:
@@ -86,12 +94,12 @@ def test_rehearsals_of_fake_weights_leave_the_heap_as_it_was():
     assert subprocess.run([sys.executable, "-c", code], env=None).returncode == 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def sft():
     return rehearsed("sft", dtype="bfloat16")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def policy():
     return rehearsed("rlhf", dtype="bfloat16", num_processes=8)
 
@@ -132,7 +140,8 @@ def test_a_rollout_under_zero3_has_the_whole_actor(policy, tmp_path):
 
 
 def test_each_process_samples_its_share(policy):
-    assert peak(rehearsed("rlhf", dtype="bfloat16"), CACHE) > peak(policy, CACHE)
+    # One prompt of four, and half the bytes of a number.
+    assert peak(rehearsed("rlhf"), CACHE) == pytest.approx(8 * peak(policy, CACHE))
 
 
 def test_buckets_are_those_of_the_file():
@@ -147,11 +156,11 @@ def test_offloaded_models_are_on_the_device_only_while_they_score(policy):
 
 def test_first_that_fits_is_recommended():
     plan, work = PlanArguments("llama-tiny", gpu_memory=80, num_gpus=4), WorkArguments(**WORK)
-    tried = list(attempts(plan, work))
-    assert tried[0].fits
-    command = report(plan, work, tried[:1])["command"]
+    tried = next(attempts(plan, work))
+    assert tried.fits
+    command = report(plan, work, [tried])["command"]
     assert "NUM_GPUS=4" in command and "--bf16" in command and "examples/train_sft.sh" in command
-    none = PlanArguments("llama-tiny", gpu_memory=0.01)
+    none = PlanArguments("llama-tiny", gpu_memory=0.01, activation_checkpointing=True)
     tried = list(attempts(none, work))
     assert not any(one.fits for one in tried) and report(none, work, tried)["command"] is None
     assert tried[-1].settings.token_budget < 512 and tried[-1].settings.use_peft
@@ -192,6 +201,7 @@ def test_a_record_longer_than_a_row_is_refused():
 
 def test_script_writes_json_and_a_picture(tmp_path):
     command = [sys.executable, "-m", "keju.plan", "--model_name_or_path", "llama-tiny", "--json"]
+    command += ["--max_length", "64", "--max_prompt_length", "32", "--token_budget", "512"]
     run = subprocess.run([*command, "--output_dir", str(tmp_path)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)

@@ -29,6 +29,7 @@ class ZeroConfig:
     overlap_comm: bool = False
     sub_group_size: int = 1_000_000_000
     stage3_prefetch_bucket_size: int = 50_000_000
+    stage3_max_live_parameters: int = 1_000_000_000
     stage3_max_reuse_distance: int = 1_000_000_000
 
     @classmethod
@@ -112,10 +113,12 @@ def buffers(engines: tuple[Counts, ...], config: ZeroConfig, stage: int, phase: 
     ahead = max(config.stage3_prefetch_bucket_size, largest.largest_tensor)
     # Gathered pieces lie in one buffer, from which they are copied together.
     kept += min(ahead, largest.all)
-    live = config.stage3_prefetch_bucket_size + largest.largest_layer
+    # Every module that is called fetches a bucket more ahead, until so many parameters are there.
+    live = config.stage3_max_live_parameters
     if phase != "scoring":
-        # A layer is kept where its backward pass is no further away: so much of the model's end.
-        live += config.stage3_max_reuse_distance // 2
+        # A layer is kept where its backward pass is no further away: so much of the model's end, and the layer in use.
+        live = max(live, config.stage3_max_reuse_distance // 2 + largest.largest_layer)
+    live += largest.largest_tensor  # the one that goes above the limit
     kept += min(live, largest.all)
     if phase == "backward":
         kept += min(config.reduce_bucket_size, largest.all)  # the bucket again, ordered by process
