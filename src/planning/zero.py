@@ -59,6 +59,8 @@ def sharded(rehearsal: Rehearsal, settings: Settings, num_processes: int) -> tup
     found = dict(device)
     found[BUFFERS] = buffers(rehearsal.engines, config, stage, "optimizer") * width
     if not settings.offload:
+        # Of ZeRO-1, too: what others will step is let go of first.
+        found[GRADIENTS] = sum(-(-engine.trained // num_processes) for engine in rehearsal.engines) * width
         found[GRADIENTS] += max(_step(engine, config, settings, num_processes) for engine in rehearsal.engines)
         found[ACTIVATIONS] = max(
             FLOAT32 * rehearsal.step_temporaries * _subgroup(engine, config, stage, num_processes)
