@@ -174,6 +174,7 @@ def attempts(plan: PlanArguments, work: WorkArguments) -> Iterator[Tried]:
         zero_stage=0 if plan.use_cpu else plan.zero_stage,
         offload=plan.offload,
         smallest_budget=work.workload().longest(plan.stage),
+        on_gpu=not plan.use_cpu,
     ):
         key = (
             settings.weights,

@@ -112,6 +112,7 @@ def ladder(
     zero_stage: int | None = None,
     offload: bool | None = None,
     smallest_budget: int = 1,
+    on_gpu: bool = True,
 ) -> Iterator[Settings]:
     """Settings from the fastest to the most frugal; None: whatever fits. LoRA comes after all ways to train everything,
     rows of half as many tokens, down to `smallest_budget`, at the end."""
@@ -127,6 +128,7 @@ def ladder(
         and activation_checkpointing in (None, way.activation_checkpointing)
         and zero_stage in (None, way.zero_stage)
         and offload in (None, way.offload)
+        and (on_gpu or not way.offloaded)  # CPU memory is where they are already
     ]
     yield from ways
     while ways and (token_budget := token_budget // 2) >= smallest_budget:

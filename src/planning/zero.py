@@ -29,6 +29,7 @@ class ZeroConfig:
     overlap_comm: bool = False
     sub_group_size: int = 1_000_000_000
     stage3_prefetch_bucket_size: int = 50_000_000
+    stage3_max_live_parameters: int = 1_000_000_000
     stage3_max_reuse_distance: int = 1_000_000_000
 
     @classmethod
@@ -58,6 +59,8 @@ def sharded(rehearsal: Rehearsal, settings: Settings, num_processes: int) -> tup
     found = dict(device)
     found[BUFFERS] = buffers(rehearsal.engines, config, stage, "optimizer") * width
     if not settings.offload:
+        # Of ZeRO-1, too: what others will step is let go of first.
+        found[GRADIENTS] = sum(-(-engine.trained // num_processes) for engine in rehearsal.engines) * width
         found[GRADIENTS] += max(_step(engine, config, settings, num_processes) for engine in rehearsal.engines)
         found[ACTIVATIONS] = max(
             FLOAT32 * rehearsal.step_temporaries * _subgroup(engine, config, stage, num_processes)
@@ -112,10 +115,12 @@ def buffers(engines: tuple[Counts, ...], config: ZeroConfig, stage: int, phase: 
     ahead = max(config.stage3_prefetch_bucket_size, largest.largest_tensor)
     # Gathered pieces lie in one buffer, from which they are copied together.
     kept += min(ahead, largest.all)
-    live = config.stage3_prefetch_bucket_size + largest.largest_layer
+    # Every module that is called fetches a bucket more ahead, until so many parameters are there.
+    live = config.stage3_max_live_parameters
     if phase != "scoring":
-        # A layer is kept where its backward pass is no further away: so much of the model's end.
-        live += config.stage3_max_reuse_distance // 2
+        # A layer is kept where its backward pass is no further away: so much of the model's end, and the layer in use.
+        live = max(live, config.stage3_max_reuse_distance // 2 + largest.largest_layer)
+    live += largest.largest_tensor  # the one that goes above the limit
     kept += min(live, largest.all)
     if phase == "backward":
         kept += min(config.reduce_bucket_size, largest.all)  # the bucket again, ordered by process

@@ -45,7 +45,6 @@ ZERO = {
     "reduce_bucket_size": 2_000_000,
     "stage3_prefetch_bucket_size": 1_000_000,
     "stage3_max_reuse_distance": 4_000_000,
-    "stage3_max_live_parameters": 4_000_000,
 }
 STEPS = {
     "pretrain": {"stage": "pretrain"},
@@ -58,6 +57,8 @@ STEPS = {
     "rlhf": {"stage": "rlhf"},
     "sft, ZeRO-2": {"stage": "sft", "zero": ZERO | {"stage": 2}},
     "sft, ZeRO-3": {"stage": "sft", "zero": ZERO | {"stage": 3}},
+    "sft, ZeRO-2, checkpointing": {"stage": "sft", "activation_checkpointing": True, "zero": ZERO | {"stage": 2}},
+    "sft, ZeRO-3, checkpointing": {"stage": "sft", "activation_checkpointing": True, "zero": ZERO | {"stage": 3}},
 }
 
 
