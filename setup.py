@@ -44,6 +44,7 @@ setup(
         "accelerate>=1.10",
         "deepspeed>=0.18",
         "psutil>=5.9",
+        "filelock>=3.12",
         "trl>=1",
         "peft>=0.18",
         "safetensors>=0.5",

@@ -37,6 +37,7 @@ from keju.rl.vllm_rollout import VllmSampler
 from keju.training.arguments import parse_arguments
 from keju.training.engines import cut_up, read_deepspeed_config, zero_stage
 from keju.training.launch import run_stage
+from keju.training.op_builds import survive_killed_builds
 from keju.training.plots import plot_loss
 from keju.training.processes import process_index, start_deepspeed, wait_for_all
 from keju.training.progress import describe
@@ -108,6 +109,7 @@ def start_processes(ppo: PPOArguments) -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    survive_killed_builds()
     start_deepspeed()
     wait_for_all()  # the first process has prepared the run folder
 

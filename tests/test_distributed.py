@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
@@ -275,6 +276,14 @@ def start_shell(run: list[str], **more) -> subprocess.Popen:
     return subprocess.Popen(["bash", "-c", script, str(REPO), *run], env=environment, **more)
 
 
+def wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"{path} is not there after a minute")
+
+
 def test_the_shell_starts_the_launcher(folder, one, tmp_path):
     process = start_shell(run_of(folder / "inputs", tmp_path / "run", "sft", "llama", False, 2))
     assert process.wait(timeout=300) == 0
@@ -284,13 +293,28 @@ def test_the_shell_starts_the_launcher(folder, one, tmp_path):
 def test_sigterm_reaches_the_processes_which_save_and_end(folder, tmp_path):
     run = run_of(folder / "inputs", tmp_path / "run", "rlhf", "llama", False, 2, max_steps=4000, save_steps=4000)
     process = start_shell(run, stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
-        time.sleep(0.1)
-        if (tmp_path / "run" / "metrics.jsonl").exists():
-            break
+    wait_for(tmp_path / "run" / "metrics.jsonl")
     process.terminate()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     checkpoint = newest_whole(tmp_path / "run")
     assert checkpoint is not None and f"goes on from {checkpoint}" in said
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_build_of_deepspeed_that_was_killed_does_not_stop_the_next_run(folder, tmp_path, monkeypatch):
+    """Without a build of this machine's own: TORCH_EXTENSIONS_DIR is a new folder."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "ops"))
+    run = run_of(folder / "inputs", tmp_path / "run", "sft", "llama", False, 2)
+    process = start_shell(run, start_new_session=True, stderr=subprocess.DEVNULL)
+    lock = tmp_path / "ops" / "deepspeed_shm_comm" / "lock"
+    wait_for(lock)
+    processes = psutil.Process(process.pid).children(recursive=True)
+    for one in [process, *processes]:
+        one.kill()
+    psutil.wait_procs(processes, timeout=60)
+    assert lock.exists()
+    process = start_shell(run, stderr=subprocess.PIPE, text=True)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "left behind" in said and not lock.exists()

@@ -25,6 +25,7 @@ from keju.training.adapters import add_lora
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
+from keju.training.op_builds import survive_killed_builds
 from keju.training.plots import plot_loss
 from keju.training.processes import start_deepspeed
 from keju.training.progress import Progress, RunCallback
@@ -103,6 +104,7 @@ def prepare(model_args: ModelArguments, data: DataArguments, training: StageTrai
     """Seeds every generator and loads the tokenizer -> (tokenizer, encoder)."""
     set_seed(training.seed)
     if training.deepspeed:
+        survive_killed_builds()
         _ = training.device  # its first use starts the process group
         start_deepspeed()
     name, flag = model_args.model_name_or_path, "--model_name_or_path"
