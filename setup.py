@@ -57,6 +57,10 @@ setup(
         "nltk>=3.9",
         "scipy>=1.13",
         "matplotlib>=3.9",
+        "orjson>=3.10",
+        "zstandard>=0.22",
+        "rensa>=0.5",
+        "opencc>=1.1.9",
         "jinja2>=3.1",
         "numpy>=1.26",
         "pyyaml>=6",
@@ -64,7 +68,9 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "cluster": ["datatrove>=0.10"],
         "test": [
+            "datatrove>=0.10",
             "pytest>=8",
             "pytest-xdist>=3",
             "hypothesis>=6",

@@ -49,6 +49,8 @@ class Item:
     source: what the report counts by: a book, a genre, a file.
     task: wrong answers are exchanged within a task only.
     keys: from near to far, what decides which wrong answers are close.
+    content: what the prompt says beyond the words that all prompts of the task have; duplicates are recognised by it
+        and the best answer. Empty: the whole prompt.
     """
 
     row: dict[str, Any]
@@ -57,6 +59,7 @@ class Item:
     source: str = ""
     task: str = ""
     keys: tuple[str, ...] = ()
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True)

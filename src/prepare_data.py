@@ -1,16 +1,22 @@
-"""Prepare a corpus: raw data -> records, a benchmark from held-out items, and a small vocabulary.
+"""Prepare a corpus: raw data -> records, in splits that share no text, and a small vocabulary.
 
     python -m keju.prepare_data --corpus idiom --output_dir runs/data/idiom
+    python -m keju.prepare_data --corpus couplet --raw_dir couplet --output_dir runs/data/couplet
 
-The same arguments give the same bytes. A folder that already holds them is used as it is.
+The same arguments give the same bytes, on however many processes. A folder that already holds them is used as it is; a
+run that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
@@ -21,30 +27,78 @@ from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLAS
 
 from keju.data_prepare.data_set import DataSet, corpus_module
 from keju.data_prepare.folder import REPORT, describe, new_folder, reusable_report
+from keju.data_prepare.pipeline import engine
+from keju.data_prepare.pipeline.build import begin, collect, fingerprint, json_rows, training_texts
+from keju.data_prepare.pipeline.plan import Plan, bytes_in, num_buckets, num_train_shards, piece_bytes
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
 from keju.models.loading import named_sizes, size_fields
+from keju.records.reading import ON_BAD_LINE
 from keju.records.writing import write_json, write_jsonl
+from keju.report.corpora import write_corpus_report
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
+from keju.training.progress import Progress
 
 TOKENIZER = "tokenizer"
+PAGE = "report.html"
+EXECUTORS = ("here", "local", "slurm", "ray")
 
 
 @dataclass
 class PrepareDataArguments:
     output_dir: str = field(metadata={"help": "folder of the data set"})
     corpus: str = field(default="idiom", metadata={"help": "a file of data_prepare/corpora/"})
+    raw_dir: str | None = field(default=None, metadata={"help": "folder of the raw data (idiom is a package: none)"})
     seed: int = field(default=42, metadata={"help": "decides the splits, wrong answers and wording"})
-    max_idioms: int | None = field(default=None, metadata={"help": "use this many items of the corpus (default: all)"})
-    vocab_size: int = field(default=8000, metadata={"help": "pieces of the vocabulary, at most"})
+    max_idioms: int | None = field(default=None, metadata={"help": "idiom: use this many (default: all)"})
+    vocab_size: int = field(default=8000, metadata={"help": "pieces of the vocabulary, at most; 0: make none"})
+    prompts_share: float = field(default=0.1, metadata={"help": "share of all groups that is kept as prompts for PPO"})
+    dev_share: float = field(default=0.02, metadata={"help": "share of all groups that is held out while training"})
+    test_share: float = field(default=0.02, metadata={"help": "share of all groups that is held out for the end"})
+    near_duplicates: float = field(
+        default=0.8, metadata={"help": "share of common 3-grams from which texts are one; above 1: only equal ones"}
+    )
+    on_bad_line: str = field(default="error", metadata={"help": "error, or skip: bad rows are counted and reported"})
+    compress: bool = field(default=False, metadata={"help": "write .jsonl.zst"})
+    num_workers: int = field(default=0, metadata={"help": "processes; 0: one a core"})
+    executor: str = field(
+        default="here", metadata={"help": "here, or datatrove's local, slurm or ray (pip install datatrove)"}
+    )
+    executor_settings: str = field(default="{}", metadata={"help": "JSON of keywords for datatrove's executor"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "replace another data set in output_dir"})
+
+    def __post_init__(self) -> None:
+        if self.on_bad_line not in ON_BAD_LINE:
+            raise ValueError(f"--on_bad_line must be one of {', '.join(ON_BAD_LINE)}, not {self.on_bad_line!r}")
+        if self.executor not in EXECUTORS:
+            raise ValueError(f"--executor must be one of {', '.join(EXECUTORS)}, not {self.executor!r}")
+        shares = (self.prompts_share, self.dev_share, self.test_share)
+        if min(shares) < 0 or sum(shares) >= 1:
+            raise ValueError(
+                "--prompts_share, --dev_share, --test_share: none may be negative, and some must be left to train"
+            )
 
 
 def main() -> None:
     (args,) = parse_arguments(PrepareDataArguments, description=__doc__.splitlines()[0])
     console = Console(highlight=False)
     corpus = corpus_module(args.corpus)
-    made_from = {
+    in_memory = hasattr(corpus, "build")
+    made_from = (made_from_package if in_memory else made_from_files)(args, corpus)
+    report = reusable_report(args.output_dir, made_from, args.overwrite_output_dir)
+    if report is not None:
+        console.print(f"{args.output_dir} already holds this data set; nothing to do.", soft_wrap=True)
+    elif in_memory:
+        report = build_in_memory(args, corpus, made_from, console)
+    else:
+        report = build_from_files(args, corpus, made_from, console)
+    if report is not None:
+        show(console, Path(args.output_dir), report)
+
+
+def made_from_package(args: PrepareDataArguments, corpus: ModuleType) -> dict[str, Any]:
+    """Everything that decides the contents."""
+    return {
         "corpus": args.corpus,
         "version": corpus.VERSION,
         "source": corpus.source(),
@@ -53,27 +107,90 @@ def main() -> None:
         "vocab_size": args.vocab_size,
         "tokenizers": family_tokenizers(),
     }
-    report = reusable_report(args.output_dir, made_from, args.overwrite_output_dir)
-    if report is not None:
-        console.print(f"{args.output_dir} already holds this data set; nothing to do.", soft_wrap=True)
-        show(console, Path(args.output_dir), report)
-        return
 
+
+def made_from_files(args: PrepareDataArguments, corpus: ModuleType) -> dict[str, Any]:
+    if args.raw_dir is None:
+        raise ValueError(f"--raw_dir: --corpus {args.corpus} needs the folder of its raw data: {corpus.DOWNLOAD}")
+    raw = Path(args.raw_dir)
+    if not raw.exists():
+        raise ValueError(f"--raw_dir {raw}: does not exist. To get the raw data: {corpus.DOWNLOAD}")
+    names = ("corpus", "seed", "vocab_size", "prompts_share", "dev_share", "test_share", "near_duplicates")
+    return {
+        **{name: getattr(args, name) for name in (*names, "on_bad_line", "compress")},
+        "version": corpus.VERSION,
+        "source": fingerprint(raw),
+        "tokenizers": family_tokenizers(),
+    }
+
+
+def build_in_memory(args: PrepareDataArguments, corpus, made_from: dict[str, Any], console: Console) -> dict[str, Any]:
     def progress(items: Iterable, label: str) -> Iterable:
         return track(items, description=label.ljust(20), console=console)
 
     data_set = corpus.build(seed=args.seed, max_items=args.max_idioms, track=progress)
-    with console.status("training the vocabulary"):
-        vocabulary = train_sentencepiece(data_set.vocabulary_texts, args.vocab_size)
     with new_folder(args.output_dir) as folder:
         for name, rows in data_set.files.items():
             write_jsonl(folder / name, rows)
-        save_tokenizer(vocabulary, folder / TOKENIZER)
-        for size, config in family_tokenizers().items():
-            save_family_tokenizer(vocabulary, config, folder / f"{TOKENIZER}-{size}")
+        write_vocabulary(data_set.vocabulary_texts, args.vocab_size, folder, console)
         report = describe(folder, made_from) | summary(data_set)
         write_json(folder / REPORT, report)
-    show(console, Path(args.output_dir), report)
+    return report
+
+
+def build_from_files(
+    args: PrepareDataArguments, corpus, made_from: dict[str, Any], console: Console
+) -> dict[str, Any] | None:
+    """The report; None where jobs were only submitted."""
+    raw, output = Path(args.raw_dir).absolute(), Path(args.output_dir).absolute()
+    size = bytes_in(raw)
+    plan = Plan(
+        corpus=args.corpus,
+        raw_dir=str(raw),
+        source=made_from["source"],
+        version=corpus.VERSION,
+        work=str(output.with_name(f".{output.name}.work")),
+        seed=args.seed,
+        shares={"test": args.test_share, "dev": args.dev_share, "prompts": args.prompts_share},
+        pieces=tuple(corpus.pieces(raw, piece_bytes(size))),
+        num_buckets=num_buckets(size),
+        num_train_shards=num_train_shards(size),
+        near_duplicates=args.near_duplicates,
+        on_bad_line=args.on_bad_line,
+        compress=args.compress,
+    )
+    if begin(plan):
+        console.print(f"goes on with what an earlier run left in {plan.work}", soft_wrap=True)
+    if args.executor == "here":
+        engine.run_here(plan, args.num_workers or os.cpu_count() or 1, stage_bar)
+    else:
+        engine.run_with_datatrove(plan, args.executor, json.loads(args.executor_settings))
+        if not engine.is_done(plan):
+            console.print("The jobs are submitted. Give the same command again when they have ended.")
+            return None
+    with new_folder(args.output_dir) as folder:
+        found = collect(plan, folder)
+        write_vocabulary(training_texts(folder), args.vocab_size, folder, console)
+        write_corpus_report(found, folder / PAGE, title=f"{args.corpus}: {raw}")
+        report = describe(folder, made_from) | found
+        write_json(folder / REPORT, report)
+    shutil.rmtree(plan.work)
+    return report
+
+
+def stage_bar(total: int, title: str) -> Progress:
+    return Progress(total, title, unit="tasks")
+
+
+def write_vocabulary(texts: list[str], vocab_size: int, folder: Path, console: Console) -> None:
+    """A tokenizer for models that begin from random weights, and one for each named size that asks for its own kind."""
+    if not vocab_size:
+        return
+    with console.status("training the vocabulary"):
+        vocabulary = train_sentencepiece(texts, vocab_size)
+    save_tokenizer(vocabulary, folder / TOKENIZER)
+    for size, config in family_tokenizers().items():
+        save_family_tokenizer(vocabulary, config, folder / f"{TOKENIZER}-{size}")
 
 
 def family_tokenizers() -> dict[str, dict[str, Any]]:
@@ -106,13 +223,14 @@ def show(console: Console, folder: Path, report: dict[str, Any]) -> None:
     table = Table(title=str(folder), title_justify="left")
     for heading, side in (("file", "left"), ("rows", "right"), ("KiB", "right")):
         table.add_column(heading, justify=side)
-    examples = {}
-    for name, size in report["contents"].items():
-        table.add_row(name, str(report["rows"].get(name, "")), f"{size / 1024:,.0f}")
-        if name in report["rows"]:
-            with (folder / name).open(encoding="utf-8") as file:
-                row = file.readline().strip()
-            examples.setdefault(tuple(json.loads(row)), f"{name}: {row}")  # one of each kind of row
+    examples, others = {}, dict(report["contents"])
+    for pattern, rows in report["rows"].items():
+        names = fnmatch.filter(others, pattern)
+        table.add_row(pattern, f"{rows:,}", f"{sum(others.pop(name) for name in names) / 1024:,.0f}")
+        row = first_row(folder / names[0])
+        examples.setdefault(tuple(row), f"{pattern}: {json.dumps(row, ensure_ascii=False)}")  # one of each kind of row
+    for name, size in others.items():
+        table.add_row(name, "", f"{size / 1024:,.0f}")
     console.print(table)
     for example in examples.values():
         console.print(example, markup=False)
@@ -120,6 +238,10 @@ def show(console: Console, folder: Path, report: dict[str, Any]) -> None:
         console.print(f"{step['name']}: {step['rows_in']} -> {step['rows_out']}")
         for reason, dropped in step["dropped"].items():
             console.print(f"  {dropped['rows']} {reason}: {dropped['examples'][0]}", markup=False)
+
+
+def first_row(path: Path) -> dict[str, Any]:
+    return next(iter(json_rows(path)))
 
 
 if __name__ == "__main__":

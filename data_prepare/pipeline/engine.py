@@ -1,0 +1,152 @@
+"""Runs the stages: their tasks in processes of this machine, or through datatrove on others; what was done stays done.
+
+A task writes its files whole, then a mark with its figures. A run that was interrupted finds the marks and does what is
+missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from keju.data_prepare.pipeline import stages
+from keju.data_prepare.pipeline.plan import Plan
+from keju.records.writing import write_json
+
+STAGES = ("read", "match", "decide", "deal", "rank", "write", "check")
+NEEDS_FIGURES = {"decide": ("read",), "deal": ("decide",)}  # of earlier stages
+POLL_SECONDS = 0.2
+
+_rows = None  # in a worker: the counter that all of them share
+
+
+class Bar(Protocol):
+    def advance(self, n: int, **shown: Any) -> None: ...
+
+
+MakeBar = Callable[[int, str], AbstractContextManager[Bar]]  # (number of tasks, title)
+
+
+def num_tasks(plan: Plan, stage: str) -> int:
+    if stage in ("read", "deal"):
+        return len(plan.pieces)
+    if stage == "write":
+        return len(plan.shards)
+    return 1 if stage == "decide" else plan.num_buckets
+
+
+def run_task(work: str, stage: str, number: int) -> int:
+    """Does a task unless it is done; returns its number."""
+    plan = Plan.load(work)
+    mark = _mark(plan, stage, number)
+    if not mark.exists():
+        for folder in ("read", "bands", "bands-begins", "texts", "texts-begins", "pairs", "shared", "removed"):
+            (Path(work) / folder).mkdir(parents=True, exist_ok=True)
+        for folder in ("crossing", "dealt", "ranked", "written", "written-begins"):
+            (Path(work) / folder).mkdir(parents=True, exist_ok=True)
+        more = {}
+        if stage in NEEDS_FIGURES:
+            more["before"] = {name: figures(plan, name) for name in NEEDS_FIGURES[stage]}
+        write_json(mark, getattr(stages, stage)(plan, number, _advance, **more))
+    return number
+
+
+def figures(plan: Plan, stage: str) -> list[dict[str, Any]]:
+    """What the tasks of a finished stage have counted."""
+    marks = (_mark(plan, stage, number) for number in range(num_tasks(plan, stage)))
+    return [json.loads(mark.read_text(encoding="utf-8")) for mark in marks]
+
+
+def is_done(plan: Plan) -> bool:
+    return all(_mark(plan, STAGES[-1], number).exists() for number in range(num_tasks(plan, STAGES[-1])))
+
+
+def run_here(plan: Plan, num_workers: int, make_bar: MakeBar) -> None:
+    """All stages in processes of this machine; where one is enough, in this one. The error of a task is raised here,
+    after those that run beside it have ended."""
+    num_workers = min(num_workers, max(len(plan.pieces), plan.num_buckets))
+    context = multiprocessing.get_context("forkserver")
+    rows = context.Value("q", 0)
+    if num_workers == 1:
+        _count_into(rows)
+        for stage in STAGES:
+            _run_stage(plan, stage, _InThisProcess(), rows, make_bar)
+        return
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(num_workers, context, _count_into, (rows,)) as pool:
+        for stage in STAGES:
+            _run_stage(plan, stage, pool, rows, make_bar)
+
+
+class _InThisProcess(Executor):
+    """Does at once what is submitted."""
+
+    def submit(self, task: Callable, /, *args: Any) -> Future:
+        future: Future = Future()
+        future.set_result(task(*args))
+        return future
+
+
+def _run_stage(plan: Plan, stage: str, pool: Executor, rows, make_bar: MakeBar) -> None:
+    total = num_tasks(plan, stage)
+    missing = [number for number in range(total) if not _mark(plan, stage, number).exists()]
+    if not missing:
+        return
+    rows.value = 0
+    begun = time.monotonic()
+    with make_bar(total, stage) as bar:
+        bar.advance(total - len(missing))
+        running = {pool.submit(run_task, plan.work, stage, number) for number in missing}
+        try:
+            while running:
+                done, running = wait(running, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
+                for one in done:
+                    one.result()
+                bar.advance(len(done), **{"rows/s": round(rows.value / (time.monotonic() - begun))})
+        except BaseException:
+            for one in running:
+                one.cancel()
+            raise
+
+
+def _count_into(rows) -> None:
+    global _rows
+    _rows = rows
+
+
+def _advance(count: int) -> None:
+    if _rows is not None:
+        with _rows.get_lock():
+            _rows.value += count
+
+
+def _mark(plan: Plan, stage: str, number: int) -> Path:
+    return Path(plan.work) / "done" / stage / f"{number:06}.json"
+
+
+def run_with_datatrove(plan: Plan, executor: str, settings: dict[str, Any]) -> None:
+    """All stages through an executor of datatrove: "local", "slurm" or "ray".
+
+    settings: keywords of the executor's class. The work folder must be seen by all machines. On Slurm this returns when
+    the jobs have been submitted.
+    """
+    module = importlib.import_module(f"datatrove.executor.{executor}")
+    make = getattr(module, f"{executor.capitalize()}PipelineExecutor")
+    last = None
+    for stage in STAGES:
+        step = functools.partial(_datatrove_step, plan.work, stage)
+        logs = str(Path(plan.work) / "datatrove" / stage)
+        last = make(pipeline=[step], tasks=num_tasks(plan, stage), logging_dir=logs, depends=last, **settings)
+    last.run()
+
+
+def _datatrove_step(work: str, stage: str, data, rank: int, world_size: int) -> None:
+    run_task(work, stage, rank)

@@ -1,0 +1,87 @@
+"""What a run does, fixed before it begins: the same plan gives the same bytes, on however many processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from keju.data_prepare.corpus import Piece
+from keju.records.writing import write_json
+
+PLAN = "plan.json"
+PIECE_BYTES = (4 << 20, 64 << 20)  # the smallest and the largest piece
+MAX_PIECES = 4096  # of one corpus, until pieces are of the largest size
+BUCKET_BYTES = 16 << 20  # of raw data for each bucket of hashes: about 70 MB of signatures
+SHARD_BYTES = 32 << 20  # of raw data for each shard of the training split
+# From the one that keeps a text which several splits have.
+SPLITS = ("test", "dev", "prompts", "train")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """corpus, raw_dir: what is read. work: the folder of what lies between the stages.
+
+    shares: split -> its share of all groups; the rest is for training.
+    near_duplicates: the share of common 3-grams (Jaccard) from which two texts are taken for one; above 1: only equal
+        ones. cleaning: settings of the cleaning steps.
+    mix: source -> weight.
+    """
+
+    corpus: str
+    version: int
+    raw_dir: str
+    source: str
+    work: str
+    seed: int
+    shares: Mapping[str, float]
+    pieces: tuple[Piece, ...]
+    num_buckets: int
+    num_train_shards: int
+    near_duplicates: float = 0.8
+    on_bad_line: str = "error"
+    compress: bool = False
+    cleaning: Mapping[str, Any] = field(default_factory=dict)
+    mix: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def shards(self) -> list[tuple[str, int, int]]:
+        """(split, number from 0, how many the split has) of every shard."""
+        found = []
+        for split in SPLITS:
+            share = self.shares.get(split, 1 - sum(self.shares.values()))
+            count = max(1, round(self.num_train_shards * share)) if share > 0 else 0
+            found += [(split, number, count) for number in range(count)]
+        return found
+
+    def save(self) -> None:
+        write_json(Path(self.work) / PLAN, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, work: str | Path) -> Plan:
+        fields = json.loads((Path(work) / PLAN).read_text(encoding="utf-8"))
+        return cls(**fields | {"pieces": tuple(Piece(**piece) for piece in fields["pieces"])})
+
+
+def bytes_in(path: Path) -> int:
+    """Of a file, or of all files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(inside.stat().st_size for inside in path.rglob("*") if inside.is_file())
+
+
+def piece_bytes(raw_bytes: int) -> int:
+    smallest, largest = PIECE_BYTES
+    return min(max(smallest, raw_bytes // MAX_PIECES), largest)
+
+
+def num_buckets(raw_bytes: int) -> int:
+    return max(1, math.ceil(raw_bytes / BUCKET_BYTES))
+
+
+def num_train_shards(raw_bytes: int) -> int:
+    return max(1, math.ceil(raw_bytes / SHARD_BYTES))

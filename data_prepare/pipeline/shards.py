@@ -1,0 +1,104 @@
+"""Files of records: one, or shards of it, plain or compressed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import orjson
+import zstandard
+
+from keju.data_prepare.corpus import Item
+from keju.data_prepare.pipeline.rows import KINDS, kind_of, reply_of
+
+SAMPLES = 3
+LEVEL = 6  # of compression
+
+
+def file_name(kind: str, split: str) -> str:
+    """The name without its end; for PPO prompts alone are of use."""
+    return "prompts_train" if split == "prompts" else f"{kind}_{split}"
+
+
+def shard_name(name: str, shard: int, count: int, *, compress: bool) -> str:
+    part = f"-{shard + 1:05}-of-{count:05}" if count > 1 else ""
+    return f"{name}{part}.jsonl{'.zst' * compress}"
+
+
+class ShardWriter:
+    """Writes one shard of every kind of record of a split, whole or not at all, and counts what it writes."""
+
+    def __init__(self, folder: Path, split: str, shard: int, count: int, *, compress: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._split = split
+        self._counts: dict[str, FileCounts] = {}
+        self._paths = {
+            name: folder / shard_name(name, shard, count, compress=compress)
+            for name in {file_name(kind, split) for kind in KINDS}
+        }
+        self._compress = compress
+        self._stack = contextlib.ExitStack()
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> ShardWriter:
+        for name, path in self._paths.items():
+            file = self._stack.enter_context(path.with_name(f".{path.name}.part").open("wb"))
+            if self._compress:
+                writer = zstandard.ZstdCompressor(LEVEL).stream_writer(file, closefd=False)
+                file = self._stack.enter_context(writer)
+            self._files[name] = file
+            self._counts[name] = FileCounts()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._stack.close()
+        for path in self._paths.values():
+            aside = path.with_name(f".{path.name}.part")
+            if error is None:
+                aside.replace(path)
+            else:
+                aside.unlink(missing_ok=True)
+
+    def add(self, item: Item) -> None:
+        name = file_name(kind_of(item.row), self._split)
+        row = item.row | ({"source": item.source} if item.source else {})
+        self._files[name].write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        self._counts[name].add(item, row)
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Name without the number of the shard -> counts; see `FileCounts`."""
+        return {name: counts.as_row() for name, counts in self._counts.items()}
+
+
+class FileCounts:
+    """Of a file or of a shard: rows, sources, characters of what is learned, answers a row, the first rows."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.sources: Counter[str] = Counter()
+        self.lengths: Counter[int] = Counter()
+        self.answers: Counter[int] = Counter()
+        self.samples: list[dict[str, Any]] = []
+
+    def add(self, item: Item, row: dict[str, Any]) -> None:
+        self.rows += 1
+        self.sources[item.source] += 1
+        self.lengths[length_class(len(reply_of(row)))] += 1
+        if "answers" in row:
+            self.answers[len(row["answers"])] += 1
+        if len(self.samples) < SAMPLES:
+            self.samples.append(row)
+
+    def as_row(self) -> dict[str, Any]:
+        fields = {name: dict(getattr(self, name)) for name in ("sources", "lengths", "answers")}
+        return {"rows": self.rows, "samples": self.samples, **fields}
+
+
+def length_class(length: int) -> int:
+    """The largest of 1, 2, 3, 4, 6, 8, 11, 16, ... (powers of the square root of two) that is not above the length."""
+    power = 0
+    while round(2 ** ((power + 1) / 2)) <= length:
+        power += 1
+    return round(2 ** (power / 2))

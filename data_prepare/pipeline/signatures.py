@@ -1,0 +1,102 @@
+"""What is looked for across pieces: texts that are equal or nearly so, and texts that two splits have.
+
+Nearly equal: MinHash over 3-grams of characters (Broder 1997), cut into bands (locality-sensitive hashing; Leskovec,
+Rajaraman, Ullman, Mining of Massive Datasets, chapter 3). Two texts with a share s of common 3-grams meet in a band
+with probability 1 - (1 - s^ROWS)^BANDS: 0.99 at s = 0.8, 0.22 at 0.5, 0.01 at 0.3. Those that meet are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import rensa
+
+from keju.data_prepare.corpus import Item
+from keju.data_prepare.pipeline.hashing import hash64
+from keju.data_prepare.pipeline.plan import SPLITS
+from keju.data_prepare.pipeline.rows import context_of, kind_of, reply_of, texts_of
+
+BANDS, ROWS = 16, 6
+NGRAM = 3
+MIN_GRAMS = 8  # of shorter texts a single other character is most of the difference: only equal ones are duplicates
+
+# Items are known by one number: the place of their split in SPLITS in the upper 8 bits, then their number. The smallest
+# of equal ones stays.
+SPLIT_SHIFT = 56
+NUMBER_MASK = (1 << SPLIT_SHIFT) - 1
+
+# exact: a hash of the whole text, equal for equal texts, so that these need not be compared.
+BAND = np.dtype([("hash", "<u8"), ("key", "<u8"), ("exact", "<u8")])
+# text: which text of the item, in the order of `texts_of`.
+TEXT = np.dtype([("hash", "<u8"), ("key", "<u8"), ("text", "<u4")])
+
+
+def key_of(number: int, split: str) -> int:
+    return SPLITS.index(split) << SPLIT_SHIFT | number
+
+
+def compared_text(item: Item) -> str:
+    return f"{item.content or context_of(item.row)}\n{reply_of(item.row)}"
+
+
+def grams(text: str) -> list[str]:
+    return [text[start : start + NGRAM] for start in range(max(1, len(text) - NGRAM + 1))]
+
+
+def similarity(text: str, other: str) -> float:
+    """The share of common 3-grams: Jaccard's coefficient."""
+    ours, theirs = set(grams(text)), set(grams(other))
+    return len(ours & theirs) / len(ours | theirs)
+
+
+def bands(items: Sequence[Item], keys: Sequence[int], *, near: bool) -> np.ndarray:
+    """What items are recognised by, [n] of BAND: an entry for equal texts, and BANDS for similar ones if `near`."""
+    texts = [compared_text(item) for item in items]
+    kinds = [f"{kind_of(item.row)}/{item.task}" for item in items]
+    exact = np.array([hash64(kind, text) for kind, text in zip(kinds, texts, strict=True)], np.uint64)
+    numbers = np.array(keys, np.uint64)
+    found = [_entries(exact, numbers, exact)]
+    sets = [grams(text) for text in texts]
+    rows = [row for row, of_text in enumerate(sets) if near and len(of_text) >= MIN_GRAMS]
+    if rows:
+        tokens = [sets[row] for row in rows]
+        digests = np.array(rensa.RMinHash.digests_from_token_sets(tokens, BANDS * ROWS, 1), np.uint64)
+        salts = np.array([hash64("band", kinds[row]) for row in rows], np.uint64)
+        for band in range(BANDS):
+            hashes = salts + np.uint64(band)
+            for number in digests[:, band * ROWS : (band + 1) * ROWS].T:
+                hashes = _mixed(hashes, number)
+            found.append(_entries(hashes, numbers[rows], exact[rows]))
+    return np.concatenate(found)
+
+
+def text_hashes(items: Sequence[Item], keys: Sequence[int]) -> np.ndarray:
+    """The texts of items, [n] of TEXT."""
+    found = [
+        (hash64("text", text), key, number)
+        for item, key in zip(items, keys, strict=True)
+        for number, text in enumerate(texts_of(item.row))
+    ]
+    return np.array(found, TEXT)
+
+
+def _entries(hashes: np.ndarray, keys: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    entries = np.empty(len(hashes), BAND)
+    entries["hash"], entries["key"], entries["exact"] = hashes, keys, exact
+    return entries
+
+
+def _mixed(hashes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """One more number into hashes: multiplication by an odd constant modulo 2^64, upper bits brought down."""
+    mixed = (hashes ^ numbers) * np.uint64(0x9E3779B97F4A7C15)
+    return mixed ^ (mixed >> np.uint64(29))
+
+
+def by_bucket(entries: np.ndarray, num_buckets: int) -> tuple[np.ndarray, np.ndarray]:
+    """(entries ordered by the bucket of their hash, where each bucket begins [num_buckets + 1])."""
+    # The upper bits: numbers drawn with a modulus elsewhere do not follow them.
+    buckets = ((entries["hash"] >> np.uint64(32)) * np.uint64(num_buckets)) >> np.uint64(32)
+    order = np.argsort(buckets, kind="stable")
+    begins = np.searchsorted(buckets[order], np.arange(num_buckets + 1, dtype=np.uint64))
+    return entries[order], begins

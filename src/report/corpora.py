@@ -1,0 +1,61 @@
+"""What a corpus became, to be looked at before training: report.html of a data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from keju.report.charts import Bar, Line, bar_chart, line_chart
+from keju.report.page import page_context, page_environment
+from keju.training.whole_file import write_whole
+
+SOURCES_SHOWN = 12
+
+
+def write_corpus_report(found: Mapping[str, Any], path: Path, *, title: str) -> None:
+    """found: what `keju.data_prepare.pipeline.build.collect` returns."""
+    files = [_file(name, counts) for name, counts in found["files"].items()]
+    page = page_environment().get_template("corpora.html.j2")
+    context = {"title": title, "files": files, "steps": found["steps"], "missing": found["missing_wrong_answers"]}
+    write_whole(path, page.render(**context, **page_context()).encode())
+
+
+def _file(name: str, counts: Mapping[str, Any]) -> dict[str, Any]:
+    rows = counts["rows"]
+    lengths = sorted((int(length), count) for length, count in counts["lengths"].items())
+    sources = sorted(counts["sources"].items(), key=lambda source: (-source[1], source[0]))
+    answers = {int(number): count for number, count in counts["answers"].items()}
+    charts = [
+        line_chart(
+            [Line("rows", [length for length, _ in lengths], [count for _, count in lengths])],
+            title=f"{name}: rows by length of what is learned",
+            xlabel="characters",
+        )
+    ]
+    if len(sources) > 1:
+        shown = [Bar(source or "–", count / rows) for source, count in sources[:SOURCES_SHOWN]]
+        rest = sum(count for _, count in sources[SOURCES_SHOWN:])
+        shown += [Bar(f"{len(sources) - SOURCES_SHOWN} others", rest / rows)] if rest else []
+        charts.append(bar_chart(shown, title=f"{name}: share of each source"))
+    return {
+        "name": name,
+        "rows": rows,
+        "characters": sum(length * count for length, count in lengths),
+        "answers": sum(number * count for number, count in answers.items()) / rows if answers else None,
+        "charts": [Markup(chart) for chart in charts],
+        "samples": [_sample(row) for row in counts["samples"]],
+    }
+
+
+def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as a person reads it: the prompt, the answers from the best on."""
+    answers = sorted(row.get("answers", []), key=lambda answer: -answer["score"])
+    if "messages" in row:
+        return {"prompt": "\n".join(f"{turn['role']}: {turn['content']}" for turn in row["messages"]), "answers": []}
+    prompt = row.get("prompt", row.get("text", ""))
+    prompt = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+    return {"prompt": prompt, "prefix": row.get("prefix", ""), "answers": answers, "source": row.get("source", "")}
