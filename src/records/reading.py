@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 from keju.records.formats import detect
+from keju.records.json_text import array_items, malformed, parsed
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 
 logger = logging.getLogger(__name__)
@@ -96,20 +96,7 @@ def _record(value: Any, where: str, kinds: tuple[type, ...] | None) -> Record:
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, JSON value or what is wrong with the line)."""
     for number, line in _lines(path):
-        yield number, line if isinstance(line, ValueError) else _parsed(line)
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return ValueError(_malformed(error))
-
-
-def _malformed(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"malformed JSON ({error.msg} at column {error.colno})"
-    return f"malformed JSON ({error})"
+        yield number, line if isinstance(line, ValueError) else parsed(line)
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -127,38 +114,11 @@ def _json_file(path: Path) -> Iterator[tuple[int, Any]]:
 def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
     """The items of an array with the line each begins at. A syntax error ends it: what follows cannot be trusted."""
     try:
-        yield from _array_items(path.read_text(encoding="utf-8-sig"))
+        yield from array_items(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: {_malformed(error)}") from error
-
-
-def _array_items(text: str) -> Iterator[tuple[int, Any]]:
-    def skip_space(position: int) -> int:
-        return _SPACE.match(text, position).end()
-
-    decoder = json.JSONDecoder()
-    position = skip_space(text.index("[") + 1)
-    line, counted = 1, 0
-    closed = text.startswith("]", position)
-    position = skip_space(position + 1) if closed else position
-    while not closed:
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError:
-            raise
-        except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-            raise json.JSONDecodeError(str(error), text, position) from error
-        yield line, value
-        position = skip_space(position)
-        closed = text.startswith("]", position)
-        if not closed and not text.startswith(",", position):
-            raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-        position = skip_space(position + 1)
-    if position != len(text):
-        raise json.JSONDecodeError("Text after the end of the array", text, position)
+        raise ValueError(f"{path}:{error.lineno}: {malformed(error)}") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | ValueError]]:
@@ -174,5 +134,4 @@ def _lines(path: Path) -> Iterator[tuple[int, str | ValueError]]:
                 yield number, line
 
 
-_SPACE = re.compile(r"[ \t\r\n]*")
 _READERS = {".jsonl": _json_lines, ".json": _json_file, ".txt": _text_lines}
