@@ -29,7 +29,7 @@ from keju.data_prepare.data_set import DataSet, corpus_module
 from keju.data_prepare.folder import REPORT, describe, new_folder, reusable_report
 from keju.data_prepare.pipeline import engine
 from keju.data_prepare.pipeline.build import begin, collect, fingerprint, json_rows, training_texts
-from keju.data_prepare.pipeline.plan import Plan, bytes_in, num_buckets, num_train_shards, piece_bytes
+from keju.data_prepare.pipeline.plan import Plan, bytes_in, in_portions, num_buckets, num_train_shards, piece_bytes
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
 from keju.models.loading import named_sizes, size_fields
 from keju.records.reading import ON_BAD_LINE
@@ -58,7 +58,7 @@ class PrepareDataArguments:
     near_duplicates: float = field(
         default=0.8, metadata={"help": "share of common 3-grams from which texts are one; above 1: only equal ones"}
     )
-    on_bad_line: str = field(default="error", metadata={"help": "error, or skip: bad rows are counted and reported"})
+    on_bad_line: str = field(default="skip", metadata={"help": "skip: bad rows are counted and reported; or error"})
     compress: bool = field(default=False, metadata={"help": "write .jsonl.zst"})
     num_workers: int = field(default=0, metadata={"help": "processes; 0: one a core"})
     executor: str = field(
@@ -152,7 +152,7 @@ def build_from_files(
         work=str(output.with_name(f".{output.name}.work")),
         seed=args.seed,
         shares={"test": args.test_share, "dev": args.dev_share, "prompts": args.prompts_share},
-        pieces=tuple(corpus.pieces(raw, piece_bytes(size))),
+        portions=in_portions(raw, corpus.pieces(raw, piece_bytes(size)), piece_bytes(size)),
         num_buckets=num_buckets(size),
         num_train_shards=num_train_shards(size),
         near_duplicates=args.near_duplicates,

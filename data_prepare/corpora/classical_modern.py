@@ -48,7 +48,7 @@ def read(folder: Path, piece: Piece) -> Iterator[Item | BadRow]:
         where, texts = pair
         for task, (prompt, given, wanted) in TASKS.items():
             row = {"prompt": prompt.format(texts[given]), "answers": [{"answer": texts[wanted], "score": 1}]}
-            yield Item(row, where, group, source=book, task=task, keys=(book,))
+            yield Item(row, where, group, source=book, task=task, keys=(book,), content=texts[given])
 
 
 def _pairs(lines: Iterator[Line | BadRow]) -> Iterator[tuple[str, dict[str, str]] | BadRow]:

@@ -84,4 +84,4 @@ def _item(first: str, second: str, where: str) -> Item:
     if len(first) != len(second):
         raise ValueError(f"the first line has {len(first)} characters, the second {len(second)}")
     row = {"prompt": PROMPT.format(first), "answers": [{"answer": second, "score": 1}]}
-    return Item(row, where, group=first, source=Path(where).parent.name, keys=(str(len(first)),))
+    return Item(row, where, group=first, source=Path(where).parent.name, keys=(str(len(first)),), content=first)

@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from keju.data_prepare.pipeline import stages
 from keju.data_prepare.pipeline.plan import Plan
+from keju.records.mistakes import is_raised_by_us
 from keju.records.writing import write_json
 
 STAGES = ("read", "match", "decide", "deal", "rank", "write", "check")
@@ -37,14 +39,31 @@ MakeBar = Callable[[int, str], AbstractContextManager[Bar]]  # (number of tasks,
 
 def num_tasks(plan: Plan, stage: str) -> int:
     if stage in ("read", "deal"):
-        return len(plan.pieces)
+        return len(plan.portions)
     if stage == "write":
         return len(plan.shards)
     return 1 if stage == "decide" else plan.num_buckets
 
 
-def run_task(work: str, stage: str, number: int) -> int:
-    """Does a task unless it is done; returns its number."""
+@dataclass(frozen=True)
+class Mistake:
+    """An error of the user, as one line: tracebacks do not come from one process to another."""
+
+    line: str
+
+
+def run_task_or_say(work: str, stage: str, number: int) -> Mistake | None:
+    try:
+        run_task(work, stage, number)
+    except ValueError as error:
+        if not is_raised_by_us(error):
+            raise
+        return Mistake(str(error))
+    return None
+
+
+def run_task(work: str, stage: str, number: int) -> None:
+    """Does a task unless it is done."""
     plan = Plan.load(work)
     mark = _mark(plan, stage, number)
     if not mark.exists():
@@ -56,7 +75,6 @@ def run_task(work: str, stage: str, number: int) -> int:
         if stage in NEEDS_FIGURES:
             more["before"] = {name: figures(plan, name) for name in NEEDS_FIGURES[stage]}
         write_json(mark, getattr(stages, stage)(plan, number, _advance, **more))
-    return number
 
 
 def figures(plan: Plan, stage: str) -> list[dict[str, Any]]:
@@ -72,7 +90,7 @@ def is_done(plan: Plan) -> bool:
 def run_here(plan: Plan, num_workers: int, make_bar: MakeBar) -> None:
     """All stages in processes of this machine; where one is enough, in this one. The error of a task is raised here,
     after those that run beside it have ended."""
-    num_workers = min(num_workers, max(len(plan.pieces), plan.num_buckets))
+    num_workers = min(num_workers, max(len(plan.portions), plan.num_buckets))
     context = multiprocessing.get_context("forkserver")
     rows = context.Value("q", 0)
     if num_workers == 1:
@@ -104,12 +122,13 @@ def _run_stage(plan: Plan, stage: str, pool: Executor, rows, make_bar: MakeBar) 
     begun = time.monotonic()
     with make_bar(total, stage) as bar:
         bar.advance(total - len(missing))
-        running = {pool.submit(run_task, plan.work, stage, number) for number in missing}
+        running = {pool.submit(run_task_or_say, plan.work, stage, number) for number in missing}
         try:
             while running:
                 done, running = wait(running, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
-                for one in done:
-                    one.result()
+                for mistake in (one.result() for one in done):
+                    if mistake is not None:
+                        raise ValueError(mistake.line)
                 bar.advance(len(done), **{"rows/s": round(rows.value / (time.monotonic() - begun))})
         except BaseException:
             for one in running:

@@ -18,7 +18,7 @@ from keju.data_prepare.corpus import Item
 class Numbered:
     """An item in its split.
 
-    number: its piece in the upper 32 bits, its place in the piece in the lower ones.
+    number: its portion in the upper 32 bits, its place in the portion in the lower ones.
     copy: which one, where an item is there more than once.
     """
 

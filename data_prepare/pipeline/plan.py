@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,11 @@ SPLITS = ("test", "dev", "prompts", "train")
 
 @dataclass(frozen=True)
 class Plan:
-    """corpus, raw_dir: what is read. work: the folder of what lies between the stages.
+    """Fields that are not named by themselves:
 
+    raw_dir, source: what is read, and what it is known again by.
+    work: the folder of what lies between the stages.
+    portions: the pieces that a task reads, one after the other.
     shares: split -> its share of all groups; the rest is for training.
     near_duplicates: the share of common 3-grams (Jaccard) from which two texts are taken for one; above 1: only equal
         ones. cleaning: settings of the cleaning steps.
@@ -39,7 +42,7 @@ class Plan:
     work: str
     seed: int
     shares: Mapping[str, float]
-    pieces: tuple[Piece, ...]
+    portions: tuple[tuple[Piece, ...], ...]
     num_buckets: int
     num_train_shards: int
     near_duplicates: float = 0.8
@@ -64,7 +67,8 @@ class Plan:
     @classmethod
     def load(cls, work: str | Path) -> Plan:
         fields = json.loads((Path(work) / PLAN).read_text(encoding="utf-8"))
-        return cls(**fields | {"pieces": tuple(Piece(**piece) for piece in fields["pieces"])})
+        portions = tuple(tuple(Piece(**piece) for piece in pieces) for pieces in fields["portions"])
+        return cls(**fields | {"portions": portions})
 
 
 def bytes_in(path: Path) -> int:
@@ -72,6 +76,19 @@ def bytes_in(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(inside.stat().st_size for inside in path.rglob("*") if inside.is_file())
+
+
+def in_portions(folder: Path, pieces: Sequence[Piece], num_bytes: int) -> tuple[tuple[Piece, ...], ...]:
+    """Consecutive pieces together, up to about `num_bytes`: a corpus of many small files makes few tasks."""
+    portions: list[list[Piece]] = [[]]
+    size = 0
+    for piece in pieces:
+        if size >= num_bytes:
+            portions.append([])
+            size = 0
+        portions[-1].append(piece)
+        size += (piece.end or (folder / piece.path).stat().st_size) - piece.start
+    return tuple(map(tuple, portions))
 
 
 def piece_bytes(raw_bytes: int) -> int:

@@ -1,15 +1,15 @@
 """The stages between raw data and records. Each is a number of tasks that know nothing of each other; all tasks of a
 stage are done before the next begins.
 
-    read    a piece of raw data    -> cleaned items, what duplicates and shared texts are found by
+    read    a portion of pieces    -> cleaned items, what duplicates and shared texts are found by
     match   a bucket of hashes     -> pairs of duplicates, texts in two splits
     decide  everything             -> which items and texts go
-    deal    a piece                -> what stays of its items, to those with the same nearest key
+    deal    a portion              -> what stays of its items, to those with the same nearest key
     rank    a bucket of keys       -> near wrong answers; items go to the shard that a hash draws
     write   a shard                -> far wrong answers, records in an order that a hash draws
     check   a bucket of hashes     -> no text is in two splits
 
-What lies between them is in files of the work folder, none of them larger than a piece, a bucket or a shard, whatever
+What lies between them is in files of the work folder, none of them larger than a portion, a bucket or a shard, whatever
 the size of the corpus; the pairs of duplicates alone, 17 bytes each, are held together.
 """
 
@@ -82,8 +82,8 @@ def read(plan: Plan, number: int, advance: Advance) -> Stats:
         entries, begins = by_bucket(entries, plan.num_buckets)
         save(_path(plan, name, number), entries)
         save(_path(plan, f"{name}-begins", number), begins)
-    # A key with many items in all has many in some piece.
-    many = KEY_ITEMS // len(plan.pieces)
+    # A key with many items in all has many in some portion.
+    many = KEY_ITEMS // len(plan.portions)
     return {"steps": [one.as_row() for one in (step, *steps)], "keys": {key: n for key, n in keys.items() if n > many}}
 
 
@@ -93,7 +93,8 @@ KEY_ITEMS = 50_000
 
 def _items(plan: Plan, number: int, corpus, step: Step) -> Iterator[Numbered]:
     place = 0
-    for item in corpus.read(Path(plan.raw_dir), plan.pieces[number]):
+    raw = Path(plan.raw_dir)
+    for item in (item for piece in plan.portions[number] for item in corpus.read(raw, piece)):
         step.rows_in += 1
         if isinstance(item, BadRow):
             if plan.on_bad_line == "error":
@@ -120,7 +121,7 @@ def _near_key(numbered: Numbered) -> int:
 
 
 def match(plan: Plan, number: int, advance: Advance) -> Stats:
-    files = functools.lru_cache(256)(lambda piece: ItemFile(_path(plan, "read", piece)))
+    files = functools.lru_cache(256)(lambda portion: ItemFile(_path(plan, "read", portion)))
 
     @functools.lru_cache(4096)
     def text(key: int) -> str:
@@ -138,11 +139,11 @@ def match(plan: Plan, number: int, advance: Advance) -> Stats:
 
 
 def _gathered(plan: Plan, name: str, bucket: int, dtype: np.dtype) -> np.ndarray:
-    """The entries of one bucket, from all pieces."""
+    """The entries of one bucket, from all portions."""
     parts = [np.empty(0, dtype)]
-    for piece in range(len(plan.pieces)):
-        begins = load(_path(plan, f"{name}-begins", piece))
-        parts.append(load(_path(plan, name, piece))[begins[bucket] : begins[bucket + 1]])
+    for portion in range(len(plan.portions)):
+        begins = load(_path(plan, f"{name}-begins", portion))
+        parts.append(load(_path(plan, name, portion))[begins[bucket] : begins[bucket + 1]])
     return np.concatenate(parts)
 
 
@@ -217,8 +218,8 @@ def _rank_bucket(plan: Plan, numbered: Numbered, parts: dict[int, int]) -> int:
 
 def rank(plan: Plan, number: int, advance: Advance) -> Stats:
     wrong = corpus_module(plan.corpus).WRONG
-    files = [ItemFile(_path(plan, "dealt", piece)) for piece in range(len(plan.pieces))]
-    places = [(piece, line) for piece, file in enumerate(files) for line in file.slice(number)]
+    files = [ItemFile(_path(plan, "dealt", portion)) for portion in range(len(plan.portions))]
+    places = [(portion, line) for portion, file in enumerate(files) for line in file.slice(number)]
     get = functools.lru_cache(1024)(lambda place: files[place[0]][place[1]])
     groups: dict[tuple, list] = {}
     for place in places:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import linecache
 import os
 import sys
 import traceback
@@ -15,6 +14,7 @@ import huggingface_hub.constants
 import torch
 import transformers
 
+from keju.records.mistakes import is_raised_by_us
 from keju.training.crash import explain
 from keju.training.processes import process_index
 from keju.training.run_folder import RunFolder, current_run
@@ -106,13 +106,7 @@ def is_user_mistake(error: BaseException) -> bool:
     """A file that is not there, bad JSON, or a ValueError that a `raise` statement of ours chose to raise."""
     if isinstance(error, (*FILE_MISTAKES, json.JSONDecodeError)):
         return True
-    if not isinstance(error, ValueError) or error.__traceback__ is None:
-        return False
-    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    # `a, b = three_things` is a ValueError too, and a bug of ours.
-    statement = linecache.getline(frame.f_code.co_filename, line).strip()
-    package = frame.f_globals.get("__package__") or ""
-    return package.partition(".")[0] == "keju" and statement.startswith("raise")
+    return isinstance(error, ValueError) and is_raised_by_us(error)
 
 
 def _one_line(error: BaseException) -> str:
