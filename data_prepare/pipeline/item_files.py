@@ -66,7 +66,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 def load(path: Path) -> np.ndarray:
     """An array of `save`, mapped into memory."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # of the plain class, whose items come faster
 
 
 class ItemFile:
