@@ -26,8 +26,8 @@ Line = tuple[str, str]  # ("file:line", text without its end)
 
 def wrong_folder(folder: Path, expected: str, download: str) -> ValueError:
     """The error to raise where `folder` holds something else than a corpus."""
-    what = "this folder has no" if folder.is_dir() else "no such folder; expected"
-    return ValueError(f"--raw_dir {folder}: {what} {expected}; to download it: {download}")
+    what = "nothing of this corpus in this folder" if folder.is_dir() else "no such folder"
+    return ValueError(f"--raw_dir {folder}: {what}; expected {expected}; to download it: {download}")
 
 
 def file_pieces(folder: Path, paths: Iterable[Path], piece_bytes: int | None = None) -> list[Piece]:

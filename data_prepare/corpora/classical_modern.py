@@ -29,7 +29,7 @@ def pieces(folder: Path, piece_bytes: int) -> list[Piece]:
     first_version = [path for path in folder.glob("bitext/*") if path.is_file() and not path.suffix]
     paths = first_version + list(folder.glob("双语数据/**/bitext.txt"))
     if not paths:
-        raise wrong_folder(folder, "bitext/<book> nor 双语数据/<book>/.../bitext.txt", DOWNLOAD)
+        raise wrong_folder(folder, "bitext/<book> or 双语数据/<book>/.../bitext.txt", DOWNLOAD)
     return file_pieces(folder, paths)
 
 

@@ -18,14 +18,16 @@ DOWNLOAD = "git clone --depth 1 https://github.com/chinese-poetry/chinese-poetry
 # of such length), of the same genre, of another genre.
 WRONG = ((0, 2), (-1, 1), (-2, 1))
 # A classic in prose is continued paragraph by paragraph, from a beginning that is not just "he said".
-PARAGRAPH = re.compile(r"(.{8,}?[。？！；][”’」』]?)(.+)")
+PARAGRAPH = re.compile(r"(.{8,}?[。？！；][”’」』]*)(?![”’」』])(.+)")
 
 
 def pieces(folder: Path, piece_bytes: int) -> list[Piece]:
     """One piece a file: the largest has 4 MB."""
     paths = poem_files(folder)
     if not paths:
-        raise wrong_folder(folder, "poems (poet.tang.0.json, ci.song.0.json, shijing.json, ...)", DOWNLOAD)
+        raise wrong_folder(
+            folder, "poet.tang.0.json, ci.song.0.json, shijing.json, ... in any folder below it", DOWNLOAD
+        )
     return file_pieces(folder, paths)
 
 
