@@ -79,8 +79,8 @@ def _halves(line: str, _: str) -> tuple[str, str]:
 
 
 def _item(first: str, second: str, where: str) -> Item:
-    if not first or not second:
-        raise ValueError(f"the {'second' if first else 'first'} line is empty")
+    if not first.strip() or not second.strip():
+        raise ValueError(f"the {'second' if first.strip() else 'first'} line is empty")
     if len(first) != len(second):
         raise ValueError(f"the first line has {len(first)} characters, the second {len(second)}")
     row = {"prompt": PROMPT.format(first), "answers": [{"answer": second, "score": 1}]}

@@ -46,7 +46,8 @@ def _items(kind: Kind, where: str, fields: dict[str, Any]) -> Iterator[Item]:
     it = poem(kind, fields)
     whole = "\n".join(it.lines)
     # By the text and not by author or title: what two authors or two files have in common is in one split.
-    group = it.name if kind.genre == PROSE else "".join(filter(str.isalnum, whole))[:10]
+    beginning = "".join(filter(str.isalnum, whole))[:10]
+    group = it.name if kind.genre == PROSE and it.name else beginning
     known = {"where": where, "group": group, "source": kind.genre}
     head = f"{it.author}{it.name}"
     yield Item({"text": f"{head}\n{whole}" if head else whole}, task="text", **known)

@@ -48,6 +48,7 @@ def test_a_line_beyond_the_limit_is_passed_over_in_parts(tmp_path, monkeypatch):
     long, short, exact = lines_of(tmp_path, b"x" * 30 + b"\nshort\n1234567\n")
     assert isinstance(long, BadRow) and long.where == "a.txt:1"
     assert (short, exact) == (("a.txt:2", "short"), ("a.txt:3", "1234567"))
+    assert list(text_lines(tmp_path, Piece("a.txt", 0, 31))) == [long]
 
 
 @given(

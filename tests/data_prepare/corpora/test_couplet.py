@@ -60,7 +60,7 @@ def test_the_files_themselves_and_both_folders(tmp_path):
 
 def test_bad_couplets(tmp_path):
     write(tmp_path, "天 地\n春 风\n\n日\n", "山 水 长\n\n花\n月\n")
-    (tmp_path / "couplets.txt").write_bytes("天地\t山水\n天地山水\n天地人山水\n".encode() + b"\xff\n")
+    (tmp_path / "couplets.txt").write_bytes("天地\t山水\n天地山水\n天地人山水\n".encode() + b"\xff\n1\t \n")
     items, bad = read_corpus("couplet", tmp_path)
     assert [item.where for item in items] == ["couplets.txt:1", "in.txt:4"]
     joined = "expected two lines of one length with one character between them that is no letter"
@@ -68,6 +68,7 @@ def test_bad_couplets(tmp_path):
         BadRow("couplets.txt:2", joined),
         BadRow("couplets.txt:3", joined),
         BadRow("couplets.txt:4", "not UTF-8 text (invalid start byte at byte 0 of the line)"),
+        BadRow("couplets.txt:5", "the second line is empty"),
         BadRow("in.txt:1", "the first line has 2 characters, the second 3"),
         BadRow("in.txt:2", "the second line is empty"),
         BadRow("in.txt:3", "the first line is empty"),

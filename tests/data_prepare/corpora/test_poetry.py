@@ -142,8 +142,10 @@ def test_notes_and_titles(tmp_path):
     note = {"author": "某", "title": "句", "paragraphs": ["一（一作「二", "（三）」）片。", "（《全唐詩》）。"]}
     write(tmp_path, "poet.tang.0.json", note, note | {"author": None, "title": None})
     write(tmp_path, "yuanqu.json", {"author": "某", "title": "调", "paragraphs": ["(某云)不好了"]})
+    write(tmp_path, "lunyu.json", {"paragraphs": ["子曰：“学而时习之，不亦说乎？”"]})
     items, _ = read_corpus("poetry", tmp_path)
     assert [item.row.get("text") or item.row["prompt"] for item in items] == [
+        "子曰：“学而时习之，不亦说乎？”",
         "某\n一片。",
         "一片。",
         "某《调·(某云)不好了》\n(某云)不好了",
