@@ -1,0 +1,125 @@
+"""Rows that hold a piece of an evaluation set: found by runs of 13 characters (words, in English) that they share.
+
+Why 13: GPT-3's choice for English words. Thirteen Chinese characters are about eight words, a clause; what is shorter is
+often an idiom with its verb, or a title with a year, that any text may hold. Shorter questions, options and answers
+cannot be found so, and are counted. A run that many different texts of the evaluation sets share (下列关于...的说法正确的是)
+comes from how tasks are worded and is no evidence; the same text in several rows or files counts as one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from keju.data_prepare.cleaning.evaluation_texts import evaluation_texts
+from keju.data_prepare.cleaning.ngrams import SEPARATOR, ngram_hashes
+from keju.data_prepare.cleaning.unicode_form import normal_form
+from keju.records.writing import whole_folder, write_json
+
+LENGTH = 13
+MAX_TEXTS = 10
+
+_HASHES, _SOURCES, _DESCRIPTION = "hashes.npy", "sources.npy", "ngrams.json"
+
+
+@dataclass(frozen=True)
+class NgramSummary:
+    """What `write_evaluation_ngrams` read and wrote. digest: the same for the same n-grams, for a report."""
+
+    folders: list[str]
+    length: int
+    max_texts: int
+    texts: int
+    texts_too_short: int
+    ngrams: int
+    ngrams_too_common: int
+    digest: str
+
+
+class Overlap(NamedTuple):
+    """where: "file:row" of an evaluation set. text: of the row that shares a run with it."""
+
+    where: str
+    text: str
+
+
+def write_evaluation_ngrams(
+    folders: Iterable[str | Path], output: str | Path, *, length: int = LENGTH, max_texts: int = MAX_TEXTS
+) -> NgramSummary:
+    """Read the evaluation sets in `folders` and write their n-grams to the folder `output`, for `EvaluationNgrams`.
+
+    length: of a run, in Han characters or words. max_texts: a run in more different texts than this is left out.
+    Raises ValueError for a folder without evaluation sets, or with a file that cannot be read.
+    """
+    folders = [Path(folder) for folder in folders]
+    places: list[str] = []
+    hashes, sources = [], []
+    seen: set[bytes] = set()
+    too_short = 0
+    for where, text in (found for folder in folders for found in evaluation_texts(folder)):
+        found = ngram_hashes(normal_form(text).replace(SEPARATOR, " "), length)
+        if not len(found):
+            too_short += 1
+            continue
+        digest = hashlib.blake2b(found.tobytes(), digest_size=12).digest()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        hashes.append(np.unique(found))
+        sources.append(np.full(len(hashes[-1]), len(places), dtype=np.uint32))
+        places.append(where)
+    if not hashes:
+        raise ValueError(f"--decontaminate {folders[0]}: no text of {length} characters or words is in its files")
+    all_hashes, all_sources = np.concatenate(hashes), np.concatenate(sources)
+    order = np.argsort(all_hashes, kind="stable")  # so that the first of equal ones is of the first text
+    values, first, counts = np.unique(all_hashes[order], return_index=True, return_counts=True)
+    kept = counts <= max_texts
+    values, sources_kept = values[kept], all_sources[order][first[kept]]
+    digest = hashlib.blake2b(values.tobytes() + bytes([length]), digest_size=16).hexdigest()
+    summary = NgramSummary(
+        [folder.resolve().name for folder in folders], length, max_texts, len(places), too_short,
+        len(values), int(np.count_nonzero(~kept)), digest,
+    )  # fmt: skip
+    with whole_folder(output, shutil.rmtree) as aside:
+        np.save(aside / _HASHES, values)
+        np.save(aside / _SOURCES, sources_kept)
+        write_json(aside / _DESCRIPTION, {**asdict(summary), "places": places})
+    return summary
+
+
+class EvaluationNgrams:
+    """The n-grams in a folder of `write_evaluation_ngrams`; processes on one machine share their memory.
+
+    length: of a run. Raises ValueError if the folder holds something else.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        try:
+            description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+            hashes, sources = (np.load(folder / name, mmap_mode="r") for name in (_HASHES, _SOURCES))
+            self.length, self._places = int(description["length"]), list(description["places"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder}: holds no n-grams of evaluation sets; write them anew") from error
+        self._hashes, self._sources = np.asarray(hashes), np.asarray(sources)
+
+    def overlap(self, texts: Sequence[str]) -> Overlap | None:
+        """The first run in the texts that is in an evaluation set."""
+        texts = [text for text in texts if len(text) >= self.length]
+        if not texts:
+            return None
+        hashes = ngram_hashes(SEPARATOR.join(texts), self.length)
+        places = np.searchsorted(self._hashes, hashes)
+        places[places == len(self._hashes)] = 0
+        (found,) = np.nonzero(self._hashes[places] == hashes)
+        if not len(found):
+            return None
+        source = int(self._sources[places[found[0]]])
+        return Overlap(self._places[source], " / ".join(texts))
