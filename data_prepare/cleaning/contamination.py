@@ -1,9 +1,13 @@
 """Rows that hold a piece of an evaluation set: found by runs of 13 characters (words, in English) that they share.
 
-Why 13: GPT-3's choice for English words. Thirteen Chinese characters are about eight words, a clause; what is shorter is
-often an idiom with its verb, or a title with a year, that any text may hold. Shorter questions, options and answers
-cannot be found so, and are counted. A run that many different texts of the evaluation sets share (下列关于...的说法正确的是)
-comes from how tasks are worded and is no evidence; the same text in several rows or files counts as one.
+Why 13: it is GPT-3's choice for English words. Thirteen Chinese characters are about eight words, a clause; what is
+shorter is often an idiom with its verb, or a title with a year, that any text may hold. Shorter questions, options and
+answers cannot be found so; they are counted. A run that many different texts of the evaluation sets share (下列关于
+...的说法正确的是) comes from how tasks are worded and is no evidence; the same text in several rows counts as one.
+
+How many runs: one is enough for a text of up to 62 units, as most questions are. Of a longer one (the passages of CMRC
+2018 are from Wikipedia) a row must share 2 % of all runs, for a common turn of phrase is soon found in a long text. And
+at least 5 units must be other than the long names in `set_phrases.py`.
 """
 
 from __future__ import annotations
@@ -19,14 +23,18 @@ from typing import NamedTuple
 import numpy as np
 
 from keju.data_prepare.cleaning.evaluation_texts import evaluation_texts
-from keju.data_prepare.cleaning.ngrams import SEPARATOR, ngram_hashes
+from keju.data_prepare.cleaning.ngrams import SEPARATOR, count_units, ngram_hashes, runs_at
+from keju.data_prepare.cleaning.set_phrases import without_set_phrases
 from keju.data_prepare.cleaning.unicode_form import normal_form
 from keju.records.writing import whole_folder, write_json
 
 LENGTH = 13
 MAX_TEXTS = 10
+MIN_SHARE = 0.02
+MIN_OWN_UNITS = 5
 
-_HASHES, _SOURCES, _DESCRIPTION = "hashes.npy", "sources.npy", "ngrams.json"
+_HASHES, _SOURCES, _SIZES, _FILTER, _DESCRIPTION = "hashes.npy", "sources.npy", "sizes.npy", "filter.npy", "ngrams.json"
+_FILTER_BITS_PER_NGRAM = 32
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,10 @@ class NgramSummary:
 
 
 class Overlap(NamedTuple):
-    """where: "file:row" of an evaluation set. text: of the row that shares a run with it."""
+    """where: "file:row" of an evaluation set. run: the longest run of units that a text shares with it."""
 
     where: str
-    text: str
+    run: str
 
 
 def write_evaluation_ngrams(
@@ -90,6 +98,8 @@ def write_evaluation_ngrams(
     with whole_folder(output, shutil.rmtree) as aside:
         np.save(aside / _HASHES, values)
         np.save(aside / _SOURCES, sources_kept)
+        np.save(aside / _SIZES, np.array([len(found) for found in hashes]))
+        np.save(aside / _FILTER, _filter_of(values))
         write_json(aside / _DESCRIPTION, {**asdict(summary), "places": places})
     return summary
 
@@ -104,22 +114,46 @@ class EvaluationNgrams:
         folder = Path(folder)
         try:
             description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-            hashes, sources = (np.load(folder / name, mmap_mode="r") for name in (_HASHES, _SOURCES))
+            arrays = (np.load(folder / name, mmap_mode="r") for name in (_HASHES, _SOURCES, _SIZES, _FILTER))
+            self._hashes, self._sources, self._sizes, self._filter = map(np.asarray, arrays)
             self.length, self._places = int(description["length"]), list(description["places"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder}: holds no n-grams of evaluation sets; write them anew") from error
-        self._hashes, self._sources = np.asarray(hashes), np.asarray(sources)
 
     def overlap(self, texts: Sequence[str]) -> Overlap | None:
-        """The first run in the texts that is in an evaluation set."""
+        """The evaluation text of which the texts hold enough runs; of several the one whose run is first."""
         texts = [text for text in texts if len(text) >= self.length]
         if not texts:
             return None
-        hashes = ngram_hashes(SEPARATOR.join(texts), self.length)
-        places = np.searchsorted(self._hashes, hashes)
-        places[places == len(self._hashes)] = 0
-        (found,) = np.nonzero(self._hashes[places] == hashes)
-        if not len(found):
+        joined = SEPARATOR.join(texts)
+        hashes = ngram_hashes(joined, self.length)
+        (maybe,) = np.nonzero(_passes(self._filter, hashes))
+        if not len(maybe):
             return None
-        source = int(self._sources[places[found[0]]])
-        return Overlap(self._places[source], " / ".join(texts))
+        found = hashes[maybe]
+        places = np.minimum(np.searchsorted(self._hashes, found), len(self._hashes) - 1)
+        same = self._hashes[places] == found
+        found, sources, starts = found[same], self._sources[places[same]], maybe[same]
+        for source in dict.fromkeys(sources.tolist()):
+            of_source = sources == source
+            if len(np.unique(found[of_source])) < MIN_SHARE * self._sizes[source]:
+                continue
+            runs = runs_at(joined, starts[of_source].tolist(), self.length)
+            if sum(count_units(without_set_phrases(run)) for run in runs) >= MIN_OWN_UNITS:
+                return Overlap(self._places[source], max(runs, key=len))
+        return None
+
+
+def _filter_of(hashes: np.ndarray) -> np.ndarray:
+    """uint8 [a power of two]: one bit for the upper bits of a hash. Most n-grams that are not there end here, with one
+    look into a small array, where a search takes twenty into a large one."""
+    bits = max(int(len(hashes) * _FILTER_BITS_PER_NGRAM).bit_length(), 10)
+    there = np.zeros(1 << bits, dtype=bool)
+    there[hashes >> np.uint64(64 - bits)] = True
+    return np.packbits(there, bitorder="little")
+
+
+def _passes(filter: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """bool [number of hashes]: False where a hash is not among those of the filter for sure."""
+    bits = hashes >> np.uint64(64 - (len(filter) * 8).bit_length() + 1)
+    return (filter[bits >> np.uint64(3)] >> (bits & np.uint64(7)).astype(np.uint8)) & 1 > 0

@@ -7,11 +7,15 @@ are left out, so that 13 units are 13 characters of Chinese and 13 words of Engl
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Iterable
 
 import numpy as np
 
 SEPARATOR = "\0"  # between texts in one string: no run goes across it, and no text has it
 _HAN = ((0x3007, 0x3008), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x33480))
+_RANGES = "".join(f"{chr(start)}-{chr(end - 1)}" for start, end in _HAN)
+_UNIT = re.compile(rf"[\0{_RANGES}]|[^\W_{_RANGES}]+")
 _OTHER, _ALONE, _IN_WORD = 0, 1, 2
 _CODES = 0x110000
 
@@ -39,6 +43,25 @@ def ngram_hashes(text: str, length: int) -> np.ndarray:
         hashes *= np.uint64(0x9E3779B97F4A7C15)
         hashes += units[offset : offset + count]
     return _mixed(hashes)
+
+
+def runs_at(text: str, starts: Iterable[int], length: int) -> list[str]:
+    """The units of a text that its n-grams at `starts` cover, those that follow one another as one string.
+
+    starts: places in what `ngram_hashes` returns, ascending.
+    """
+    units = _UNIT.findall(text.lower())
+    covered: list[list[int]] = []
+    for start in starts:
+        if covered and start <= covered[-1][1]:
+            covered[-1][1] = start + length
+        else:
+            covered.append([start, start + length])
+    return ["".join(units[start:end]) for start, end in covered]
+
+
+def count_units(text: str) -> int:
+    return len(_UNIT.findall(text))
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Every step of cleaning by name, in the order in which they run, as one function over the texts of a row.
 
-Later steps see what earlier ones wrote: entities before the characters they stand for are judged, spaces after what left
-gaps, lengths and shares last. A pass changes the list of texts in place and says whether it did, or what makes the row
-unusable.
+Later steps see what earlier ones wrote: entities go before the characters they stand for are judged, spaces after what
+left gaps, lengths and shares last. A pass changes the list of texts in place and says whether it did, or what makes
+the row unusable.
 """
 
 from __future__ import annotations
@@ -113,9 +113,11 @@ def _length(settings: CleaningSettings) -> Pass:
     def bounded(kind: str) -> Pass:
         least, most = bounds[kind]
         too_short, too_long = Unusable(f"{kind} too short"), Unusable(f"{kind} too long")
-        return _each_text(
-            lambda text: too_short if len(text) < least else too_long if len(text) > most else text, (kind,)
-        )
+
+        def judged(text: str) -> str | Unusable:
+            return too_short if len(text) < least else too_long if len(text) > most else text
+
+        return _each_text(judged, (kind,))
 
     by_kind = [bounded(kind) for kind in bounds]
 
@@ -155,4 +157,4 @@ def _unseen(ngrams: EvaluationNgrams, texts: list[RowText], changes: Counter[str
     if found is None:
         return False
     path, _, row = found.where.rpartition(":")
-    return Unusable(f"shares {ngrams.length} characters or words with {path}", f"{found.text} (row {row})")
+    return Unusable(f"shares {ngrams.length} characters or words with {path}", f"row {row}: {found.run}")

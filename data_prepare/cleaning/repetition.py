@@ -12,7 +12,7 @@ _END = re.compile(r"[\n。！？!?；;，,]+")
 
 def repeated_share(text: str) -> float:
     """The larger of: the share of the commonest character; the share, in characters, of the commonest sentence or
-    clause, if it is there more than once. 0.0 for short texts."""
+    clause, if it is there three times. 0.0 for short texts."""
     if len(text) < MIN_CHARS:
         return 0.0
     counts = Counter(text)
@@ -23,5 +23,5 @@ def repeated_share(text: str) -> float:
     sentences = list(filter(None, _END.split(text)))
     if len(sentences) < MIN_SENTENCES or len(set(sentences)) == len(sentences):
         return share
-    repeated = max(len(sentence) * count for sentence, count in Counter(sentences).items() if count > 1)
+    repeated = max(len(one) * count if count > 2 else 0 for one, count in Counter(sentences).items())
     return max(share, repeated / sum(map(len, sentences)))

@@ -2,10 +2,10 @@
 
 NFKC would turn Chinese punctuation into ASCII (，to , and （ to () and ② into 2. So this is NFC, which writes composed
 letters as one character and compatibility ideographs (U+F900..) as the ideographs they stand for, and besides
-- full-width letters, digits and the signs ％＋＝＠＃＆＄＿／＼＊ become half-width, and so do ．and －between them (１．５);
+- full-width letters, digits and signs (％＋＝＠＃＆＄＿／＼＊) become half-width, and so do ．－ between them;
 - half-width, small and Kangxi-radical forms (｡ ﹐ ⼈), which come from PDF files, become the ordinary ones;
 - every kind of space becomes U+0020, every kind of line end "\\n";
-- characters without width (zero-width spaces, marks of direction, selectors of variants) go, but not the joiner in emoji;
+- characters without width (zero-width spaces, marks of direction, selectors of variants) go, except in emoji;
 - halves of surrogate pairs become U+FFFD, which the next step counts.
 """
 
