@@ -28,13 +28,11 @@ _EDITOR = re.compile(r"[（(\[【](?:责任|责|本文|本期)?编(?:辑|校)?[�
 
 def without_boilerplate(text: str) -> str:
     """The text without the sentences, and remarks in brackets, that are boilerplate."""
-    if "编" in text:
-        text = _EDITOR.sub("", text)
-    if "原标题" in text:
-        text = _ORIGINAL_TITLE.sub("", text)
-    if not _MARKERS.search(text):
-        return text
-    return "".join(sentence for sentence in _SENTENCE.findall(text) if not _is_boilerplate(sentence)).strip()
+    plain = _EDITOR.sub("", text) if "编" in text else text
+    plain = _ORIGINAL_TITLE.sub("", plain) if "原标题" in plain else plain
+    if _MARKERS.search(plain):
+        plain = "".join(sentence for sentence in _SENTENCE.findall(plain) if not _is_boilerplate(sentence))
+    return text if plain == text else plain.strip()
 
 
 def _is_boilerplate(sentence: str) -> bool:

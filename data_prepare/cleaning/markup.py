@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from html.entities import html5
 
 from keju.data_prepare.cleaning.unicode_form import normal_form
 
@@ -25,9 +26,15 @@ def without_markup(text: str) -> str:
     for _ in range(_MAX_LAYERS):
         if not _SOMETHING.search(text) or CODE_FENCE in text:
             return text
-        plain = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
+        plain = _ENTITY.sub(_character, text)
         plain = _REMOVED.sub(lambda found: "\n" if found[2] else "", plain)
         if plain == text:
             return text
         text = normal_form(plain)
     return text
+
+
+def _character(found: re.Match[str]) -> str:
+    # html.unescape also takes the beginning of a name for one: &notanentity; for ¬anentity;
+    entity = found[0]
+    return html.unescape(entity) if entity[1] == "#" or entity[1:] in html5 else entity

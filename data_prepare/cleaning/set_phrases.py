@@ -58,5 +58,5 @@ _PART_AT_END = re.compile(
 
 
 def without_set_phrases(text: str) -> str:
-    """The text without the phrases, and without the parts of one (of three characters or more) that it is cut off in."""
+    """The text without the phrases, and without what is left of one (three characters or more) at either end."""
     return _PHRASE.sub("", _PART_AT_END.sub("", text) if not _PHRASE.fullmatch(text) else text)
