@@ -22,8 +22,11 @@ _MARKERS = re.compile(
     "|分享到(?:微信|朋友圈|微博|QQ)|微信扫一扫|登录后(?:才能|可以|方可)(?:评论|发表|查看)|(?:ICP|icp)备[0-9]|京公网安备"
 )
 _SENTENCE = re.compile(r"[^。！？!?\n]*[。！？!?]*[”’」』）)】]*\n*")
-_ORIGINAL_TITLE = re.compile(r"[（(]原标题[：:][^（）()\n]{1,80}[）)]")
-_EDITOR = re.compile(r"[（(\[【](?:责任|责|本文|本期)?编(?:辑|校)?[：:]\s*[\u4e00-\u9fffA-Za-z0-9_ ]{1,16}[）)\]】]")
+_ORIGINAL_TITLE = re.compile(r"[ \t]*[（(]原标题[：:][^（）()\n]{1,80}[）)]")
+_BLANK_LINES = re.compile(r"\n{3,}")
+_EDITOR = re.compile(
+    r"[ \t]*[（(\[【](?:责任|责|本文|本期)?编(?:辑|校)?[：:]\s*[\u4e00-\u9fffA-Za-z0-9_ ]{1,16}[）)\]】]"
+)
 
 
 def without_boilerplate(text: str) -> str:
@@ -32,7 +35,7 @@ def without_boilerplate(text: str) -> str:
     plain = _ORIGINAL_TITLE.sub("", plain) if "原标题" in plain else plain
     if _MARKERS.search(plain):
         plain = "".join(sentence for sentence in _SENTENCE.findall(plain) if not _is_boilerplate(sentence))
-    return text if plain == text else plain.strip()
+    return text if plain == text else _BLANK_LINES.sub("\n\n", plain).strip()
 
 
 def _is_boilerplate(sentence: str) -> bool:

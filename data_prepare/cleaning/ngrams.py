@@ -16,6 +16,7 @@ SEPARATOR = "\0"  # between texts in one string: no run goes across it, and no t
 _HAN = ((0x3007, 0x3008), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x33480))
 _RANGES = "".join(f"{chr(start)}-{chr(end - 1)}" for start, end in _HAN)
 _UNIT = re.compile(rf"[\0{_RANGES}]|[^\W_{_RANGES}]+")
+_SPACE_BESIDE_HAN = re.compile(rf" (?=[{_RANGES}])|(?<=[{_RANGES}]) ")
 _OTHER, _ALONE, _IN_WORD = 0, 1, 2
 _CODES = 0x110000
 
@@ -57,7 +58,7 @@ def runs_at(text: str, starts: Iterable[int], length: int) -> list[str]:
             covered[-1][1] = start + length
         else:
             covered.append([start, start + length])
-    return ["".join(units[start:end]) for start, end in covered]
+    return [_SPACE_BESIDE_HAN.sub("", " ".join(units[start:end])) for start, end in covered]
 
 
 def count_units(text: str) -> int:
@@ -84,5 +85,5 @@ def _kinds() -> np.ndarray:
 
 @functools.cache
 def _powers() -> np.ndarray:
-    """uint64 [64]: powers of an odd number, one for each place in a word."""
-    return np.cumprod(np.full(64, 0xD1342543DE82EF95, dtype=np.uint64))
+    """uint64 [64]: powers of an odd number, one for each place in a word; 1 for the first."""
+    return np.cumprod(np.array([1] + 63 * [0xD1342543DE82EF95], dtype=np.uint64))

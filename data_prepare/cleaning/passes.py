@@ -1,8 +1,8 @@
 """Every step of cleaning by name, in the order in which they run, as one function over the texts of a row.
 
-Later steps see what earlier ones wrote: entities go before the characters they stand for are judged, spaces after what
-left gaps, lengths and shares last. A pass changes the list of texts in place and says whether it did, or what makes
-the row unusable.
+Later steps see what earlier ones wrote: entities go before the characters they stand for are judged, and boilerplate,
+which goes by the length of a sentence, after all that changes it. A pass changes the list of texts in place and says
+whether it did, or what makes the row unusable.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from keju.data_prepare.cleaning.markup import without_markup
 from keju.data_prepare.cleaning.personal_data import count_masks, masked
 from keju.data_prepare.cleaning.repeated_marks import shorten_runs
 from keju.data_prepare.cleaning.repetition import repeated_share
-from keju.data_prepare.cleaning.row_texts import ANSWER, KINDS, PREFIX, PROMPT, TEXT, RowText, Unusable
+from keju.data_prepare.cleaning.row_texts import ANSWER, KINDS, PREFIX, PROMPT, SYSTEM, TEXT, RowText, Unusable
 from keju.data_prepare.cleaning.settings import CleaningSettings
 from keju.data_prepare.cleaning.simplified_characters import simplified
 from keju.data_prepare.cleaning.spacing import tidy_prefix, tidy_spaces
@@ -44,12 +44,12 @@ def passes(settings: CleaningSettings) -> Iterator[tuple[str, Pass]]:
         yield "simplified characters", _each_text(simplified)
     if settings.shorten_repeated_marks:
         yield "repeated marks", _each_text(shorten_runs)
-    if settings.remove_boilerplate:
-        yield "boilerplate", _each_text(without_boilerplate, (TEXT, ANSWER))
     if settings.mask_personal_data:
         yield "personal data", _each_text(masked, count=count_masks)
     if settings.tidy_spaces:
         yield "spaces", _each_text(tidy_spaces, prefix=tidy_prefix)
+    if settings.remove_boilerplate:
+        yield "boilerplate", _each_text(without_boilerplate, (TEXT, ANSWER))
     if settings.max_repeated_share < 1:
         yield "repetition", _each_text(functools.partial(_varied, most=settings.max_repeated_share), contents)
     yield "length", _length(settings)
@@ -108,6 +108,7 @@ def _length(settings: CleaningSettings) -> Pass:
         TEXT: (settings.min_text_chars, settings.max_text_chars),
         PROMPT: (settings.min_prompt_chars, settings.max_prompt_chars),
         ANSWER: (settings.min_answer_chars, settings.max_answer_chars),
+        SYSTEM: (1, settings.max_text_chars),
     }
 
     def bounded(kind: str) -> Pass:
