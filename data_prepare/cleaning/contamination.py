@@ -35,6 +35,7 @@ MIN_OWN_UNITS = 5
 
 _HASHES, _SOURCES, _SIZES, _FILTER, _DESCRIPTION = "hashes.npy", "sources.npy", "sizes.npy", "filter.npy", "ngrams.json"
 _FILTER_BITS_PER_NGRAM = 32
+_NONE = np.empty(0, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def write_evaluation_ngrams(
     seen: set[bytes] = set()
     too_short = 0
     for where, text in (found for folder in folders for found in evaluation_texts(folder)):
-        found = ngram_hashes(normal_form(text).replace(SEPARATOR, " "), length)
+        found = _NONE if len(text) < length else ngram_hashes(normal_form(text).replace(SEPARATOR, " "), length)
         if not len(found):
             too_short += 1
             continue

@@ -13,7 +13,7 @@ _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]
 _LINE_TAGS = "br|p|div|li|ul|ol|tr|table|tbody|thead|h[1-6]|hr|section|article|blockquote"
 _OTHER_TAGS = "a|b|i|u|s|em|strong|span|font|img|td|th|center|sup|sub|small|big|label|input|button|iframe|video|embed"
 _REMOVED = re.compile(
-    r"<!--.{0,2000}?-->|<(script|style)\b[^<>]{0,500}>.{0,20000}?</\1>"
+    r"<!--.{0,2000}?-->|<(script|style)\b[^<>]{0,500}>.{0,5000}?</\1>"
     rf"|(</?(?:{_LINE_TAGS})(?:\s[^<>]{{0,1000}})?/?>)|</?(?:{_OTHER_TAGS})(?:\s[^<>]{{0,1000}})?/?>",
     re.IGNORECASE | re.DOTALL,
 )

@@ -17,7 +17,7 @@ class CleaningSettings:
     simplify: bool = _setting(False, "traditional characters to simplified ones (needs the package opencc)")
     remove_markup: bool = _setting(True, "HTML entities, tags and comments")
     remove_stray_characters: bool = _setting(True, "control and private-use characters, U+FFFD")
-    max_broken_share: float = _setting(0.01, "share of U+FFFD and the like above which a text is unusable")
+    max_broken_share: float = _setting(0.02, "share of U+FFFD and the like above which a text is unusable")
     shorten_repeated_marks: bool = _setting(True, "！！！！！！ to ！！！")
     remove_boilerplate: bool = _setting(True, "sentences such as 责任编辑：..., 点击查看更多 (not in prompts)")
     mask_personal_data: bool = _setting(True, "telephone, identity and card numbers, e-mail, QQ, WeChat, IP addresses")

@@ -6,7 +6,7 @@ import re
 
 from keju.data_prepare.cleaning.markup import CODE_FENCE
 
-_AT_LINE_END = re.compile(r"[ \t]+(?=\n)")
+_AT_LINE_END = re.compile(r"(?<![ \t])[ \t]+(?=\n)")
 # Indentation is a habit of paragraphs before Chinese, and has a meaning before code and in lists.
 _BEFORE_CHINESE = re.compile(r"(?<=\n)[ \t]+(?=[\u3000-\u9fff\uff00-\uffef“‘])")
 _IN_LINE = re.compile(r"(?<=[^ \t\n])(?:[ \t]{2,}|\t)(?=[^ \t\n])")

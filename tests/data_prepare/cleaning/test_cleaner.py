@@ -131,7 +131,7 @@ def test_what_was_done_is_counted():
     report = {step.name: step.as_row() for step in cleaner.steps}
     assert report["unicode"] == {"name": "unicode", "rows_in": 4, "rows_out": 4, "dropped": {}}
     assert report["boilerplate"]["dropped"]["nothing left"]["rows"] == 2
-    assert report["personal data"]["rows_in"] == 2
+    assert report["language"]["rows_in"] == 2
     assert report["personal data"]["rows_changed"] == 1
     assert report["personal data"]["changes"] == {"<手机号>": 2}
 
@@ -180,6 +180,22 @@ def test_nothing_raises_and_the_result_is_a_record(row):
         json.dumps(item.row, ensure_ascii=False).encode()
         if row.get("answers") != []:
             detect(item.row)
+
+
+HARD = ["1", "1 ", " ", "\t x", "\n ", "a@", "a.", "<b ", "<script>", "<!--", "&amp;", "&#1", "-", "（编辑：", "微信：",
+        "QQ：", "电话：010", "关注", "好。", "1.", "\ufffd", "e\u0301", "(010)", "86", "编  "]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HARD)
+def test_no_text_takes_more_than_its_length(piece):
+    """A pattern that goes over the rest of the text again at every character would not come to an end here."""
+    text = "开头" + piece * (200_000 // len(piece)) + "结尾"
+    assert isinstance(cleaned({"text": text}, max_repeated_share=1.0, min_han_share=0.0), (Item, Dropped))
+
+
+def test_settings_are_plain_values():
+    settings = CleaningSettings(simplify=True, min_han_share=0.5)
+    assert CleaningSettings(**json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
 
 
 def test_settings_that_cannot_be():
