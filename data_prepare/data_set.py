@@ -14,37 +14,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from keju.data_prepare import corpora
+from keju.data_prepare.step import Step
 
 Track = Callable[[Iterable, str], Iterable]
-
-EXAMPLES_KEPT = 3
-
-
-@dataclass
-class Step:
-    """One pass over the raw items: how many went in and came out, and why others did not, with a few of them."""
-
-    name: str
-    rows_in: int = 0
-    rows_out: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def drop(self, reason: str, example: str) -> None:
-        self.dropped[reason] += 1
-        if self.dropped[reason] <= EXAMPLES_KEPT:
-            self.examples.setdefault(reason, []).append(example)
-
-    def as_row(self) -> dict[str, Any]:
-        dropped = {reason: {"rows": count, "examples": self.examples[reason]} for reason, count in self.dropped.items()}
-        return {"name": self.name, "rows_in": self.rows_in, "rows_out": self.rows_out, "dropped": dropped}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from keju.data_prepare.data_set import Step, Track
+from keju.data_prepare.data_set import Track
+from keju.data_prepare.step import Step
 
 MIN_HANZI = 5  # shorter explanations, such as "指心。", fit too many idioms
 HANZI = re.compile(r"[\u3400-\u9fff]")

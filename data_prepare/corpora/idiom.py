@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from keju.data_prepare.data_set import DataSet, Step, Track
+from keju.data_prepare.data_set import DataSet, Track
 from keju.data_prepare.idiom_dictionary import Idiom, clean, read_entries, source
 from keju.data_prepare.splitting import finder, group_items, split_groups
+from keju.data_prepare.step import Step
 
 __all__ = ["VERSION", "build", "source"]
 

@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 
 from keju.data_prepare.corpora import idiom
-from keju.data_prepare.data_set import Step, corpus_module
+from keju.data_prepare.data_set import corpus_module
 from keju.data_prepare.idiom_dictionary import Idiom, clean, mended, read_entries
+from keju.data_prepare.step import Step
 from keju.records.formats import detect
 from keju.records.record import RankedRecord, TextRecord
 

@@ -1,0 +1,76 @@
+"""Cleans one item at a time; what it did is counted step by step.
+
+cleaner = Cleaner(CleaningSettings(simplify=True))
+cleaned = [cleaner.clean(item) for item in read(folder, piece)]
+report = merge([cleaner.steps, ...])          # of several processes or pieces, in any order
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from keju.data_prepare.cleaning.passes import passes
+from keju.data_prepare.cleaning.row_texts import RowText, Unusable, texts_of, with_texts
+from keju.data_prepare.cleaning.settings import CleaningSettings
+from keju.data_prepare.corpus import Item
+from keju.data_prepare.step import Step
+
+_SHOWN_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """An item that is of no use: the step that found so, why, and where the item is and how it begins."""
+
+    step: str
+    reason: str
+    example: str
+
+
+class Cleaner:
+    """What `clean` returns depends on the settings and the item alone; `steps` counts all items that it has seen.
+
+    Raises ValueError if the settings need a package or a folder that is not there.
+    """
+
+    def __init__(self, settings: CleaningSettings) -> None:
+        self._passes = [(run, Step(name)) for name, run in passes(settings)]
+
+    @property
+    def steps(self) -> list[Step]:
+        return [step for _, step in self._passes]
+
+    def clean(self, item: Item) -> Item | Dropped:
+        """The item with cleaned texts (the very same item if none had to change), or why it is dropped.
+
+        A row is dropped if its text, its prompt, a turn, or every answer with the highest score is unusable.
+        """
+        try:
+            texts = texts_of(item.row)
+        except ValueError as error:
+            raise ValueError(f"{item.where}: {error}") from error
+        best = _best_score(texts)
+        any_changed = False
+        for run, step in self._passes:
+            step.rows_in += 1
+            count = len(texts)
+            verdict = run(texts, step.changes)
+            if len(texts) < count and _best_score(texts) != best:
+                verdict = Unusable("no usable best answer", texts[0].text if texts else "")
+            if isinstance(verdict, Unusable):
+                example = f"{item.where}: {_shown(verdict.detail)}"
+                step.drop(verdict.reason, example)
+                return Dropped(step.name, verdict.reason, example)
+            step.rows_out += 1
+            step.rows_changed += verdict
+            any_changed |= verdict
+        return replace(item, row=with_texts(item.row, texts)) if any_changed else item
+
+
+def _best_score(texts: list[RowText]) -> float | None:
+    return max((text.score for text in texts if text.score is not None), default=None)
+
+
+def _shown(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
