@@ -32,10 +32,10 @@ class ExportDataArguments:
     input_files: list[str] = field(metadata={"help": "files or folders of examples, in the order of the output"})
     output_file: str = field(metadata={"help": "ends in .jsonl, .jsonl.gz, .jsonl.zst, .json, .csv, .parquet or .txt"})
     layout: str = field(default="records", metadata={"help": f"the fields of a row: {', '.join(LAYOUTS)}"})
-    pairs: str = field(default="all", metadata={"help": f"of preference: {' or '.join(PAIRS)} answers of a prompt"})
+    pairs: str = field(default="all", metadata={"help": f"in preference: {' or '.join(PAIRS)} answers of a prompt"})
     conversational: bool = field(
         default=False,
-        metadata={"help": "preference, kto and prompts as turns, which may have system and earlier turns"},
+        metadata={"help": "preference, kto and prompts as turns, which system and earlier turns need"},
     )
     on_bad_line: str = field(default="error", metadata={"help": "error, or skip: leave out, count and show"})
     overwrite: bool = field(default=False, metadata={"help": "replace output_file where it is there"})

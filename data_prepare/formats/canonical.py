@@ -40,7 +40,7 @@ def plain_context(messages: Sequence[Message]) -> Row | None:
     *system, question = messages
     if question.role != "user" or [message.role for message in system] not in ([], ["system"]):
         return None
-    return {"prompt": question.content} | {"system": message.content for message in system}
+    return {"prompt": question.content, **({"system": system[0].content} if system else {})}
 
 
 def group_of(record: Record) -> str:
@@ -56,4 +56,4 @@ def group_of(record: Record) -> str:
 
 def _number(score: float) -> float:
     """Whole numbers without ".0", as people write them."""
-    return int(score) if score.is_integer() and abs(score) < 1e15 else score
+    return int(score) if float(score).is_integer() and abs(score) < 1e15 else score

@@ -38,8 +38,7 @@ class _Window:
         self._decoder = codecs.getincrementaldecoder(encoding)()
         self._text, self._at = "", 0
         self.line = 1
-        self._grow()
-        self._text = self._text.removeprefix("\ufeff")
+        self._begun = False
 
     def _grow(self) -> bool:
         """Adds a block; False at the end of the text. Raises ValueError for bytes that are no text."""
@@ -48,6 +47,8 @@ class _Window:
             more = self._decoder.decode(block or b"", final=block is None)
         except UnicodeDecodeError as error:
             raise ValueError(f"not UTF-8 text ({error.reason})") from error
+        if more and not self._begun:
+            more, self._begun = more.removeprefix("\ufeff"), True
         self._text, self._at = self._text[self._at :] + more, 0
         return block is not None
 

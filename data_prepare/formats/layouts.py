@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from keju.records.formats import FORMATS, Row, detect
-from keju.records.record import Answer, ChatRecord, RankedRecord, Record
+from keju.records.formats import FORMATS, Row, completion, detect, names_of
+from keju.records.record import Answer, RankedRecord, Record
 
 
 def selected(row: Row) -> list[Record]:
@@ -24,7 +24,12 @@ def selected(row: Row) -> list[Record]:
 def instances(row: Row) -> list[Record]:
     """{"instruction", "instances": [{"input", "output"}, ...]} (seed tasks of BELLE and Self-Instruct)."""
     found = _list_of_objects(row, "instances")
-    return [detect({"instruction": row["instruction"], **instance}) for instance in found]
+    return [
+        detect(
+            {"instruction": row["instruction"], "input": instance.get("input"), "output": instance.get("output", "")}
+        )
+        for instance in found
+    ]
 
 
 def conversation(row: Row) -> list[Record]:
@@ -40,11 +45,13 @@ def conversation(row: Row) -> list[Record]:
 def moss(row: Row) -> list[Record]:
     """{"chat": {"turn_1": {"Human", "MOSS", "Commands"?, ...}, ...}} (MOSS-003)."""
     turns = []
-    for name, turn in row["chat"].items() if isinstance(row["chat"], dict) else ():
+    if not isinstance(row["chat"], dict):
+        raise ValueError('"chat" must be an object of turns')
+    for number, turn in enumerate(row["chat"].values(), start=1):
         if not isinstance(turn, dict) or not all(isinstance(turn.get(who), str) for who in ("Human", "MOSS")):
-            raise ValueError(f'"{name}" of "chat" needs "Human" and "MOSS"')
+            raise ValueError(f'turn {number} of "chat" needs "Human" and "MOSS"')
         if _spoken(str(turn.get("Commands", ""))) not in ("", "None"):
-            raise ValueError(f'"{name}" of "chat" calls a tool, which no format of Keju holds')
+            raise ValueError(f'turn {number} of "chat" calls a tool, which no format of Keju holds')
         turns += [{"role": "user", "content": _spoken(turn["Human"])}]
         turns += [{"role": "assistant", "content": _spoken(turn["MOSS"])}]
     return [detect({"messages": turns})]
@@ -52,8 +59,7 @@ def moss(row: Row) -> list[Record]:
 
 def kto(row: Row) -> list[Record]:
     """{"prompt", "completion", "label": true or false}: an answer of score 1 or 0 (TRL)."""
-    chat = detect({name: value for name, value in row.items() if name != "label"})
-    assert isinstance(chat, ChatRecord)
+    chat = completion(row)
     return [RankedRecord(chat.messages[:-1], (Answer(chat.messages[-1].content, float(row["label"])),))]
 
 
@@ -109,8 +115,7 @@ def records_of(value: Any) -> list[Record]:
             if {question, answer} <= row.keys():
                 return [_answered(row, question, answer)]
         if not row.keys() & {"prompt"}:
-            found = ", ".join(f'"{name}"' for name in list(row)[:8]) or "none"
-            raise ValueError(f"fields {found} are no known format. {EXPECTED}")
+            raise ValueError(f"fields {names_of(row)} are no known format. {EXPECTED}")
     return [detect(row)]
 
 

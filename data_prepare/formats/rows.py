@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,8 @@ def row_before(path: Path, piece: Piece) -> Any:
     if piece.start == 0:
         return None
     if kind_of(path) == ".parquet":
-        last = None
-        for _, last in _parquet_rows(path, Piece(piece.path, piece.start - 1, piece.start)):
-            pass
-        return last
+        rows = deque(_parquet_rows(path, Piece(piece.path, piece.start - 1, piece.start)), maxlen=1)
+        return rows[0][1] if rows else None
     lines = list(text_lines([line_before(path, piece.start)], encoding_of(path), 2))
     if not lines or isinstance(lines[0][1], ValueError):
         return None
