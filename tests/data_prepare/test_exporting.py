@@ -94,7 +94,7 @@ def as_held(record, layout):
 
 
 @pytest.mark.parametrize("name", HOLDS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(data=st.data())
 def test_exported_and_read_again_is_the_same(name, data, tmp_path_factory):
     kind, suffixes, choices = HOLDS[name]
