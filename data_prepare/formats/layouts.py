@@ -93,7 +93,12 @@ def is_kto(value: Any) -> bool:
 
 def prompt_key(value: Any) -> str | None:
     """What the rows of one KTO prompt share; None for a row of another layout."""
-    return json.dumps([value["prompt"], value.get("system")], sort_keys=True) if is_kto(value) else None
+    if not is_kto(value):
+        return None
+    try:
+        return json.dumps([value["prompt"], value.get("system")], sort_keys=True)
+    except RecursionError:  # no prompt of any layout is so deeply nested
+        return None
 
 
 def records_of(value: Any) -> list[Record]:

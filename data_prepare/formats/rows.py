@@ -227,7 +227,7 @@ def _parquet_rows(path: Path, piece: Piece) -> Rows:
             for row in batch.to_pylist():
                 yield number, row
                 number += 1
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: broken Parquet file ({str(error).splitlines()[0]}); fetch it again") from error
 
 

@@ -170,6 +170,14 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("depth", range(100, 1000, 50))
+def test_deep_nesting_is_a_bad_row(depth, tmp_path):
+    deep = "[" * depth + "]" * depth
+    lines = [f'{{"prompt": {deep}, "completion": "答", "label": true}}', f'{{"messages": {deep}}}', deep]
+    found = read(written(tmp_path, "\n".join(lines)))
+    assert len(found) == 3 and all(isinstance(bad, BadRow) for bad in found)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_row_has_place_and_reason(name, tmp_path):
     value, reason = BAD[name]
@@ -309,6 +317,14 @@ def test_a_file_that_is_not_what_its_name_says(name, tmp_path):
     with pytest.raises(ValueError) as caught:
         read(written(tmp_path, content, name))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_with_texts_that_are_none(tmp_path):
+    offsets, data = pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, offsets, data])
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="a.parquet: broken Parquet file"):
+        read(tmp_path)
 
 
 def test_nothing_there(tmp_path):
