@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from keju.data_prepare.formats.rows import UNPROMPTED
+from keju.data_prepare.formats.tables import UNPROMPTED
 from keju.records.record import ChatRecord, Message, RankedRecord, Record, TextRecord
 
 Row = dict[str, Any]

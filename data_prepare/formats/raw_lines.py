@@ -100,6 +100,10 @@ def text_lines(data: Iterable[bytes], encoding: str, first_line: int = 1, end: b
             yield number, ValueError(f"not {name} text ({error.reason} at byte {error.start} of the line)")
 
 
+def is_blank(line: str | ValueError) -> bool:
+    return isinstance(line, str) and not line.strip()
+
+
 def _split(data: Iterable[bytes]) -> Iterator[bytes | ValueError]:
     rest, too_long = b"", False
     for block in data:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keju.data_prepare.corpus import Piece
-from keju.data_prepare.formats import json_array, raw_lines
-from keju.data_prepare.formats.json_array import array_items
+from keju.data_prepare.formats import json_values, raw_lines
+from keju.data_prepare.formats.json_values import array_items
 from keju.data_prepare.formats.raw_lines import line_before, line_cuts, text_lines
 from keju.data_prepare.formats.rows import rows_of
 
@@ -87,7 +87,7 @@ def test_empty_array_and_wrong_bytes():
 
 
 def test_an_item_that_never_ends_is_not_read_to_the_end(monkeypatch):
-    monkeypatch.setattr(json_array, "MAX_ITEM", 100)
+    monkeypatch.setattr(json_values, "MAX_ITEM", 100)
     read = 0
 
     def endless():

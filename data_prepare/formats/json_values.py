@@ -1,4 +1,4 @@
-"""The items of a JSON array of any size, without holding more than one block and one item of it."""
+"""A JSON value a line, and the items of an array of any size, of which no more than a block and an item is held."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from typing import Any
 MAX_ITEM = 1 << 24  # characters; where an item does not end within them, it is malformed
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+
+
+def parsed(line: str) -> Any:
+    """The JSON value of a line, or a ValueError that says where it is malformed."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return ValueError(f"malformed JSON ({error.msg} at column {error.colno})")
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+        return ValueError(f"malformed JSON ({error})")
 
 
 def array_items(data: Iterable[bytes], encoding: str) -> Iterator[tuple[int, Any]]:
