@@ -110,8 +110,12 @@ def detect(value: Any) -> Record:
     for fields, parse in FORMATS:
         if fields <= row.keys():
             return parse(row)
-    found = ", ".join(f'"{name}"' for name in list(row)[:8]) or "none"
-    raise ValueError(f"fields {found} are no known format. {EXPECTED}")
+    raise ValueError(f"fields {names_of(row)} are no known format. {EXPECTED}")
+
+
+def names_of(row: Row) -> str:
+    """The first fields of an object for a message of one line: line ends and half surrogate pairs are escaped."""
+    return ", ".join(f'"{repr(name[:40])[1:-1]}"' for name in list(row)[:8]) or "none"
 
 
 def _context(row: Row) -> tuple[Message, ...]:

@@ -27,22 +27,29 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def _write_whole(path: str | Path, parts: Iterable[str]) -> int:
+    count = 0
+    with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        for part in parts:
+            file.write(part)
+            count += 1
+    return count
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """An empty file beside `path` that takes its name when the block ends, and vanishes when the block fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    count = 0
     try:
-        with aside.open("x", encoding="utf-8", newline="\n") as file:
-            for part in parts:
-                file.write(part)
-                count += 1
-            file.flush()
+        aside.open("x").close()
+        yield aside
+        with aside.open("r+b") as file:
             os.fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    return count
 
 
 @contextlib.contextmanager

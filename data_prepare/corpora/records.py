@@ -1,0 +1,139 @@
+"""Files of examples in the formats that people have: alpaca, sharegpt, messages, TRL, KTO, BELLE, Firefly, MOSS, texts.
+
+The raw data is a file or a folder (with folders inside) of .jsonl, .json, .txt, .csv, .tsv (each also .gz or .zst) and
+.parquet. Formats are told by their fields: keju.records.formats and keju.data_prepare.formats.layouts list them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby, islice, takewhile
+from pathlib import Path
+from typing import Any
+
+from keju.data_prepare.corpus import BadRow, Item, Piece
+from keju.data_prepare.formats.canonical import group_of, row_of
+from keju.data_prepare.formats.layouts import prompt_key, records_of
+from keju.data_prepare.formats.rows import COMPRESSED, SUFFIXES, Rows, kind_of, pieces_of, row_before, rows_of
+from keju.data_prepare.formats.whole_texts import text_of
+from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
+
+VERSION = 1
+DOWNLOAD = "your own files: --raw_dir names one of them or their folder"
+WRONG = ()  # the answers are those of the files
+
+DOCUMENTS = ("line", "file")
+MAX_ANSWERS = 256  # of one item, where a KTO file has very many rows of one prompt
+
+
+def pieces(folder: str | Path, piece_bytes: int, document: str = "line") -> list[Piece]:
+    """All files of the folder by name, or the one file; large ones in parts. Hidden files are left out.
+
+    document: what one text of a .txt file is, "line" or "file".
+    Raises ValueError where there is no such file, or one is not what its name says.
+    """
+    if document not in DOCUMENTS:
+        raise ValueError(f"--document must be one of {', '.join(DOCUMENTS)}, not {document!r}")
+    root, names = _files(Path(folder))
+    found: list[Piece] = []
+    for name in names:
+        whole = document == "file" and kind_of(root / name) == ".txt"
+        found += [Piece(name)] if whole else pieces_of(root / name, name, piece_bytes)
+    return found
+
+
+def read(folder: str | Path, piece: Piece, document: str = "line") -> Iterator[Item | BadRow]:
+    """The items of one piece. Rows of KTO (`prompt, completion, label`) that follow each other with the same prompt
+    are one item, which belongs to the piece where the first of them is."""
+    folder = Path(folder)
+    path = (folder.parent if folder.is_file() else folder) / piece.path
+    if document == "file" and kind_of(path) == ".txt":
+        text = text_of(path)
+        yield from _items(1, text if isinstance(text, ValueError) else {"text": text}, piece.path)
+        return
+    at_start = True
+    for key, run in groupby(_with_whole_runs(path, piece), key=lambda row: prompt_key(row[1])):
+        if key is None:
+            for line, value in run:
+                yield from _items(line, value, piece.path)
+        elif at_start and prompt_key(row_before(path, piece)) == key:
+            for _ in run:
+                pass
+        else:
+            while rows := list(islice(run, MAX_ANSWERS)):
+                yield from _ranked(rows, piece.path)
+        at_start = False
+
+
+def _files(folder: Path) -> tuple[Path, list[str]]:
+    """(root, the names below it)."""
+    if folder.is_file():
+        if not kind_of(folder):
+            raise ValueError(f"--raw_dir {folder}: expected a file of {_suffixes()}")
+        return folder.parent, [folder.name]
+    if not folder.is_dir():
+        raise ValueError(f"--raw_dir {folder}: no such file or folder")
+    relative = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and kind_of(path))
+    names = sorted(path.as_posix() for path in relative if not any(part.startswith(".") for part in path.parts))
+    if not names:
+        raise ValueError(f"--raw_dir {folder}: has no file of {_suffixes()}")
+    return folder, names
+
+
+def _suffixes() -> str:
+    return f"{', '.join(SUFFIXES)} (all but .parquet also with {' or '.join(COMPRESSED)})"
+
+
+def _with_whole_runs(path: Path, piece: Piece) -> Rows:
+    """The rows of a piece, and those after it that go on with the KTO prompt of its last row."""
+    key = None
+    for line, value in rows_of(path, piece):
+        key = prompt_key(value)
+        yield line, value
+    if key is not None and piece.end is not None:
+        after = rows_of(path, Piece(piece.path, piece.end, None, line + 1))
+        yield from takewhile(lambda row: prompt_key(row[1]) == key, after)
+
+
+def _items(line: int, value: Any, name: str) -> Iterator[Item | BadRow]:
+    where = f"{name}:{line}"
+    try:
+        if isinstance(value, ValueError):
+            raise value
+        records = records_of(value)
+    except ValueError as error:
+        yield BadRow(where, str(error))
+        return
+    for record in records:
+        yield Item(row_of(record, _is_prompt_alone(value, record)), where, group_of(record), source=name)
+
+
+def _is_prompt_alone(value: Any, record: Record) -> bool:
+    """Whether a row was written as a prompt: a record does not tell a prompt from a text, or from an open chat."""
+    if isinstance(value, list):
+        return len(value) % 2 == 1
+    others = {"label", "completion", "messages", "conversations", "text"}
+    if "prompt" not in value or any(value.get(name) is not None for name in others):
+        return False
+    return isinstance(record, TextRecord) or (
+        isinstance(record, ChatRecord) and record.messages[-1].role != "assistant"
+    )
+
+
+def _ranked(rows: list[tuple[int, Any]], name: str) -> Iterator[Item | BadRow]:
+    """The item of KTO rows with one prompt."""
+    records = []
+    for line, value in rows:
+        try:
+            records += records_of(value)
+        except ValueError as error:
+            yield BadRow(f"{name}:{line}", str(error))
+    if not records:
+        return
+    first, where = records[0], f"{name}:{rows[0][0]}"
+    answers = tuple(answer for record in records for answer in record.answers)
+    if not any(answer.score for answer in answers):  # SFT would learn the best of them
+        yield BadRow(where, "no answer of this prompt is labelled as good; rows of one prompt must follow each other")
+        return
+    merged = RankedRecord(first.messages, answers)
+    yield Item(row_of(merged), where, group_of(merged), source=name)

@@ -1,0 +1,110 @@
+"""Tables: .csv with quotes and a row of field names; .tsv without quotes, whose lines without such a row rank texts."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keju.data_prepare.formats.json_values import parsed
+from keju.data_prepare.formats.layouts import KNOWN_FIELDS
+from keju.data_prepare.formats.raw_lines import blocks, encoding_of, is_blank, text_lines
+
+MAX_CELL = 1 << 24  # characters; where a quote is never closed, the reader stops there
+# Columns of a table whose cells are JSON where they begin with a bracket.
+NESTED = {"messages", "conversations", "conversation", "history", "answers", "instances", "chat"}
+# The prompt of a line that only ranks texts. It is true of any text.
+UNPROMPTED = "请写一段文字。"
+
+Rows = Iterator[tuple[int, Any]]
+
+
+def tsv_columns(path: Path) -> list[str]:
+    """The names in the first line, or [] if they are no names of fields: then each line is texts, best first."""
+    first = next((line for _, line in text_lines(blocks(path), encoding_of(path)) if not is_blank(line)), "")
+    names = [name.strip() for name in first.split("\t")] if isinstance(first, str) else []
+    return names if _are_columns(names) else []
+
+
+def _are_columns(names: list[str]) -> bool:
+    return len(set(names)) == len(names) and any(fields <= set(names) for fields in KNOWN_FIELDS)
+
+
+def tsv_rows(path: Path, lines: Rows) -> Rows:
+    """The rows of lines that are not blank; quotes are characters as any other."""
+    columns = tsv_columns(path)
+    for number, line in lines:
+        if isinstance(line, ValueError):
+            yield number, line
+            continue
+        cells = line.split("\t")
+        if not columns:
+            yield number, {"instruction": UNPROMPTED, "output": cells}
+        elif [cell.strip() for cell in cells] != columns:
+            yield number, _table_row(columns, cells)
+
+
+def csv_columns(path: Path) -> list[str]:
+    """The names in the first row. Raises ValueError if they are no fields of records."""
+    first = next(_csv_cells(text_lines(blocks(path), encoding_of(path), end=b"")), (1, []))[1]
+    names = [] if isinstance(first, ValueError) else [name.strip() for name in first]
+    if not _are_columns(names):
+        example = "prompt,completion or instruction,input,output or text"
+        raise ValueError(f"{path}:1: the first row must name known fields, each once, such as {example}")
+    return names
+
+
+def csv_rows(path: Path, lines: Rows) -> Rows:
+    """The rows of all lines of a file."""
+    columns = csv_columns(path)
+    rows = _csv_cells(lines)
+    next(rows, None)
+    for number, cells in rows:
+        yield number, cells if isinstance(cells, ValueError) else _table_row(columns, cells)
+
+
+def _csv_cells(lines: Rows) -> Iterator[tuple[int, list[str] | ValueError]]:
+    """(line where a row begins, its cells or what is wrong with it)."""
+    csv.field_size_limit(MAX_CELL)
+    broken: list[tuple[int, ValueError]] = []
+
+    def good() -> Iterator[str]:
+        for number, line in lines:
+            if isinstance(line, ValueError):
+                broken.append((number, line))
+                yield "\n"  # a row that is not there, so that lines are counted
+            else:
+                yield line + "\n"
+
+    reader = csv.reader(good(), strict=True)
+    while True:
+        begin = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            cells = None
+        except csv.Error as error:
+            cells = ValueError(f"malformed CSV ({error}); the row ends at line {reader.line_num}")
+        if broken:  # and with them the row that they are a part of
+            yield from broken
+            broken.clear()
+        elif cells is None:
+            return
+        elif isinstance(cells, ValueError) or "".join(cells).strip():
+            yield begin, cells
+
+
+def _table_row(columns: list[str], cells: list[str]) -> Any:
+    if len(cells) != len(columns):
+        return ValueError(f"{len(cells)} cells, but the first row names {len(columns)} columns")
+    row: dict[str, Any] = {name: cell for name, cell in zip(columns, cells, strict=True) if cell != ""}
+    for name in NESTED & row.keys():
+        if row[name].startswith(("[", "{")):
+            row[name] = parsed(row[name])
+            if isinstance(row[name], ValueError):
+                return ValueError(f'"{name}": {row[name]}')
+    if {"prompt", "completion"} <= row.keys() and "label" in row:
+        known = {"true": True, "1": True, "false": False, "0": False}
+        row["label"] = known.get(row["label"].strip().lower(), row["label"])
+    return row
