@@ -41,17 +41,3 @@ def corpus_module(name: str) -> ModuleType:
     if name not in names:
         raise ValueError(f"--corpus {name!r} is unknown; there are: {', '.join(names)}")
     return importlib.import_module(f"{corpora.__name__}.{name}")
-
-
-def merged_steps(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Steps (as `as_row` gives them) of several processes, summed by name in the order they are first met."""
-    merged: dict[str, Step] = {}
-    for row in rows:
-        step = merged.setdefault(row["name"], Step(row["name"]))
-        step.rows_in += row["rows_in"]
-        step.rows_out += row["rows_out"]
-        for reason, dropped in row["dropped"].items():
-            step.dropped[reason] += dropped["rows"]
-            examples = step.examples.setdefault(reason, [])
-            examples += dropped["examples"][: EXAMPLES_KEPT - len(examples)]
-    return [step.as_row() for step in merged.values()]

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,11 +25,15 @@ from rich.table import Table
 from transformers import AutoTokenizer
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
+from keju.data_prepare.cleaning.contamination import write_evaluation_ngrams
+from keju.data_prepare.cleaning.settings import CleaningSettings
 from keju.data_prepare.data_set import DataSet, corpus_module
 from keju.data_prepare.folder import REPORT, describe, new_folder, reusable_report
+from keju.data_prepare.mixing import parse_mix
 from keju.data_prepare.pipeline import engine
 from keju.data_prepare.pipeline.build import begin, collect, fingerprint, json_rows, training_texts
 from keju.data_prepare.pipeline.plan import Plan, bytes_in, in_portions, num_buckets, num_train_shards, piece_bytes
+from keju.data_prepare.pipeline.stages import evaluation_ngrams
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
 from keju.models.loading import named_sizes, size_fields
 from keju.records.reading import ON_BAD_LINE
@@ -41,6 +45,7 @@ from keju.training.progress import Progress
 
 TOKENIZER = "tokenizer"
 PAGE = "report.html"
+OF_ALL = ("output_dir", "corpus", "seed", "vocab_size", "overwrite_output_dir")  # what every corpus looks at
 EXECUTORS = ("here", "local", "slurm", "ray")
 
 
@@ -59,6 +64,14 @@ class PrepareDataArguments:
         default=0.8, metadata={"help": "share of common 3-grams from which texts are one; above 1: only equal ones"}
     )
     on_bad_line: str = field(default="skip", metadata={"help": "skip: bad rows are counted and reported; or error"})
+    decontaminate: list[str] = field(
+        default_factory=list,
+        metadata={"help": "folders of evaluation sets (csv, json, jsonl); rows that share a run of 13 with them go"},
+    )
+    mix: list[str] = field(
+        default_factory=list, metadata={"help": "records: weights of files or folders, such as belle.json:0.5 sft/:2"}
+    )
+    document: str = field(default="line", metadata={"help": "records: what a text of a .txt file is, line or file"})
     compress: bool = field(default=False, metadata={"help": "write .jsonl.zst"})
     num_workers: int = field(default=0, metadata={"help": "processes; 0: one a core"})
     executor: str = field(
@@ -80,20 +93,41 @@ class PrepareDataArguments:
 
 
 def main() -> None:
-    (args,) = parse_arguments(PrepareDataArguments, description=__doc__.splitlines()[0])
+    args, cleaning = parse_arguments(PrepareDataArguments, CleaningSettings, description=__doc__.splitlines()[0])
     console = Console(highlight=False)
     corpus = corpus_module(args.corpus)
     in_memory = hasattr(corpus, "build")
-    made_from = (made_from_package if in_memory else made_from_files)(args, corpus)
+    refuse_what_has_no_effect(args, cleaning, in_memory)
+    if cleaning.simplify is None:
+        cleaning = replace(cleaning, simplify=getattr(corpus, "SIMPLIFY", False))
+    made_from = made_from_package(args, corpus) if in_memory else made_from_files(args, cleaning, corpus)
     report = reusable_report(args.output_dir, made_from, args.overwrite_output_dir)
     if report is not None:
         console.print(f"{args.output_dir} already holds this data set; nothing to do.", soft_wrap=True)
     elif in_memory:
         report = build_in_memory(args, corpus, made_from, console)
     else:
-        report = build_from_files(args, corpus, made_from, console)
+        report = build_from_files(args, cleaning, corpus, made_from, console)
     if report is not None:
         show(console, Path(args.output_dir), report)
+
+
+def refuse_what_has_no_effect(args: PrepareDataArguments, cleaning: CleaningSettings, in_memory: bool) -> None:
+    """Raises ValueError naming a flag that this corpus does not look at."""
+    given = [name for settings in (args, cleaning) for name in changed(settings)]
+    wrong = [name for name in given if in_memory and name not in OF_ALL and name != "max_idioms"]
+    wrong += [name for name in given if not in_memory and name == "max_idioms"]
+    wrong += [name for name in given if args.corpus != "records" and name in ("mix", "document")]
+    if wrong:
+        raise ValueError(f"--{wrong[0]} has no effect on --corpus {args.corpus}; leave it out")
+
+
+def changed(settings: Any) -> list[str]:
+    """The fields that are not at their defaults."""
+    defaults = {
+        one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(settings)
+    }
+    return [name for name, default in defaults.items() if getattr(settings, name) != default]
 
 
 def made_from_package(args: PrepareDataArguments, corpus: ModuleType) -> dict[str, Any]:
@@ -109,7 +143,7 @@ def made_from_package(args: PrepareDataArguments, corpus: ModuleType) -> dict[st
     }
 
 
-def made_from_files(args: PrepareDataArguments, corpus: ModuleType) -> dict[str, Any]:
+def made_from_files(args: PrepareDataArguments, cleaning: CleaningSettings, corpus: ModuleType) -> dict[str, Any]:
     if args.raw_dir is None:
         raise ValueError(f"--raw_dir: --corpus {args.corpus} needs the folder of its raw data: {corpus.DOWNLOAD}")
     raw = Path(args.raw_dir)
@@ -117,7 +151,9 @@ def made_from_files(args: PrepareDataArguments, corpus: ModuleType) -> dict[str,
         raise ValueError(f"--raw_dir {raw}: does not exist. To get the raw data: {corpus.DOWNLOAD}")
     names = ("corpus", "seed", "vocab_size", "prompts_share", "dev_share", "test_share", "near_duplicates")
     return {
-        **{name: getattr(args, name) for name in (*names, "on_bad_line", "compress")},
+        **{name: getattr(args, name) for name in (*names, "on_bad_line", "compress", "mix", "document")},
+        "cleaning": asdict(cleaning),
+        "decontaminate": [fingerprint(existing_folder(folder)) for folder in args.decontaminate],
         "version": corpus.VERSION,
         "source": fingerprint(raw),
         "tokenizers": family_tokenizers(),
@@ -138,12 +174,20 @@ def build_in_memory(args: PrepareDataArguments, corpus, made_from: dict[str, Any
     return report
 
 
+def existing_folder(folder: str) -> Path:
+    if not Path(folder).is_dir():
+        raise ValueError(f"--decontaminate {folder}: no such folder")
+    return Path(folder)
+
+
 def build_from_files(
-    args: PrepareDataArguments, corpus, made_from: dict[str, Any], console: Console
+    args: PrepareDataArguments, cleaning: CleaningSettings, corpus, made_from: dict[str, Any], console: Console
 ) -> dict[str, Any] | None:
     """The report; None where jobs were only submitted."""
     raw, output = Path(args.raw_dir).absolute(), Path(args.output_dir).absolute()
     size = bytes_in(raw)
+    options = {"document": args.document} if args.corpus == "records" else {}
+    pieces = corpus.pieces(raw, piece_bytes(size), **options)
     plan = Plan(
         corpus=args.corpus,
         raw_dir=str(raw),
@@ -152,15 +196,23 @@ def build_from_files(
         work=str(output.with_name(f".{output.name}.work")),
         seed=args.seed,
         shares={"test": args.test_share, "dev": args.dev_share, "prompts": args.prompts_share},
-        portions=in_portions(raw, corpus.pieces(raw, piece_bytes(size)), piece_bytes(size)),
+        portions=in_portions(raw, pieces, piece_bytes(size)),
         num_buckets=num_buckets(size),
         num_train_shards=num_train_shards(size),
         near_duplicates=args.near_duplicates,
         on_bad_line=args.on_bad_line,
         compress=args.compress,
+        cleaning=asdict(cleaning),
+        decontaminate=tuple(str(Path(folder).absolute()) for folder in args.decontaminate),
+        evaluation_source=" ".join(made_from["decontaminate"]),
+        mix=parse_mix(args.mix, {piece.path for piece in pieces}) if args.mix else {},
+        options=options,
     )
     if begin(plan):
         console.print(f"goes on with what an earlier run left in {plan.work}", soft_wrap=True)
+    if plan.decontaminate and not (ngrams := Path(evaluation_ngrams(plan))).exists():
+        with console.status("reading the evaluation sets"):
+            write_evaluation_ngrams(plan.decontaminate, ngrams)
     if args.executor == "here":
         engine.run_here(plan, args.num_workers or os.cpu_count() or 1, stage_bar)
     else:

@@ -30,11 +30,12 @@ class Dropped:
 class Cleaner:
     """What `clean` returns depends on the settings and the item alone; `steps` counts all items that it has seen.
 
+    evaluation_ngrams: a folder of `write_evaluation_ngrams`; rows that share n-grams with it are dropped.
     Raises ValueError if the settings need a package or a folder that is not there.
     """
 
-    def __init__(self, settings: CleaningSettings) -> None:
-        self._passes = [(run, Step(name)) for name, run in passes(settings)]
+    def __init__(self, settings: CleaningSettings, evaluation_ngrams: str | None = None) -> None:
+        self._passes = [(run, Step(name)) for name, run in passes(settings, evaluation_ngrams)]
 
     @property
     def steps(self) -> list[Step]:

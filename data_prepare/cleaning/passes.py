@@ -30,8 +30,8 @@ Pass = Callable[[list[RowText], "Counter[str]"], "bool | Unusable"]
 _NOTHING_LEFT = Unusable("nothing left")
 
 
-def passes(settings: CleaningSettings) -> Iterator[tuple[str, Pass]]:
-    """(name, pass) of every step that the settings ask for."""
+def passes(settings: CleaningSettings, evaluation_ngrams: str | None) -> Iterator[tuple[str, Pass]]:
+    """(name, pass) of every step that the settings ask for. evaluation_ngrams: see `Cleaner`."""
     contents = (TEXT, PROMPT, ANSWER)
     if settings.normalize_unicode:
         yield "unicode", _each_text(normal_form)
@@ -56,8 +56,8 @@ def passes(settings: CleaningSettings) -> Iterator[tuple[str, Pass]]:
     yield "equal answers", _different_answers
     if settings.min_han_share > 0:
         yield "language", functools.partial(_chinese, least=settings.min_han_share)
-    if settings.evaluation_ngrams:
-        yield "evaluation sets", functools.partial(_unseen, EvaluationNgrams(settings.evaluation_ngrams))
+    if evaluation_ngrams:
+        yield "evaluation sets", functools.partial(_unseen, EvaluationNgrams(evaluation_ngrams))
 
 
 def _each_text(

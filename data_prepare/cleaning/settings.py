@@ -14,7 +14,7 @@ class CleaningSettings:
     """Plain values, so that they travel to processes and into a report. Raises ValueError for impossible ones."""
 
     normalize_unicode: bool = _setting(True, "NFC, half-width letters and digits, ordinary spaces and line ends")
-    simplify: bool = _setting(False, "traditional characters to simplified ones (needs the package opencc)")
+    simplify: bool | None = _setting(None, "traditional characters to simplified ones (default: poetry only)")
     remove_markup: bool = _setting(True, "HTML entities, tags and comments")
     remove_stray_characters: bool = _setting(True, "control and private-use characters, U+FFFD")
     max_broken_share: float = _setting(0.02, "share of U+FFFD and the like above which a text is unusable")
@@ -32,7 +32,6 @@ class CleaningSettings:
     min_han_share: float = _setting(
         0.3, "of a row: Han characters among these, Latin words, other letters; 0: no bound"
     )
-    evaluation_ngrams: str = _setting("", "folder of the n-grams of evaluation sets; rows that share one are dropped")
 
     def __post_init__(self) -> None:
         for name in ("max_broken_share", "max_repeated_share", "min_han_share"):
@@ -43,4 +42,4 @@ class CleaningSettings:
             if not 1 <= least <= most:
                 raise ValueError(f"--min_{kind}_chars {least} --max_{kind}_chars {most}: expected 1 <= min <= max")
         for setting in fields(self):
-            assert isinstance(getattr(self, setting.name), (bool, int, float, str))
+            assert isinstance(getattr(self, setting.name), (bool, int, float, type(None)))

@@ -17,6 +17,7 @@ DOWNLOAD = "git clone --depth 1 https://github.com/chinese-poetry/chinese-poetry
 # Write: of the same author, of the same genre, of another genre. Continue: of the same form (the tune, or so many lines
 # of such length), of the same genre, of another genre.
 WRONG = ((0, 2), (-1, 1), (-2, 1))
+SIMPLIFY = True  # some of its files are in traditional characters, others not
 # A classic in prose is continued paragraph by paragraph, from a beginning that is not just "he said".
 PARAGRAPH = re.compile(r"(.{8,}?[。？！；][”’」』]*)(?![”’」』])(.+)")
 

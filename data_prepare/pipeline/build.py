@@ -13,10 +13,10 @@ from typing import Any
 
 import zstandard
 
-from keju.data_prepare.data_set import merged_steps
 from keju.data_prepare.pipeline import engine
 from keju.data_prepare.pipeline.plan import PLAN, Plan
 from keju.data_prepare.pipeline.shards import SAMPLES
+from keju.data_prepare.step import Step, merge
 
 VOCABULARY_ROWS = 50_000
 ENDS = 1 << 16  # bytes of a file's beginning and end by which it is known again
@@ -43,7 +43,7 @@ def begin(plan: Plan) -> bool:
         try:
             if Plan.load(work) == plan:
                 return True
-        except (ValueError, TypeError):  # of another version
+        except (ValueError, TypeError, KeyError):  # of another version
             pass
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -93,8 +93,8 @@ def link_or_copy(path: Path, target: Path) -> None:
 
 def steps(plan: Plan) -> list[dict[str, Any]]:
     """The steps of all tasks, summed."""
-    tasks = (task for stage in ("read", "deal") for task in engine.figures(plan, stage))
-    return merged_steps(step for task in tasks for step in task["steps"])
+    tasks = (task["steps"] for stage in ("read", "deal") for task in engine.figures(plan, stage))
+    return [step.as_row() for step in merge([Step.from_row(row) for row in rows] for rows in tasks)]
 
 
 def _files(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,11 @@ class Plan:
     portions: the pieces that a task reads, one after the other.
     shares: split -> its share of all groups; the rest is for training.
     near_duplicates: the share of common 3-grams (Jaccard) from which two texts are taken for one; above 1: only equal
-        ones. cleaning: settings of the cleaning steps.
-    mix: source -> weight.
+        ones.
+    cleaning: fields of CleaningSettings.
+    decontaminate, evaluation_source: folders of evaluation sets, and what their files are known again by.
+    mix: source -> weight; 1 for all others.
+    options: keywords of the corpus's `pieces` and `read`.
     """
 
     corpus: str
@@ -49,7 +53,10 @@ class Plan:
     on_bad_line: str = "error"
     compress: bool = False
     cleaning: Mapping[str, Any] = field(default_factory=dict)
+    decontaminate: tuple[str, ...] = ()
+    evaluation_source: str = ""
     mix: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shards(self) -> list[tuple[str, int, int]]:
@@ -57,7 +64,7 @@ class Plan:
         found = []
         for split in SPLITS:
             share = self.shares.get(split, 1 - sum(self.shares.values()))
-            count = max(1, round(self.num_train_shards * share)) if share > 0 else 0
+            count = max(1, round(self.num_train_shards * share))
             found += [(split, number, count) for number in range(count)]
         return found
 
@@ -68,7 +75,7 @@ class Plan:
     def load(cls, work: str | Path) -> Plan:
         fields = json.loads((Path(work) / PLAN).read_text(encoding="utf-8"))
         portions = tuple(tuple(Piece(**piece) for piece in pieces) for pieces in fields["portions"])
-        return cls(**fields | {"portions": portions})
+        return cls(**fields | {"portions": portions, "decontaminate": tuple(fields["decontaminate"])})
 
 
 def bytes_in(path: Path) -> int:
@@ -80,14 +87,17 @@ def bytes_in(path: Path) -> int:
 
 def in_portions(folder: Path, pieces: Sequence[Piece], num_bytes: int) -> tuple[tuple[Piece, ...], ...]:
     """Consecutive pieces together, up to about `num_bytes`: a corpus of many small files makes few tasks."""
+    root = folder.parent if folder.is_file() else folder
+    count = Counter(piece.path for piece in pieces)
+    sizes = {path: (root / path).stat().st_size / number for path, number in count.items()}
     portions: list[list[Piece]] = [[]]
-    size = 0
+    size = 0.0
     for piece in pieces:
         if size >= num_bytes:
             portions.append([])
-            size = 0
+            size = 0.0
         portions[-1].append(piece)
-        size += (piece.end or (folder / piece.path).stat().st_size) - piece.start
+        size += sizes[piece.path]
     return tuple(map(tuple, portions))
 
 

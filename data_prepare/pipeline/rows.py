@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-KINDS = ("pretrain", "ranked", "chat")  # the beginnings of file names
+KINDS = ("pretrain", "ranked", "chat", "prompts")  # the beginnings of file names
+_KIND_OF_FIELD = {"text": "pretrain", "label": "pretrain", "answers": "ranked", "messages": "chat"}
 
 
 def kind_of(row: dict[str, Any]) -> str:
-    if "text" in row:
-        return "pretrain"
-    return "ranked" if "answers" in row else "chat"
+    return next((kind for field, kind in _KIND_OF_FIELD.items() if field in row), "prompts")
 
 
 def best_answer(row: dict[str, Any]) -> str:
@@ -27,11 +26,13 @@ def context_of(row: dict[str, Any]) -> str:
 
 
 def reply_of(row: dict[str, Any]) -> str:
-    """What is learned from the row: its text, its best answer, or what the assistant says."""
-    if "text" in row:
-        return row["text"]
+    """What is learned from the row: its text, its best answer, or what the assistant says; nothing from a prompt."""
+    if "text" in row or "label" in row:
+        return row.get("text", "") + row.get("label", "")
     if "answers" in row:
         return best_answer(row)
+    if "messages" not in row:
+        return ""
     return "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "assistant")
 
 
@@ -39,6 +40,6 @@ def texts_of(row: dict[str, Any]) -> list[str]:
     """The texts that no two splits may share: the context first, then all that answers it."""
     if "text" in row:
         return [row["text"]]
-    if "answers" in row:
-        return [context_of(row), *(answer["answer"] for answer in row["answers"])]
-    return [context_of(row), *(turn["content"] for turn in row["messages"] if turn["role"] == "assistant")]
+    answers = [answer["answer"] for answer in row.get("answers", ())]
+    answers += [turn["content"] for turn in row.get("messages", ()) if turn["role"] == "assistant"]
+    return [context_of(row) + row.get("label", ""), *answers]

@@ -18,7 +18,7 @@ LEVEL = 6  # of compression
 
 
 def file_name(kind: str, split: str) -> str:
-    """The name without its end; for PPO prompts alone are of use."""
+    """The name without its end; of what is kept for PPO prompts alone are of use."""
     return "prompts_train" if split == "prompts" else f"{kind}_{split}"
 
 
@@ -36,7 +36,7 @@ class ShardWriter:
         self._counts: dict[str, FileCounts] = {}
         self._paths = {
             name: folder / shard_name(name, shard, count, compress=compress)
-            for name in {file_name(kind, split) for kind in KINDS}
+            for name in {file_name(kind, split) for kind in KINDS if (kind, split) != ("prompts", "train")}
         }
         self._compress = compress
         self._stack = contextlib.ExitStack()

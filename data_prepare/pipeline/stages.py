@@ -16,16 +16,21 @@ the size of the corpus; the pairs of duplicates alone, 17 bytes each, are held t
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from keju.data_prepare.cleaning.cleaner import Cleaner
+from keju.data_prepare.cleaning.settings import CleaningSettings
 from keju.data_prepare.corpus import BadRow, Item
-from keju.data_prepare.data_set import Step, corpus_module
+from keju.data_prepare.data_set import corpus_module
+from keju.data_prepare.mixing import copies
 from keju.data_prepare.pipeline.drawing import add_wrong_answers
 from keju.data_prepare.pipeline.hashing import fraction, hash64
 from keju.data_prepare.pipeline.item_files import ItemFile, Numbered, load, save, write_slices
@@ -44,23 +49,25 @@ from keju.data_prepare.pipeline.signatures import (
     similarity,
     text_hashes,
 )
+from keju.data_prepare.step import Step
 
 Advance = Callable[[int], None]
 Stats = dict[str, Any]
 
 BATCH = 4096  # items whose signatures are computed together
 SHOWN = 80  # characters of an example in the report
+VARYING = re.compile(r"\d+|'[^']*'|\"[^\"]*\"|:.*", re.DOTALL)  # parts of a reason that differ from row to row
 
 
 def read(plan: Plan, number: int, advance: Advance) -> Stats:
     corpus = corpus_module(plan.corpus)
-    step, steps = Step("read"), []
+    step, cleaner = Step("read"), Cleaner(CleaningSettings(**plan.cleaning), evaluation_ngrams(plan))
     near = plan.near_duplicates <= 1
     found_bands, found_texts, keys = [np.empty(0, BAND)], [np.empty(0, TEXT)], Counter()
 
     def lines() -> Iterator[bytes]:
         batch: list[Numbered] = []
-        for numbered in _items(plan, number, corpus, step):
+        for numbered in _items(plan, number, corpus, step, cleaner):
             batch.append(numbered)
             if len(batch) == BATCH:
                 yield from signed(batch)
@@ -84,36 +91,50 @@ def read(plan: Plan, number: int, advance: Advance) -> Stats:
         save(_path(plan, f"{name}-begins", number), begins)
     # A key with many items in all has many in some portion.
     many = KEY_ITEMS // len(plan.portions)
-    return {"steps": [one.as_row() for one in (step, *steps)], "keys": {key: n for key, n in keys.items() if n > many}}
+    keys = {key: count for key, count in keys.items() if count > many}
+    return {"steps": [one.as_row() for one in (step, *cleaner.steps)], "keys": keys}
 
 
 # Items with the same nearest key are in one bucket up to this number; those of larger keys are spread over several.
 KEY_ITEMS = 50_000
 
 
-def _items(plan: Plan, number: int, corpus, step: Step) -> Iterator[Numbered]:
-    place = 0
-    raw = Path(plan.raw_dir)
-    for item in (item for piece in plan.portions[number] for item in corpus.read(raw, piece)):
+def _items(plan: Plan, number: int, corpus: ModuleType, step: Step, cleaner: Cleaner) -> Iterator[Numbered]:
+    place, raw = 0, Path(plan.raw_dir)
+    for item in (item for piece in plan.portions[number] for item in corpus.read(raw, piece, **plan.options)):
         step.rows_in += 1
         if isinstance(item, BadRow):
             if plan.on_bad_line == "error":
                 raise ValueError(f"{item.where}: {item.reason}")
-            step.drop(item.reason, item.where)
+            step.drop(_kind_of_reason(item.reason), f"{item.where}: {item.reason}")
             continue
         step.rows_out += 1
-        yield Numbered(number << 32 | place, split_of(plan, item), item)
-        place += 1
+        item = cleaner.clean(item)
+        if isinstance(item, Item):
+            yield Numbered(number << 32 | place, split_of(plan, item), item)
+            place += 1
+
+
+def _kind_of_reason(reason: str) -> str:
+    """Without what is different in every row."""
+    return VARYING.sub("…", reason)[:SHOWN]
+
+
+def evaluation_ngrams(plan: Plan) -> str | None:
+    """The folder of what rows must not share with evaluation sets."""
+    return str(Path(plan.work) / "evaluation") if plan.decontaminate else None
 
 
 def split_of(plan: Plan, item: Item) -> str:
     """The split of a group is drawn by a hash; prompts for PPO are no loss for pretraining."""
-    drawn = fraction("split", plan.seed, item.group)
+    kind, drawn = kind_of(item.row), fraction("split", plan.seed, item.group)
     for split in SPLITS:
         drawn -= plan.shares.get(split, 0)
         if drawn < 0:
-            return "train" if split == "prompts" and kind_of(item.row) == "pretrain" else split
-    return "train"
+            break
+    if kind == "pretrain" and split == "prompts":
+        return "train"
+    return "prompts" if kind == "prompts" and split == "train" else split
 
 
 def _near_key(numbered: Numbered) -> int:
@@ -181,7 +202,7 @@ def deal(plan: Plan, number: int, advance: Advance, before: dict[str, list[Stats
             apart.drop(f"a text that an earlier split has, in {numbered.split}", _shown(item))
             continue
         apart.rows_out += 1
-        for copy in range(copies(plan, numbered)):
+        for copy in range(_num_copies(plan, numbered)):
             buckets[_rank_bucket(plan, numbered, parts)].append(replace(numbered, copy=copy).line())
     write_slices(_path(plan, "dealt", number), buckets)
     return {"steps": [duplicates.as_row(), apart.as_row()]}
@@ -199,13 +220,10 @@ def _without(item: Item, numbers: set[int]) -> bool:
     return True
 
 
-def copies(plan: Plan, numbered: Numbered) -> int:
-    """How often an item is there: --mix, for training alone."""
-    weight = plan.mix.get(numbered.item.source, 1.0)
-    if numbered.split != "train":
-        return 1
-    whole = int(weight)
-    return whole + (fraction("mix", plan.seed, numbered.item.group) < weight - whole)
+def _num_copies(plan: Plan, numbered: Numbered) -> int:
+    """How often an item is there; held-out ones at most once."""
+    number = copies(plan.mix.get(numbered.item.source, 1.0), numbered.item.group, plan.seed)
+    return number if numbered.split == "train" else min(number, 1)
 
 
 def _rank_bucket(plan: Plan, numbered: Numbered, parts: dict[int, int]) -> int:

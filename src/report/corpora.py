@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,8 @@ def _file(name: str, counts: Mapping[str, Any]) -> dict[str, Any]:
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as a person reads it: the prompt, the answers from the best on."""
     answers = sorted(row.get("answers", []), key=lambda answer: -answer["score"])
-    if "messages" in row:
-        return {"prompt": "\n".join(f"{turn['role']}: {turn['content']}" for turn in row["messages"]), "answers": []}
-    prompt = row.get("prompt", row.get("text", ""))
-    prompt = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
-    return {"prompt": prompt, "prefix": row.get("prefix", ""), "answers": answers, "source": row.get("source", "")}
+    said = row.get("messages", row.get("prompt", row.get("text")))
+    if not isinstance(said, str):
+        said = "\n".join(f"{turn['role']}: {turn['content']}" for turn in said)
+    more = {"prefix": row.get("prefix") or row.get("label", ""), "source": row.get("source", "")}
+    return {"prompt": said, "answers": answers, **more}

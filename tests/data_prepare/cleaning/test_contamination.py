@@ -53,7 +53,7 @@ def questions(shared):
 
 
 def test_a_planted_question_is_dropped_and_its_file_named(ngrams):
-    cleaner = Cleaner(CleaningSettings(evaluation_ngrams=str(ngrams)))
+    cleaner = Cleaner(CleaningSettings(), str(ngrams))
     row = {"prompt": f"请回答：{QUESTION}", "answers": [{"answer": "业主甲将其房屋出租", "score": 1}]}
     dropped = cleaner.clean(Item(row, "qa.json:5", "5"))
     assert dropped == Dropped(
@@ -193,4 +193,4 @@ def test_what_is_wrong_is_said(tmp_path):
         write_evaluation_ngrams([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="holds no n-grams of evaluation sets; write them anew"):
-        Cleaner(CleaningSettings(evaluation_ngrams=str(tmp_path)))
+        Cleaner(CleaningSettings(), str(tmp_path))
