@@ -114,8 +114,8 @@ def build_store(
         if skipped.count or not bad.count:
             raise ValueError(
                 nothing_usable(skipped.lines(files), skipped.count)
-                if manifest.num_records
-                else f"{files[0]}: {'no record is in this fold' if fold else 'the file has no records'}"
+                if manifest.num_records or fold
+                else f"{files[0]}: the file has no records"
             )
         raise ValueError(f"{files[0]}: no usable record, {bad.count} bad ones such as {bad.lines(files)[0]}")
     manifest.files = [file.name for file in files]
