@@ -71,8 +71,10 @@ def _received(connection: Connection) -> Any:
 
 @contextlib.contextmanager
 def _worker(function: Callable) -> Iterator[Connection]:
-    # A process that is forked would inherit the threads' locks of torch and of the tokenizers.
-    context = multiprocessing.get_context("spawn")
+    # A fork of this process would inherit locks that threads of torch and of the tokenizers hold. The fork server has
+    # no threads, and imports all of that once for all workers.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["keju.encoding.store_build"])
     own, other = context.Pipe()
     process = context.Process(target=_serve, args=(other, function), daemon=True)
     with _environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"):
