@@ -39,6 +39,9 @@ def map_in_order(
         numbered = enumerate(items)
         next_out, exhausted = 0, False
         while True:
+            while next_out in done:
+                yield done.pop(next_out)
+                next_out += 1
             while idle and not exhausted and len(busy) + len(done) < ahead * num_workers:
                 number, item = next(numbered, (-1, None))
                 if exhausted := number < 0:
@@ -47,10 +50,7 @@ def map_in_order(
                 with contextlib.suppress(BrokenPipeError):  # noticed below, where it is read from
                     connection.send(item)
                 busy[connection] = number
-            while next_out in done:
-                yield done.pop(next_out)
-                next_out += 1
-            if not busy and exhausted:
+            if not busy:  # nor anything done: the items are exhausted
                 return
             for connection in wait(list(busy)):
                 done[busy.pop(connection)] = _received(connection)
@@ -72,7 +72,7 @@ def _received(connection: Connection) -> Any:
 @contextlib.contextmanager
 def _worker(function: Callable) -> Iterator[Connection]:
     # A fork of this process would inherit locks that threads of torch and of the tokenizers hold. The fork server has
-    # no threads, and imports all of that once for all workers.
+    # no threads, and imports once what all workers need.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["keju.encoding.store_build"])
     own, other = context.Pipe()
