@@ -13,12 +13,14 @@ from rich.table import Table
 
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
+from keju.encoding.token_store import totals_of
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.tokenizers.family import answer_end_id
 from keju.training.arguments import DataArguments, ModelArguments, parse_arguments
 from keju.training.launch import run_stage
-from keju.training.stage import inspect, num_pairs, num_shared, read_trees, tree_depth
+from keju.training.stage import inspect, num_shared
 from keju.training.stage_model import verify_head
+from keju.training.tree_reading import read_trees
 
 FILES = {"text": "pretrain_train.jsonl", "sft": "ranked_train.jsonl", "ranked": "ranked_train.jsonl"}
 FORMS = {"pretrain": "text", "sft": "sft", "reward": "ranked", "dpo": "ranked", "rlhf": "prompt"}
@@ -64,19 +66,19 @@ def main() -> None:
 def figures(encoded: EncodedRecords, form: str, tokenizer, model) -> Table:
     """What the records amount to."""
     trees = encoded.trees
-    trained = sum(tree.num_predictions for tree in trees)
+    totals = totals_of(trees)
     rows = {
         "model": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters",
         "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer)} tokens; bos {tokenizer.bos_token!r}, "
         f"eos {tokenizer.eos_token!r}, pad {tokenizer.pad_token!r}, answers end in "
         f"{tokenizer.convert_ids_to_tokens(answer_end_id(tokenizer))!r}, "
         f"{'chat template' if tokenizer.chat_template else 'no chat template'}",
-        "records": f"{len(trees)} used, {len(encoded.skipped)} left out",
-        "longest": f"{max(map(tree_depth, trees))} tokens from the root to the end of an answer",
-        "tokens": f"{sum(tree.num_tokens for tree in trees)}, of which {trained} are trained",
+        "records": f"{len(trees)} used, {encoded.num_skipped} left out",
+        "longest": f"{totals.deepest} tokens from the root to the end of an answer",
+        "tokens": f"{totals.num_tokens}, of which {totals.num_predictions} are trained",
     }
     if form == "ranked":
-        rows["pairs"] = f"{num_pairs(trees)}; trees hold {num_shared(trees):.2f} times fewer tokens than rows would"
+        rows["pairs"] = f"{totals.num_pairs}; trees hold {num_shared(trees):.2f} times fewer tokens than rows would"
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in rows.items():
         table.add_row(name, value)

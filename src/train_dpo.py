@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from keju.encoding.token_store import lengths_of
 from keju.losses.preference_mix import loss_names
 from keju.losses.preference_pairs import LossSettings
 from keju.models.loading import load_causal_lm
@@ -33,10 +34,10 @@ from keju.training.stage import (
     num_shared,
     open_run,
     prepare,
-    read_splits,
     train,
 )
 from keju.training.stage_model import passes_of
+from keju.training.tree_reading import read_splits
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.packing import pack
 from keju.trees.segment import Segment
@@ -96,6 +97,8 @@ def main() -> None:
         for split in filter(None, (records, held_out)):
             split.trees = with_mismatched_answers(split.trees, data.token_budget)
     if objective.needs_reference:
+        for split in filter(None, (records, held_out)):
+            split.trees = list(split.trees)  # in memory: each gets its reference log-probabilities
         if not is_deepspeed_zero3_enabled():  # which has put it where it belongs
             model.to(training.device)
         trees = [*records.trees, *(held_out.trees if held_out else [])]
@@ -172,7 +175,7 @@ def margins(
     """The implicit reward of the better answer minus that of the worse, of each pair."""
     passes = passes_of(model).eval()
     found: list[float] = []
-    for members in pack([tree.num_tokens for tree in trees], token_budget):
+    for members in pack(lengths_of(trees), token_budget):
         batch = PackedBatch.from_trees([trees[index] for index in members])
         found += passes(batch, objective.margins).tolist()
     return found

@@ -34,8 +34,8 @@ from keju.training.launch import run_stage
 from keju.training.plots import plot_loss, plot_panels
 from keju.training.progress import RunCallback
 from keju.training.run_folder import RunFolder
-from keju.training.stage import read_trees
 from keju.training.stage_model import verify_head
+from keju.training.tree_reading import read_trees
 
 PANELS = {
     "reward": ("reward",),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from keju.encoding.token_store import totals_of
 from keju.models.loading import load_scalar_model
 from keju.records.folds import Fold
 from keju.training.answer_scores import answer_rewards, by_score
@@ -19,13 +20,12 @@ from keju.training.stage import (
     add_adapters,
     base_quantization,
     inspect,
-    num_pairs,
     num_shared,
     open_run,
     prepare,
-    read_splits,
     train,
 )
+from keju.training.tree_reading import read_splits
 
 
 @dataclass
@@ -98,7 +98,7 @@ def main() -> None:
     )
     if held_out:
         outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
-        outcome.summary["heldout_pairs"] = num_pairs(held_out.trees)
+        outcome.summary["heldout_pairs"] = totals_of(held_out.trees).num_pairs
         rewards = answer_rewards(outcome.trainer.model, held_out.trees, token_budget=data.token_budget)
         groups: dict[str, list[float]] = {}
         for score, reward in sorted(by_score(held_out.trees, rewards)):

@@ -42,8 +42,9 @@ from keju.training.plots import plot_loss
 from keju.training.processes import process_index, start_deepspeed, wait_for_all
 from keju.training.progress import describe
 from keju.training.run_folder import RunFolder
-from keju.training.stage import inspect, read_trees
+from keju.training.stage import inspect
 from keju.training.stage_model import verify_head
+from keju.training.tree_reading import read_trees
 from keju.trees.segment import Segment
 
 

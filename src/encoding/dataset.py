@@ -12,11 +12,19 @@ from keju.trees.segment import Segment
 
 @dataclass
 class EncodedRecords:
-    """trees and the `file:line` of each; skipped: `file:line: why` of what was left out."""
+    """trees and the `file:line` of each, in memory or read where they are used (see keju.encoding.token_store).
 
-    trees: list[Segment] = field(default_factory=list)
-    where: list[str] = field(default_factory=list)
+    skipped: `file:line: why` of what was left out, of the first of them at least; unlisted: how many there are more.
+    """
+
+    trees: Sequence[Segment] = field(default_factory=list)
+    where: Sequence[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    unlisted: int = 0
+
+    @property
+    def num_skipped(self) -> int:
+        return len(self.skipped) + self.unlisted
 
     def __len__(self) -> int:
         return len(self.trees)
@@ -62,27 +70,36 @@ def encode_records(
     Records longer than max_length are skipped and listed when the encoder's `on_long` is "skip". Raises ValueError
     naming `file:line` for anything else that cannot be trained on. `on_record(1)` is called after each, for a bar.
     """
-    encode, kinds = FORMS[form]
-    encoded = EncodedRecords()
+    encoded = EncodedRecords([], [])
     for record in records:
-        if not isinstance(record, kinds):
-            names = " or ".join(kind.__name__.removesuffix("Record").lower() for kind in kinds)
-            raise ValueError(f"{record.where}: this stage needs {names} records, see README, Records")
-        if form == "ranked" and not record.has_preference:
-            encoded.skipped.append(f"{record.where}: all answers have the same score, nothing to prefer")
-            on_record(1)
-            continue
-        try:
-            trees = encode(encoder, record)
-        except TooLong as reason:
-            if encoder.on_long == "error":
-                raise
-            encoded.skipped.append(str(reason))
+        trees = encode_record(record, encoder, form)
+        if isinstance(trees, str):
+            encoded.skipped.append(trees)
         else:
             encoded.trees += trees
             encoded.where += [record.where] * len(trees)
         on_record(1)
     if not encoded.trees:
-        reason = f"; first: {encoded.skipped[0]}" if encoded.skipped else ""
-        raise ValueError(f"no usable record of {len(encoded.skipped)} read{reason}")
+        raise ValueError(nothing_usable(encoded.skipped, len(encoded.skipped)))
     return encoded
+
+
+def encode_record(record: Record, encoder: Encoder, form: str) -> list[Segment] | str:
+    """The trees of one record, or `file:line: why` it is left out. Raises ValueError as `encode_records` does."""
+    encode, kinds = FORMS[form]
+    if not isinstance(record, kinds):
+        names = " or ".join(kind.__name__.removesuffix("Record").lower() for kind in kinds)
+        raise ValueError(f"{record.where}: this stage needs {names} records, see README, Records")
+    if form == "ranked" and not record.has_preference:
+        return f"{record.where}: all answers have the same score, nothing to prefer"
+    try:
+        return encode(encoder, record)
+    except TooLong as reason:
+        if encoder.on_long == "error":
+            raise
+        return str(reason)
+
+
+def nothing_usable(skipped: Sequence[str], count: int) -> str:
+    """What to say where all `count` records were left out, for the reasons `skipped`."""
+    return f"no usable record of {count} read" + (f"; first: {skipped[0]}" if skipped else "")

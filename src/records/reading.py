@@ -1,4 +1,5 @@
-"""Read records from .jsonl (one a line), .json (an array, or one a line) and .txt (one document a line).
+"""Read records from .jsonl (one a line), .json (an array, or one a line), .txt (one document a line), each also as .zst
+or .gz, from tables (.parquet, .arrow: one a row), and from sets of such files (see keju.records.shards).
 
 A bad line is never silently dropped: it is an error that names `file:line`, or is skipped, counted and reported.
 """
@@ -7,14 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 from keju.records.formats import detect
 from keju.records.json_text import array_items, malformed, parsed
+from keju.records.opening import COMPRESSED, numbered_lines, read_bytes
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
+from keju.records.shards import record_files, suffix_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,19 +51,9 @@ def read_records(path: str | Path, *, on_bad_line: str = "error", kinds: tuple[t
     kinds: the record classes that the caller can use; a record of another kind is a bad line.
     Raises ValueError "file:line: what is wrong", and "file: ..." if the file as a whole is missing or of no use.
     """
-    if on_bad_line not in ON_BAD_LINE:
-        raise ValueError(f"--on_bad_line must be one of {', '.join(ON_BAD_LINE)}, not {on_bad_line!r}")
-    path = _existing_file(Path(path))
-    records: list[Record] = []
+    path = Path(path)
     skipped: list[str] = []
-    for line, value in _READERS[path.suffix](path):
-        where = f"{path}:{line}"
-        try:
-            records.append(_record(value, where, kinds))
-        except ValueError as error:
-            if on_bad_line == "error":
-                raise ValueError(f"{where}: {error}") from error
-            skipped.append(f"{where}: {error}")
+    records = list(iterate_records(path, on_bad_line=on_bad_line, kinds=kinds, on_skipped=skipped.append))
     if not records and skipped:
         raise ValueError(f"{path}: no usable record, {len(skipped)} bad ones such as {skipped[0]}")
     if not records:
@@ -71,19 +64,45 @@ def read_records(path: str | Path, *, on_bad_line: str = "error", kinds: tuple[t
     return RecordFile(path, records, skipped)
 
 
-def _existing_file(path: Path) -> Path:
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder, expected a file of records")
-    if not path.is_file():
-        beside = sorted(file.name for file in path.parent.glob("*") if file.suffix in _READERS)
-        found = f"; this folder has {', '.join(beside[:8])}" if beside else ""
-        raise ValueError(f"{path}: no such file{found}")
-    if path.suffix not in _READERS:
-        raise ValueError(f"{path}: records are read from files that end in {', '.join(_READERS)}")
-    return path
+def iterate_records(
+    path: str | Path,
+    *,
+    on_bad_line: str = "error",
+    kinds: tuple[type, ...] | None = None,
+    on_skipped: Callable[[str], object] = lambda reason: None,
+) -> Iterator[Record]:
+    """The records of a file one by one, in constant memory (but for .json arrays); see `read_records`.
+
+    on_skipped: called with "file:line: reason" for every line left out.
+    """
+    check_on_bad_line(on_bad_line)
+    for file in record_files(path):
+        for line, raw in raw_rows(file):
+            where = f"{file}:{line}"
+            try:
+                record = parse_row(raw, where, kinds)
+            except ValueError as error:
+                if on_bad_line == "error":
+                    raise ValueError(f"{where}: {error}") from error
+                on_skipped(f"{where}: {error}")
+            else:
+                yield record
 
 
-def _record(value: Any, where: str, kinds: tuple[type, ...] | None) -> Record:
+def check_on_bad_line(on_bad_line: str) -> None:
+    if on_bad_line not in ON_BAD_LINE:
+        raise ValueError(f"--on_bad_line must be one of {', '.join(ON_BAD_LINE)}, not {on_bad_line!r}")
+
+
+def raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, what `parse_row` takes: the bytes of a line of JSON, a parsed value, or what is wrong with it)."""
+    suffix = suffix_of(file)
+    return _READERS[suffix.removesuffix(file.suffix) if file.suffix in COMPRESSED else suffix](file)
+
+
+def parse_row(raw: Any, where: str, kinds: tuple[type, ...] | None = None) -> Record:
+    """Raises ValueError that says what is wrong, without the place."""
+    value = _parsed(raw) if isinstance(raw, bytes) else raw
     if isinstance(value, ValueError):
         raise value
     record = detect(value)
@@ -93,45 +112,94 @@ def _record(value: Any, where: str, kinds: tuple[type, ...] | None) -> Record:
     return replace(record, where=where)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, JSON value or what is wrong with the line)."""
-    for number, line in _lines(path):
-        yield number, line if isinstance(line, ValueError) else parsed(line)
+def _json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(line number, the line), of lines that are not blank."""
+    for number, raw in _lines(path):
+        stripped = raw.strip()
+        # An ideographic space is blank too.
+        if stripped and (stripped[0] < 128 or stripped.decode("utf-8", "replace").strip()):
+            yield number, raw
+
+
+def _parsed(line: bytes) -> Any:
+    value = parsed(_decoded(line))
+    if isinstance(value, ValueError):
+        raise value
+    return value
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in _lines(path):
-        yield number, line if isinstance(line, ValueError) else {"text": line}
+    for number, raw in _lines(path):
+        try:
+            line = _decoded(raw)
+        except ValueError as error:
+            yield number, error
+        else:
+            if line.strip():
+                yield number, {"text": line}
 
 
 def _json_file(path: Path) -> Iterator[tuple[int, Any]]:
     """An array of records; many a file named .json holds one record a line instead."""
-    with path.open("rb") as file:
-        start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = read_bytes(path, 1024).removeprefix(b"\xef\xbb\xbf").lstrip()
     return _json_array(path) if start.startswith(b"[") else _json_lines(path)
+
+
+def _table_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(row number from 1, the row) of an Arrow or Parquet file."""
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    def batches():
+        if path.suffix == ".parquet":
+            yield from pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256)
+            return
+        with pyarrow.OSFile(str(path)) as file:
+            magic = file.read(6)
+            file.seek(0)
+            if magic == b"ARROW1":  # the file format; a stream, as `datasets` keeps it, has no magic number
+                reader = pyarrow.ipc.open_file(file)
+                yield from map(reader.get_batch, range(reader.num_record_batches))
+            else:
+                yield from pyarrow.ipc.open_stream(file)
+
+    number = 0
+    try:
+        for batch in batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: damaged after row {number} ({str(error).splitlines()[0]}); make it again") from error
 
 
 def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
     """The items of an array with the line each begins at. A syntax error ends it: what follows cannot be trusted."""
     try:
-        yield from array_items(path.read_text(encoding="utf-8-sig"))
+        yield from array_items(read_bytes(path).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: {malformed(error)}") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str | ValueError]]:
-    """Numbered lines that are not blank. Only "\\n" ends a line: str.splitlines would cut at U+2028 inside a text."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
-            except UnicodeDecodeError as error:
-                yield number, ValueError(f"not UTF-8 text ({error.reason} at byte {error.start} of the line)")
-                continue
-            if line.strip():
-                yield number, line
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines. Only "\n" ends a line: str.splitlines would cut at U+2028 inside a text."""
+    for number, raw in numbered_lines(path):
+        yield number, (raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).strip(b"\r\n")
 
 
-_READERS = {".jsonl": _json_lines, ".json": _json_file, ".txt": _text_lines}
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start} of the line)") from error
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_file,
+    ".txt": _text_lines,
+    ".parquet": _table_rows,
+    ".arrow": _table_rows,
+}

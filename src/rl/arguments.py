@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from keju.rl.modes import rules_of
-from keju.training.stage_arguments import TENSOR_PARALLEL_HELP, check_tensor_parallel_size
+from keju.training.stage_arguments import TENSOR_PARALLEL_HELP, TokenCacheArguments, check_tensor_parallel_size
 
 
 def setting(default, help: str):
@@ -61,7 +61,7 @@ class PPOModelArguments:
 
 
 @dataclass
-class PPODataArguments:
+class PPODataArguments(TokenCacheArguments):
     """Which prompts are answered."""
 
     _argument_group_name = "data"
@@ -78,6 +78,9 @@ class PPODataArguments:
     )
     max_train_samples: int | None = setting(None, "Read at most so many training records.")
     max_eval_samples: int | None = setting(64, "Read at most so many held-out records.")
+
+    def __post_init__(self) -> None:
+        self.check_num_workers()
 
     def path(self, filename: str) -> Path:
         """The record file `filename` in `data_dir` (an absolute path stays as it is)."""

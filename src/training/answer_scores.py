@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from keju.encoding.token_store import lengths_of
 from keju.models.backbone import tree_logprobs, tree_token_scores
 from keju.training.processes import num_processes, own_parts, sum_over_processes
 from keju.training.stage_model import passes_of
@@ -74,7 +75,7 @@ def _of_branches(
     passes = passes_of(model)
     was_training = model.training
     model.eval()
-    packs = pack([tree.num_tokens for tree in trees], token_budget)
+    packs = pack(lengths_of(trees), token_budget)
     sizes = [[size(branch) for branch in tree.branches] for tree in trees]
     own: dict[int, Tensor] = {}
     for number, (members, counts) in enumerate(own_parts(packs)):

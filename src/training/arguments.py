@@ -22,14 +22,18 @@ from keju.training.stage_arguments import (  # noqa: F401  (stages import the da
     DataArguments,
     ModelArguments,
     StageTrainingArguments,
+    TokenCacheArguments,
 )
 from keju.training.yaml_config import Setting, read_settings
 
 
-def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, description: str = "") -> tuple:
+def parse_arguments(
+    *dataclass_types: type, argv: list[str] | None = None, description: str = "", takes_any_config: bool = False
+) -> tuple:
     """One filled instance for each dataclass, in order.
 
     argv: what follows the script's name (default: sys.argv[1:]): `[config.yaml]` or `--config FILE`, then flags.
+    takes_any_config: the YAML file may be another stage's; of its keys those that are flags here count.
     A mistake prints one line that names the flag or the `file:line` and exits with code 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -42,6 +46,8 @@ def parse_arguments(*dataclass_types: type, argv: list[str] | None = None, descr
         settings = read_settings(config) if config else []
     except ValueError as error:
         parser.error(str(error))
+    if takes_any_config:
+        settings = [setting for setting in settings if setting.key in parser.names()]
     for setting in settings:
         parser.apply(setting)
     namespace, unknown = parser.parse_known_args(flags)

@@ -56,6 +56,10 @@ class Progress:
         self.tokens += tokens
         self.show(**shown)
 
+    def rate(self) -> float:
+        """Units a second since the bar began."""
+        return (self.done - self._done_before) / max(time.monotonic() - self._start, 1e-9)
+
     def show(self, **shown: Any) -> None:
         self.shown |= shown
         now = time.monotonic()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from keju.trees.packing import pack, split_to_multiple
+from keju.trees.packing import Packs, pack_arrays
 
 
 class TreeBatchSampler(Sampler[list[int]]):
@@ -19,7 +20,7 @@ class TreeBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | np.ndarray,
         token_budget: int,
         *,
         max_trees: int | None = None,
@@ -27,7 +28,7 @@ class TreeBatchSampler(Sampler[list[int]]):
         num_processes: int = 1,
         process_index: int = 0,
     ) -> None:
-        self.lengths = list(lengths)
+        self.lengths = np.asarray(lengths)
         self.token_budget, self.max_trees = token_budget, max_trees
         self.seed = seed
         self.num_processes, self.process_index = num_processes, process_index
@@ -44,11 +45,10 @@ class TreeBatchSampler(Sampler[list[int]]):
         packs = self._all_packs()
         return iter(packs[self.process_index :: self.num_processes])
 
-    def _all_packs(self) -> list[list[int]]:
-        count = len(self.lengths)
+    def _all_packs(self) -> Packs:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(count, generator=generator).tolist()
-        packs = pack([self.lengths[index] for index in order], self.token_budget, self.max_trees)
-        packs = split_to_multiple(packs, self.num_processes)
-        packs = [[order[member] for member in members] for members in packs]
-        return [packs[number] for number in torch.randperm(len(packs), generator=generator).tolist()]
+        order = torch.randperm(len(self.lengths), generator=generator).numpy()
+        packs = pack_arrays(self.lengths[order], self.token_budget, self.max_trees)
+        packs = packs.split_to_multiple(self.num_processes)
+        packs.members = order[packs.members]
+        return packs.ordered(torch.randperm(len(packs), generator=generator).numpy())

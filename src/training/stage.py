@@ -13,14 +13,13 @@ from rich.console import Console
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from keju.encoding.dataset import EncodedRecords, encode_records
+from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
+from keju.encoding.token_store import totals_of
 from keju.models.backbone import backbone_of, tree_layout
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.quantization import nf4
-from keju.records.folds import Fold
-from keju.records.reading import read_records
 from keju.training.adapters import add_lora
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
 from keju.training.objectives.language_model import LanguageModelObjective
@@ -28,12 +27,14 @@ from keju.training.objectives.objective import Objective
 from keju.training.op_builds import survive_killed_builds
 from keju.training.plots import plot_loss
 from keju.training.processes import start_deepspeed
-from keju.training.progress import Progress, RunCallback
+from keju.training.progress import RunCallback
 from keju.training.run_folder import RunFolder
 from keju.training.stage_model import verify_head
 from keju.training.stopping import Stopped, stopping_gracefully
+from keju.training.tree_reading import read_splits
 from keju.training.tree_trainer import TreeTrainer
 from keju.trees.packed_batch import PackedBatch
+from keju.trees.segment import Segment
 
 
 @dataclass
@@ -54,49 +55,6 @@ def open_run(
         arguments=[model_args, data, training],
         overwrite=training.overwrite_output_dir,
         resume=training.resume_from_checkpoint,
-    )
-
-
-def read_trees(
-    data: DataArguments,
-    filename: str,
-    encoder: Encoder,
-    form: str,
-    *,
-    flag: str,
-    max_samples: int | None,
-    fold: Fold | None = None,
-) -> EncodedRecords:
-    """Reads and encodes a record file with a progress bar, and says what was left out and why.
-
-    fold: only the records of this part of the file.
-    """
-    path = data.path(filename)
-    if not path.exists():
-        raise ValueError(f"{flag}: {path} does not exist")
-    file = read_records(path, on_bad_line=data.on_bad_line)
-    records = [record for record in file if fold is None or fold.holds(record)][:max_samples]
-    with Progress(len(records), f"encode {path.name}", unit="records") as bar:
-        encoded = encode_records(records, encoder, form, on_record=bar.advance)
-    left_out = [*file.skipped, *encoded.skipped]
-    if left_out:
-        print(f"{path.name}: left out {len(left_out)} of {len(records) + len(file.skipped)} records, for example:")
-        for reason in left_out[:3]:
-            print(f"  {reason}")
-    return encoded
-
-
-def read_splits(
-    data: DataArguments, encoder: Encoder, form: str, *, fold: Fold | None = None
-) -> tuple[EncodedRecords, EncodedRecords | None]:
-    """Training records (of a part of them, see read_trees) and, where --eval_filename names some, held-out ones."""
-    records = read_trees(
-        data, data.train_filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples, fold=fold
-    )
-    if not data.eval_filename:
-        return records, None
-    return records, read_trees(
-        data, data.eval_filename, encoder, form, flag="--eval_filename", max_samples=data.max_eval_samples
     )
 
 
@@ -161,17 +119,12 @@ def inspect(
         end_ids=ends if isinstance(ends, list) else [ends],
     )
     limit = getattr(model.config, "max_position_embeddings", None)
-    longest = max(tree_depth(tree) for tree in encoded.trees)
+    longest = totals_of(encoded.trees).deepest
     if limit and longest > limit:
         raise ValueError(f"--max_length: a record of {longest} tokens, but the model has {limit} positions")
     if show:
         position_ids, _ = tree_layout(backbone_of(model), PackedBatch.from_trees([encoded[0]]))
         Console().print(example_table(encoded[0], tokenizer, position_ids=position_ids))
-
-
-def tree_depth(tree) -> int:
-    """Tokens on the longest path from the root."""
-    return len(tree.tokens) + max((tree_depth(branch) for branch in tree.branches), default=0)
 
 
 def train(
@@ -219,15 +172,10 @@ def train(
     return Outcome(trainer, summary)
 
 
-def num_shared(trees: Sequence) -> float:
+def num_shared(trees: Sequence[Segment]) -> float:
     """How many times fewer tokens the trees hold than rows of prompt + answer would."""
-    return sum(tree.num_unshared_tokens for tree in trees) / max(1, sum(tree.num_tokens for tree in trees))
-
-
-def num_pairs(trees: Sequence) -> int:
-    """Ordered pairs of answers with different scores, over all trees."""
-    scores = [[branch.values["score"] for branch in tree.branches] for tree in trees]
-    return sum(a > b for answers in scores for a in answers for b in answers)
+    totals = totals_of(trees)
+    return totals.num_unshared_tokens / max(1, totals.num_tokens)
 
 
 def train_language_model(

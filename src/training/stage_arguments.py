@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -109,14 +110,42 @@ def parse_overrides(text: str) -> dict[str, object]:
     return overrides
 
 
+def default_token_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keju" / "tokens"
+
+
+@dataclass(kw_only=True)
+class TokenCacheArguments:
+    """How records become tokens, and where these are kept."""
+
+    token_cache: Literal["auto", "on", "off"] = field(
+        default="auto",
+        metadata={
+            "help": "Keep the tokens of record files on disk and read them from there: of files of 32 MB of text or "
+            "more, and whatever `keju.tokenize_data` has made (auto); of all; of none."
+        },
+    )
+    token_cache_dir: str = field(
+        default=str(default_token_cache_dir()), metadata={"help": "Folder in which tokens are kept."}
+    )
+    num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that encode records for --token_cache; as many as cores by default."}
+    )
+
+    def check_num_workers(self) -> None:
+        """Raises ValueError below 1."""
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"--num_workers: must be at least 1, got {self.num_workers}")
+
+
 @dataclass
-class DataArguments:
+class DataArguments(TokenCacheArguments):
     """Which records are read, and how much of them."""
 
     _argument_group_name = "data"
 
     data_dir: str = field(metadata={"help": "Folder of the record files."})
-    train_filename: str = field(metadata={"help": "Records to train on (.jsonl or .json), in --data_dir."})
+    train_filename: str = field(metadata={"help": "Records to train on, in --data_dir: a file or a set of shards."})
     eval_filename: str | None = field(default=None, metadata={"help": "Held-out records, in --data_dir."})
     max_length: int = field(default=512, metadata={"help": "Longest record in tokens (prompt and one answer)."})
     token_budget: int = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
@@ -131,6 +160,7 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Read at most so many held-out records."})
 
     def __post_init__(self):
+        self.check_num_workers()
         for name in ("max_length", "token_budget", "max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from keju.encoding.token_store import lengths_of
 from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
 from keju.training.adapters import apply_loraplus, has_adapters, load_adapters, save_model
@@ -84,7 +85,7 @@ class TreeTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         sampler = TreeBatchSampler(
-            [tree.num_tokens for tree in self.train_dataset],
+            lengths_of(self.train_dataset),
             self.token_budget,
             max_trees=self.args.per_device_train_batch_size,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
@@ -120,14 +121,15 @@ class TreeTrainer(Trainer):
     def _report_non_finite(self, batch: PackedBatch) -> None:
         records = ""
         if self.where is not None:
-            first = {tuple(tree.tokens[:64]): place for tree, place in zip(self.train_dataset, self.where, strict=True)}
             starts = batch.segment_start[batch.segment_parent < 0].tolist()
             ends = batch.segment_end[batch.segment_parent < 0].tolist()
             ids = batch.input_ids[0].tolist()
-            found = [
-                first.get(tuple(ids[start : min(end, start + 64)])) for start, end in zip(starts, ends, strict=True)
-            ]
-            records = name_records(place for place in found if place)
+            heads = [tuple(ids[start : min(end, start + 64)]) for start, end in zip(starts, ends, strict=True)]
+            found: dict[tuple[int, ...], str] = {}
+            for tree, place in zip(self.train_dataset, self.where, strict=True):
+                if (head := tuple(tree.tokens[:64])) in heads:
+                    found[head] = place
+            records = name_records(found[head] for head in heads if head in found)
         raise NonFiniteLoss(self.state.global_step + 1, records)
 
     def _collect(self, metrics: dict) -> None:
@@ -170,7 +172,7 @@ class TreeTrainer(Trainer):
         was_training = model.training
         model.eval()
         trees = self.eval_dataset if eval_dataset is None else eval_dataset
-        packs = pack([tree.num_tokens for tree in trees], self.token_budget, self.args.per_device_eval_batch_size)
+        packs = pack(lengths_of(trees), self.token_budget, self.args.per_device_eval_batch_size)
         sums: Counter[tuple[str, int]] = Counter()
         for members, counts in own_parts(packs):
             inputs = self.collate([trees[index] for index in members])

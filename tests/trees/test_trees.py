@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from keju.trees.column_mask import dense_mask
 from keju.trees.packed_batch import PackedBatch
-from keju.trees.packing import pack, split_to_multiple
+from keju.trees.packing import Packs, pack
 from keju.trees.segment import Segment
 
 
@@ -109,9 +110,13 @@ def test_an_item_longer_than_the_budget_is_an_error_that_names_the_flag():
 
 
 def test_packs_are_split_for_processes():
-    assert sorted(map(len, split_to_multiple([[0, 1, 2], [3, 4], [5]], 4))) == [1, 1, 2, 2]
+    packs = Packs(np.arange(6), np.array([0, 3, 5]), np.array([3, 5, 6]))
+    assert list(packs) == [[0, 1, 2], [3, 4], [5]]
+    assert list(packs.split_to_multiple(4)) == [[0], [3, 4], [5], [1, 2]]
+    assert list(packs.split_to_multiple(5)) == [[0], [3], [5], [1, 2], [4]]
+    assert list(packs.ordered(np.array([2, 0]))) == [[5], [0, 1, 2]] and list(packs[1:]) == [[3, 4], [5]]
     with pytest.raises(ValueError, match="too few records"):
-        split_to_multiple([[0]], 2)
+        packs[2:].split_to_multiple(2)
 
 
 def test_moving_a_batch_keeps_it():
