@@ -32,7 +32,15 @@ from keju.data_prepare.folder import REPORT, describe, new_folder, reusable_repo
 from keju.data_prepare.mixing import parse_mix
 from keju.data_prepare.pipeline import engine
 from keju.data_prepare.pipeline.build import begin, collect, fingerprint, json_rows, training_texts
-from keju.data_prepare.pipeline.plan import Plan, bytes_in, in_portions, num_buckets, num_train_shards, piece_bytes
+from keju.data_prepare.pipeline.plan import (
+    VERSION,
+    Plan,
+    bytes_in,
+    in_portions,
+    num_buckets,
+    num_train_shards,
+    piece_bytes,
+)
 from keju.data_prepare.pipeline.stages import evaluation_ngrams
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
 from keju.models.loading import named_sizes, size_fields
@@ -154,7 +162,7 @@ def made_from_files(args: PrepareDataArguments, cleaning: CleaningSettings, corp
         **{name: getattr(args, name) for name in (*names, "on_bad_line", "compress", "mix", "document")},
         "cleaning": asdict(cleaning),
         "decontaminate": [fingerprint(existing_folder(folder)) for folder in args.decontaminate],
-        "version": corpus.VERSION,
+        "version": [corpus.VERSION, VERSION],
         "source": fingerprint(raw),
         "tokenizers": family_tokenizers(),
     }
@@ -287,7 +295,13 @@ def show(console: Console, folder: Path, report: dict[str, Any]) -> None:
     for example in examples.values():
         console.print(example, markup=False)
     for step in report["steps"]:
-        console.print(f"{step['name']}: {step['rows_in']} -> {step['rows_out']}")
+        changed_rows = step.get("rows_changed", 0)
+        if step["rows_in"] == step["rows_out"] and not changed_rows and step is not report["steps"][0]:
+            continue
+        note = f", {changed_rows} changed" if changed_rows else ""
+        console.print(f"{step['name']}: {step['rows_in']} -> {step['rows_out']}{note}")
+        for change, count in step.get("changes", {}).items():
+            console.print(f"  {count} {change}", markup=False)
         for reason, dropped in step["dropped"].items():
             console.print(f"  {dropped['rows']} {reason}: {dropped['examples'][0]}", markup=False)
 

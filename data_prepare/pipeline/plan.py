@@ -14,6 +14,7 @@ from typing import Any
 from keju.data_prepare.corpus import Piece
 from keju.records.writing import write_json
 
+VERSION = 1  # raise it when the same plan gives other records
 PLAN = "plan.json"
 PIECE_BYTES = (4 << 20, 64 << 20)  # the smallest and the largest piece
 MAX_PIECES = 4096  # of one corpus, until pieces are of the largest size
@@ -57,6 +58,7 @@ class Plan:
     evaluation_source: str = ""
     mix: Mapping[str, float] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: int = VERSION
 
     @property
     def shards(self) -> list[tuple[str, int, int]]:
