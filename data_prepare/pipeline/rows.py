@@ -37,9 +37,18 @@ def reply_of(row: dict[str, Any]) -> str:
 
 
 def texts_of(row: dict[str, Any]) -> list[str]:
-    """The texts that no two splits may share: the context first, then all that answers it."""
+    """The context first, then all that answers it."""
     if "text" in row:
         return [row["text"]]
     answers = [answer["answer"] for answer in row.get("answers", ())]
     answers += [turn["content"] for turn in row.get("messages", ()) if turn["role"] == "assistant"]
     return [context_of(row) + row.get("label", ""), *answers]
+
+
+SHORTEST_ANSWER = 5  # characters; in shorter ones ("yes", "positive") there is nothing to learn by heart
+
+
+def kept_apart(row: dict[str, Any]) -> list[tuple[int, str]]:
+    """The texts that no two splits may share, each with its number in `texts_of`: all but very short answers."""
+    texts = enumerate(texts_of(row))
+    return [(number, text) for number, text in texts if number == 0 or len(text) >= SHORTEST_ANSWER]

@@ -15,7 +15,7 @@ import rensa
 from keju.data_prepare.corpus import Item
 from keju.data_prepare.pipeline.hashing import hash64
 from keju.data_prepare.pipeline.plan import SPLITS
-from keju.data_prepare.pipeline.rows import context_of, kind_of, reply_of, texts_of
+from keju.data_prepare.pipeline.rows import context_of, kept_apart, kind_of, reply_of
 
 BANDS, ROWS = 16, 6
 NGRAM = 3
@@ -72,11 +72,11 @@ def bands(items: Sequence[Item], keys: Sequence[int], *, near: bool) -> np.ndarr
 
 
 def text_hashes(items: Sequence[Item], keys: Sequence[int]) -> np.ndarray:
-    """The texts of items, [n] of TEXT."""
+    """The texts of items that no two splits may share, [n] of TEXT."""
     found = [
         (hash64("text", text), key, number)
         for item, key in zip(items, keys, strict=True)
-        for number, text in enumerate(texts_of(item.row))
+        for number, text in kept_apart(item.row)
     ]
     return np.array(found, TEXT)
 

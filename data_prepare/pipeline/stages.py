@@ -36,7 +36,7 @@ from keju.data_prepare.pipeline.hashing import fraction, hash64
 from keju.data_prepare.pipeline.item_files import ItemFile, Numbered, load, save, write_slices
 from keju.data_prepare.pipeline.matching import EDGE, duplicate_pairs, in_two_splits, to_remove
 from keju.data_prepare.pipeline.plan import SPLITS, Plan
-from keju.data_prepare.pipeline.rows import kind_of, texts_of
+from keju.data_prepare.pipeline.rows import kept_apart, kind_of
 from keju.data_prepare.pipeline.shards import ShardWriter
 from keju.data_prepare.pipeline.signatures import (
     BAND,
@@ -300,7 +300,7 @@ def write(plan: Plan, number: int, advance: Advance) -> Stats:
                 missing += add_wrong_answers(one.item, others, at, lambda other: get(other).item, wanted)
             position[task] += 1
             writer.add(one.item)
-            hashes += [(hash64("text", text), SPLITS.index(split)) for text in texts_of(one.item.row)]
+            hashes += [(hash64("text", text), SPLITS.index(split)) for _, text in kept_apart(one.item.row)]
             advance(1)
     entries, begins = by_bucket(np.array(hashes, WRITTEN), plan.num_buckets)
     save(_path(plan, "written", number), entries)

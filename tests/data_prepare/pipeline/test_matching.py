@@ -97,13 +97,20 @@ def test_chains_leave_the_smallest():
 
 def test_texts_in_two_splits_are_named_in_the_later_one():
     rows = [
-        ({"prompt": "问一", "answers": [{"answer": "可以", "score": 1}, {"answer": "不行", "score": 0}]}, "train"),
-        ({"prompt": "问二", "answers": [{"answer": "可以", "score": 1}]}, "test"),
-        ({"prompt": "问三", "answers": [{"answer": "也许", "score": 1}]}, "dev"),
-        ({"prompt": "问一", "answers": [{"answer": "未必", "score": 1}]}, "dev"),
+        (
+            {"prompt": "问一", "answers": [{"answer": "当然是可以的", "score": 1}, {"answer": "不行", "score": 0}]},
+            "train",
+        ),
+        (
+            {"prompt": "问二", "answers": [{"answer": "当然是可以的", "score": 1}, {"answer": "不行", "score": 0}]},
+            "test",
+        ),
+        ({"prompt": "问三", "answers": [{"answer": "也许是这样的", "score": 1}]}, "dev"),
+        ({"prompt": "问一", "answers": [{"answer": "未必真的如此", "score": 1}]}, "dev"),
     ]
     keys = [key_of(number, split) for number, (_, split) in enumerate(rows)]
     entries = text_hashes([Item(row, "f:1", "g") for row, _ in rows], keys)
     found = in_two_splits(entries)
+    # "不行" is too short to be a text that was learned by heart.
     assert [(key, text) for _, key, text in found.tolist()] == [(keys[0], 0), (keys[0], 1)]
     assert len(in_two_splits(np.empty(0, TEXT))) == 0
