@@ -10,7 +10,6 @@ import copy
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -85,6 +84,12 @@ def resident() -> int:
     """Bytes"""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def most_resident() -> int:
+    """Bytes, at any time so far. Not getrusage's, which begins with what the process had that started this one."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 2**10
 
 
 def run(step: Step, deepspeed: str | None) -> None:
@@ -167,7 +172,7 @@ def main() -> None:
     AcceleratorState._reset_state()  # the next trainer sets DeepSpeed up anew
     before = resident()
     run(step_of(case), config)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10 - before
+    peak = most_resident() - before
     path = folder / f"peak-{os.environ.get('RANK', '0')}.json"
     path.write_text(json.dumps({"peak": peak, "before": before}))
 
