@@ -298,6 +298,7 @@ def write(plan: Plan, number: int, advance: Advance) -> Stats:
                 wanted = [(level, *wrong[level]) for level in range(first, min(len(wrong), len(one.item.keys) + 1))]
                 others, at = tasks[task], position[task]
                 missing += add_wrong_answers(one.item, others, at, lambda other: get(other).item, wanted)
+                one.item.row["answers"].sort(key=lambda answer: -answer["score"])
             position[task] += 1
             writer.add(one.item)
             hashes += [(hash64("text", text), SPLITS.index(split)) for _, text in kept_apart(one.item.row)]
