@@ -1,0 +1,323 @@
+"""Our pipeline against the straightforward way to build a corpus, on the same real files.
+
+python tests/bench/data_prepare.py [--pairs 8000 64000] [--poetry 1 4] [--replies 60000] [--texts 200000]
+
+The straightforward way is written here plainly: read everything, and for every item collect the candidates for its
+wrong answers from all others, then draw. It cleans nothing, removes no duplicates and splits by position. Ours does all
+that it does by default (cleaning, duplicates, splits that share no text, wrong answers), in as many processes as there
+are cores; what it takes to start them counts. After both have run, it is seen that they have the same prompts and right
+answers, but for what ours reports as dropped, and wrong answers with falling scores.
+
+Raw data: ../shared/data, whole; larger sizes are the same rows again with every third character changed.
+
+Printed: for each corpus the seconds of both; for classical_modern the growth of ours (seconds a row at the largest size
+over those at the smallest, in one process); for duplicates the seconds from raw texts to the list of what goes. The
+last line is JSON {"name", "ours", "peer", "ratio", "unit", ...}, of classical_modern at the largest size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from side_by_side import shared_folder
+
+from keju.data_prepare.corpora import classical_modern
+from keju.data_prepare.data_set import corpus_module
+from keju.data_prepare.pipeline import engine
+from keju.data_prepare.pipeline.build import collect
+from keju.data_prepare.pipeline.plan import Plan, bytes_in, in_portions, num_buckets, num_train_shards, piece_bytes
+from keju.records.writing import write_jsonl
+
+RAW = shared_folder() / "data"
+SHARES = {"test": 0.02, "dev": 0.02, "prompts": 0.1}
+Pair = dict[str, Any]
+
+
+class Changer:
+    """Rows again, with every third character drawn from all that there are."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.rng = random.Random(0)
+        self.characters = [character for text in texts[:2000] for character in text if character.isalnum()]
+
+    def __call__(self, text: str) -> str:
+        drawn = iter(self.rng.choices(self.characters, k=len(text) // 3 + 1))
+        return "".join(next(drawn) if place % 3 == 1 else character for place, character in enumerate(text))
+
+
+def write_classical(folder: Path, num_pairs: int) -> None:
+    """Books in the layout of the first version of Classical-Modern."""
+    (folder / "bitext").mkdir(parents=True)
+    books = sorted((RAW / "raw" / "Classical-Modern" / "bitext").iterdir())
+    pairs = {book.name: book.read_text(encoding="utf-8").split("\n\n") for book in books}
+    changed = Changer([pair for book in pairs.values() for pair in book])
+    share = num_pairs // len(pairs)
+    for name, found in pairs.items():
+        found = [pair.strip().split("\n") for pair in found if pair.strip()]
+        with (folder / "bitext" / name).open("w", encoding="utf-8") as file:
+            for number in range(share):
+                for line in found[number % len(found)]:
+                    label, text = line[:4].partition("：")[0], line.partition("：")[2]
+                    file.write(f"{label}：{text if number < len(found) else changed(text)}\n")
+                file.write("\n")
+
+
+def plain_classical(folder: Path) -> list[Pair]:
+    """Both ways of every pair; wrong answers from sets of all others of the book, and of all other books."""
+    books: dict[str, list[list[str]]] = {}
+    for path in sorted((folder / "bitext").iterdir()):
+        blocks = [block.split("\n") for block in path.read_text(encoding="utf-8").split("\n\n") if block.strip()]
+        books[path.name] = [[line.partition("：")[2].strip() for line in block[:2]] for block in blocks]
+    rows = []
+    for task, given in (("to modern", 0), ("to classical", 1)):
+        prompt, wanted = classical_modern.TASKS[task][0], 1 - given
+        for book, pairs in books.items():
+            for pair in pairs:
+                right = pair[wanted]
+                near = {other[wanted] for other in pairs} - {right}
+                far = {other[wanted] for name, others in books.items() if name != book for other in others} - {right}
+                rows.append(_ranked(prompt.format(pair[given]), right, (near, 0, 2), (far, -1, 2)))
+    return rows
+
+
+def write_poetry(folder: Path, times: int) -> None:
+    """chinese-poetry, so many times; its prose is left out."""
+    raw = RAW / "raw" / "chinese-poetry"
+    paths = [path for path in raw.rglob("*.json") if path.parent.name not in ("lunyu", "sishuwujing")]
+    poems = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)}
+    changed = Changer([line for found in poems.values() for poem in found for line in _lines(poem)])
+    for number in range(times):
+        for path, found in poems.items():
+            # The numbers in the names of the files of 诗 and 词 go on.
+            stem = path.stem.rstrip("0123456789")
+            if number and stem == path.stem:
+                continue
+            name = f"{stem}{int(path.stem[len(stem) :]) + 100_000 * number}.json" if number else path.name
+            copy = folder / path.relative_to(raw).with_name(name)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            new = [poem | {"paragraphs": [changed(line) for line in _lines(poem)]} for poem in found]
+            copy.write_text(json.dumps(new if number else found, ensure_ascii=False), encoding="utf-8")
+
+
+def _lines(poem: dict[str, Any]) -> list[str]:
+    return poem.get("paragraphs") or poem.get("content") or poem.get("para") or []
+
+
+def plain_poetry(folder: Path) -> list[Pair]:
+    """Poems to write by author and title, and to continue from their first line; wrong answers from sets of others."""
+    poems: dict[str, list[tuple[str, str, list[str]]]] = {}
+    for path in sorted(folder.rglob("*.json")):
+        for poem in json.loads(path.read_text(encoding="utf-8")):
+            title = poem.get("title") or poem.get("rhythmic") or ""
+            genre = poems.setdefault(path.parent.name, [])
+            genre.append((poem.get("author", ""), title, _lines(poem)))
+    rows = []
+    for first in (0, 1):  # the line that the answer begins with
+        texts = {
+            genre: [(author, "\n".join(lines[first:])) for author, _, lines in found if len(lines) > first]
+            for genre, found in poems.items()
+        }
+        for genre, found in poems.items():
+            others = [text for name, poems_there in texts.items() if name != genre for _, text in poems_there]
+            for author, title, lines in found:
+                if len(lines) <= first:
+                    continue
+                right = "\n".join(lines[first:])
+                near = {text for name, text in texts[genre] if name == author} - {right}
+                same_genre = {text for name, text in texts[genre] if name != author} - {right}
+                far = set(others) - {right}
+                prompt = f"请写出{author}的《{title}》。" if first == 0 else f"请接着往下写。\n{lines[0]}"
+                rows.append(_ranked(prompt, right, (near, 0, 2), (same_genre, -1, 1), (far, -2, 1)))
+    return rows
+
+
+def write_zhidao(folder: Path, num_replies: int) -> None:
+    folder.mkdir()
+    paths = sorted((RAW / "derived" / "raw" / "zhidao").glob("*.csv"))
+    for path in paths:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        changed = Changer([row[2] for row in rows])
+        with (folder / path.name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            for number in range(num_replies // len(paths) // 3):
+                title, body, reply, _ = rows[number % len(rows)]
+                if number >= len(rows):
+                    title, reply = changed(title), changed(reply)
+                for best in (1, 0, 0):  # the question, its accepted reply and two others
+                    writer.writerow([title, body, reply if best else changed(reply), best])
+
+
+def plain_zhidao(folder: Path) -> list[Pair]:
+    """The replies of a question are looked up by its title among all rows of the file."""
+    rows = []
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            replies = list(csv.DictReader(file))
+        for title in dict.fromkeys(reply["title"] for reply in replies):
+            found = [reply for reply in replies if reply["title"] == title]
+            answers = [{"answer": reply["reply"], "score": int(reply["is_best"])} for reply in found]
+            others = [reply["reply"] for reply in replies if reply["title"] != title and reply["is_best"] == "1"]
+            answers += [{"answer": text, "score": -1} for text in random.sample(others, min(1, len(others)))]
+            rows.append({"prompt": title, "answers": answers})
+    return rows
+
+
+def _ranked(prompt: str, right: str, *candidates: tuple[Any, int, int]) -> Pair:
+    answers = [{"answer": right, "score": 1}]
+    for texts, score, count in candidates:
+        texts = list(texts)
+        answers += [{"answer": text, "score": score} for text in random.sample(texts, min(count, len(texts)))]
+    return {"prompt": prompt, "answers": answers}
+
+
+def ours(corpus: str, folder: Path, output: Path, num_workers: int) -> dict[str, Any]:
+    """Everything but the vocabulary and the page; what `collect` says of it."""
+    module, size = corpus_module(corpus), bytes_in(folder)
+    plan = Plan(
+        corpus=corpus,
+        version=module.VERSION,
+        raw_dir=str(folder),
+        source="",
+        work=str(output) + ".work",
+        seed=0,
+        shares=SHARES,
+        portions=in_portions(folder, module.pieces(folder, piece_bytes(size)), piece_bytes(size)),
+        num_buckets=num_buckets(size),
+        num_train_shards=num_train_shards(size),
+        on_bad_line="skip",
+        cleaning={"simplify": False},
+    )
+    Path(plan.work).mkdir()
+    plan.save()
+    engine.run_here(plan, num_workers, lambda total, title: nullcontext(NoBar()))
+    output.mkdir()
+    found = collect(plan, output)
+    shutil.rmtree(plan.work)
+    return found
+
+
+class NoBar:
+    def advance(self, n: int, **shown: Any) -> None:
+        pass
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    found = run()
+    return time.perf_counter() - begun, found
+
+
+def compare(corpus: str, folder: Path, plain: Callable[[Path], list[Pair]], num_workers: int) -> tuple[float, float]:
+    """(seconds of ours, of the plain way), after a look at what both have made."""
+    with tempfile.TemporaryDirectory() as name:
+        temporary = Path(name)
+        seconds, found = timed(lambda: ours(corpus, folder, temporary / "ours", num_workers))
+
+        def plainly() -> list[Pair]:
+            rows = plain(folder)
+            random.shuffle(rows)
+            held_out = len(rows) // 50
+            write_jsonl(temporary / "dev.jsonl", rows[:held_out])
+            write_jsonl(temporary / "train.jsonl", rows[held_out:])
+            return rows
+
+        plain_seconds, rows = timed(plainly)
+        check(corpus, found, temporary / "ours", rows)
+    return seconds, plain_seconds
+
+
+def check(corpus: str, found: dict[str, Any], folder: Path, plain: list[Pair]) -> None:
+    """Raises AssertionError unless our rows are those of the plain way, as far as they are not reported as dropped."""
+    by_prompt = corpus == "classical_modern"  # the others are asked for in other words
+    right = {(row["prompt"] if by_prompt else "", row["answers"][0]["answer"]) for row in plain}
+    total = same = 0
+    for path in folder.glob("*.jsonl"):
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            if "answers" not in row:
+                continue
+            scores = [answer["score"] for answer in row["answers"]]
+            assert scores == sorted(scores, reverse=True)
+            total += 1
+            same += (row["prompt"] if by_prompt else "", row["answers"][0]["answer"]) in right
+    dropped = sum(step["rows_in"] - step["rows_out"] for step in found["steps"])
+    print(f"{corpus}: {total} rows of ours, {same} of them in the plain way's; {dropped} reported as dropped")
+    assert same > 0.9 * total  # cleaning changes some texts
+
+
+def deduplication(num_texts: int, num_workers: int) -> float:
+    """Seconds from short texts to the list of those that go."""
+    lines = (RAW / "raw" / "couplet" / "test" / "in.txt").read_text(encoding="utf-8").splitlines()
+    texts = ["".join(line.split()) for line in lines if line.strip()]
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "texts.txt").open("w", encoding="utf-8") as file:
+            for _ in range(num_texts):
+                file.write("，".join(rng.choices(texts, k=3)) + "\n")
+        module = corpus_module("records")
+        plan = Plan("records", 1, str(folder), "", str(folder / "work"), 0, SHARES,
+                    in_portions(folder, module.pieces(folder, 1 << 20), 1 << 20), 4, 1, cleaning={})  # fmt: skip
+        (folder / "work").mkdir()
+        plan.save()
+        stages, engine.STAGES = engine.STAGES, ("read", "match", "decide")
+        seconds, _ = timed(lambda: engine.run_here(plan, num_workers, lambda total, title: nullcontext(NoBar())))
+        engine.STAGES = stages
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, nargs="+", default=[8000, 64000])
+    parser.add_argument("--poetry", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--replies", type=int, default=60000)
+    parser.add_argument("--texts", type=int, default=200_000)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        seconds_a_row = []
+        for num_pairs in args.pairs:
+            raw = folder / f"classical{num_pairs}"
+            write_classical(raw, num_pairs)
+            alone, _ = timed(lambda raw=raw: ours("classical_modern", raw, Path(f"{raw}.alone"), 1))
+            seconds_a_row.append(alone / num_pairs)
+            seconds, plain_seconds = compare("classical_modern", raw, plain_classical, args.workers)
+            results.append(report(f"classical_modern, {num_pairs} pairs", seconds, plain_seconds))
+        growth = seconds_a_row[-1] / seconds_a_row[0]
+        print(
+            f"classical_modern: a row takes {growth:.2f} times as long at {args.pairs[-1]} pairs as at {args.pairs[0]}"
+        )
+        for times in args.poetry:
+            raw = folder / f"poetry{times}"
+            write_poetry(raw, times)
+            seconds, plain_seconds = compare("poetry", raw, plain_poetry, args.workers)
+            report(f"poetry, {times} times", seconds, plain_seconds)
+        write_zhidao(folder / "zhidao", args.replies)
+        seconds, plain_seconds = compare("zhidao", folder / "zhidao", plain_zhidao, args.workers)
+        report(f"zhidao, {args.replies} replies", seconds, plain_seconds)
+    seconds = deduplication(args.texts, args.workers)
+    print(f"duplicates among {args.texts} short texts: {seconds:.1f} s")
+    print(json.dumps(results[-1] | {"growth": round(growth, 3), "deduplication_seconds": round(seconds, 1)}))
+
+
+def report(name: str, seconds: float, plain_seconds: float) -> dict[str, Any]:
+    print(f"{name}: ours {seconds:.1f} s, plain {plain_seconds:.1f} s, ratio {plain_seconds / seconds:.1f}", flush=True)
+    return {"name": name, "ours": seconds, "peer": plain_seconds, "ratio": plain_seconds / seconds, "unit": "s"}
+
+
+if __name__ == "__main__":
+    main()
