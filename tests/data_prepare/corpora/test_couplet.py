@@ -29,6 +29,7 @@ def test_the_data_set(shared, path, count, where):
         group=FIRST[0],
         source="test",
         keys=("18",),
+        content=FIRST[0],
     )
     assert all(len(item.group) == len(answers(item)[0][0]) == int(item.keys[0]) for item in items)
 

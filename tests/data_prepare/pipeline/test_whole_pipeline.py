@@ -16,6 +16,7 @@ import pytest
 
 from keju import prepare_data
 from keju.data_prepare.pipeline import engine, plan
+from keju.data_prepare.pipeline.rows import kept_apart
 from keju.records.reading import read_records
 from keju.records.record import RankedRecord
 from keju.training.launch import run_guarded
@@ -23,6 +24,7 @@ from keju.training.launch import run_guarded
 RAW = Path(__file__).resolve().parents[4] / "shared" / "data" / "raw"
 pytestmark = pytest.mark.skipif(not RAW.is_dir(), reason="../shared/data/raw is not there")
 CLASSICAL, COUPLET = RAW / "Classical-Modern", RAW / "couplet"
+DATATROVE = ("--executor", "local", "--executor_settings", '{"workers": 2}')
 SMALL = ("--vocab_size", "0", "--dev_share", "0.1", "--test_share", "0.1")
 
 
@@ -78,7 +80,7 @@ def test_splits_share_no_text_and_have_their_share(classical):
     for split in ("ranked_train", "prompts_train", "ranked_dev", "ranked_test"):
         found = rows(classical, split)
         counts[split] = len(found)
-        texts[split] = {text for row in found for text in (row["prompt"], *(a["answer"] for a in row["answers"]))}
+        texts[split] = {text for row in found for _, text in kept_apart(row)}
     names = list(texts)
     for index, name in enumerate(names):
         for other in names[:index]:
@@ -99,32 +101,29 @@ def test_wrong_answers_are_of_the_right_book_and_language(classical):
     for row in rows(classical, "ranked_train"):
         language = "现代文" if row["prompt"].startswith("把下面的文言文") else "古文"
         right, *wrong = row["answers"]
-        assert right["score"] == 1 and row["source"] in pairs[language, right["answer"]]
+        assert right["score"] == 1
         assert len({answer["answer"] for answer in row["answers"]}) == len(row["answers"])
         for answer in wrong:
+            seen[answer["score"]] += 1
+            if (language, answer["answer"]) not in pairs:  # cleaning has changed it
+                seen["changed"] += 1
+                continue
             books = pairs[language, answer["answer"]]
             assert (row["source"] in books) if answer["score"] == 0 else (books != {row["source"]})
-            seen[answer["score"]] += 1
     assert seen[0] == pytest.approx(2 * len(rows(classical, "ranked_train")), rel=0.01)
-    assert seen[-1] == seen[0]
+    assert seen[-1] == seen[0] and seen["changed"] < 0.01 * seen[0]
     # No answer is given as a wrong one much more often than others.
     given = Counter(answer["answer"] for row in rows(classical, "ranked_train") for answer in row["answers"][1:])
     assert max(given.values()) <= 12
 
 
-def test_any_number_of_processes_and_any_engine_gives_the_same_bytes(many_pieces, monkeypatch, tmp_path):
-    folders = [tmp_path / name for name in ("one", "two", "datatrove")]
-    flags = (
-        ("--num_workers", 1),
-        ("--num_workers", 2),
-        ("--executor", "local", "--executor_settings", '{"workers": 2}'),
-    )
-    for folder, more in zip(folders, flags, strict=True):
-        assert prepare(monkeypatch, "couplet", COUPLET, folder, "--compress", *more) == 0
-    expected = contents(folders[0])
-    assert "ranked_train-00001-of-00001.jsonl.zst" not in expected and len(expected) >= 4
-    assert contents(folders[1]) == expected
-    assert contents(folders[2]) == expected
+@pytest.mark.parametrize("flags", [("--num_workers", 2), pytest.param(DATATROVE, marks=pytest.mark.slow)])
+def test_any_number_of_processes_and_any_engine_gives_the_same_bytes(many_pieces, monkeypatch, tmp_path, flags):
+    for name, more in (("one", ("--num_workers", 1)), ("others", flags)):
+        assert prepare(monkeypatch, "couplet", COUPLET, tmp_path / name, "--compress", *more) == 0
+    expected = contents(tmp_path / "one")
+    assert len(expected) >= 4 and all(name.endswith(".jsonl.zst") for name in expected)
+    assert contents(tmp_path / "others") == expected
     assert not list(tmp_path.glob(".*work"))
 
 
@@ -143,7 +142,7 @@ def test_a_run_that_was_interrupted_goes_on(many_pieces, monkeypatch, tmp_path, 
     done = []
 
     def stops(work: str, stage: str, number: int) -> None:
-        if len(done) == 20:
+        if len(done) == 12:
             raise KeyboardInterrupt
         done.append((stage, number))
         engine.run_task(work, stage, number)
