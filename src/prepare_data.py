@@ -13,8 +13,10 @@ import fnmatch
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
 from keju.data_prepare.cleaning.contamination import write_evaluation_ngrams
@@ -41,9 +43,11 @@ from keju.data_prepare.pipeline.plan import (
     num_train_shards,
     piece_bytes,
 )
+from keju.data_prepare.pipeline.rows import reply_of
+from keju.data_prepare.pipeline.shards import length_class
 from keju.data_prepare.pipeline.stages import evaluation_ngrams
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
-from keju.models.loading import named_sizes, size_fields
+from keju.models.loading import load_tokenizer, named_sizes, size_fields
 from keju.records.reading import ON_BAD_LINE
 from keju.records.writing import write_json, write_jsonl
 from keju.report.corpora import write_corpus_report
@@ -53,6 +57,7 @@ from keju.training.progress import Progress
 
 TOKENIZER = "tokenizer"
 PAGE = "report.html"
+TOKENIZED_ROWS = 2000  # of each file
 OF_ALL = ("output_dir", "corpus", "seed", "vocab_size", "overwrite_output_dir")  # what every corpus looks at
 EXECUTORS = ("here", "local", "slurm", "ray")
 
@@ -65,6 +70,10 @@ class PrepareDataArguments:
     seed: int = field(default=42, metadata={"help": "decides the splits, wrong answers and wording"})
     max_idioms: int | None = field(default=None, metadata={"help": "idiom: use this many (default: all)"})
     vocab_size: int = field(default=8000, metadata={"help": "pieces of the vocabulary, at most; 0: make none"})
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "folder or hub name of the tokenizer that lengths are shown in (default: its own)"},
+    )
     prompts_share: float = field(default=0.1, metadata={"help": "share of all groups that is kept as prompts for PPO"})
     dev_share: float = field(default=0.02, metadata={"help": "share of all groups that is held out while training"})
     test_share: float = field(default=0.02, metadata={"help": "share of all groups that is held out for the end"})
@@ -157,7 +166,16 @@ def made_from_files(args: PrepareDataArguments, cleaning: CleaningSettings, corp
     raw = Path(args.raw_dir)
     if not raw.exists():
         raise ValueError(f"--raw_dir {raw}: does not exist. To get the raw data: {corpus.DOWNLOAD}")
-    names = ("corpus", "seed", "vocab_size", "prompts_share", "dev_share", "test_share", "near_duplicates")
+    names = (
+        "corpus",
+        "seed",
+        "vocab_size",
+        "tokenizer_name",
+        "prompts_share",
+        "dev_share",
+        "test_share",
+        "near_duplicates",
+    )
     return {
         **{name: getattr(args, name) for name in (*names, "on_bad_line", "compress", "mix", "document")},
         "cleaning": asdict(cleaning),
@@ -231,11 +249,23 @@ def build_from_files(
     with new_folder(args.output_dir) as folder:
         found = collect(plan, folder)
         write_vocabulary(training_texts(folder), args.vocab_size, folder, console)
+        if args.tokenizer_name or args.vocab_size:
+            count_tokens(found, folder, load_tokenizer(args.tokenizer_name or str(folder / TOKENIZER)))
         write_corpus_report(found, folder / PAGE, title=f"{args.corpus}: {raw}")
         report = describe(folder, made_from) | found
         write_json(folder / REPORT, report)
     shutil.rmtree(plan.work)
     return report
+
+
+def count_tokens(found: dict[str, Any], folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Adds to each file how long, in tokens, what is learned from its first rows is; these are in random order."""
+    for counts, pattern in zip(found["files"].values(), found["rows"], strict=True):
+        rows = islice(json_rows(min(folder.glob(pattern))), TOKENIZED_ROWS)
+        texts = [text for text in map(reply_of, rows) if text]
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        lengths = Counter(length_class(len(one)) for one in ids)
+        counts["token_lengths"] = dict(sorted(lengths.items()))
 
 
 def stage_bar(total: int, title: str) -> Progress:

@@ -97,7 +97,9 @@ class FileCounts:
 
 
 def length_class(length: int) -> int:
-    """The largest of 1, 2, 3, 4, 6, 8, 11, 16, ... (powers of the square root of two) that is not above the length."""
+    """The largest of 1, 2, 3, 4, 6, 8, 11, 16, ... (powers of the square root of two) not above the length; 0 for 0."""
+    if length == 0:
+        return 0
     power = 0
     while round(2 ** ((power + 1) / 2)) <= length:
         power += 1

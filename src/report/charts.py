@@ -104,6 +104,32 @@ def bar_chart(bars: Sequence[Bar], *, title: str, chance: float | None = None) -
     return Markup(f"<figure><figcaption>{escape(title)}</figcaption>{_svg(''.join(parts), height, title)}</figure>")
 
 
+def column_chart(columns: Mapping[int, int], *, title: str, xlabel: str) -> Markup:
+    """A histogram: counts by class, each column as wide as every other, under it where its class begins."""
+    if not columns:
+        return Markup("")
+    highest = ticks(0, max(columns.values()))
+    width = (WIDTH - LEFT - RIGHT) / len(columns)
+
+    def at(value: float) -> float:
+        return _scale(value, (0, highest[-1]), (HEIGHT - BOTTOM, TOP))
+
+    parts = []
+    for tick in highest:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at(tick):.1f}" y2="{at(tick):.1f}"/>')
+        parts.append(_text(LEFT - 8, at(tick) + 4, number(tick), "end"))
+    every = -(-len(columns) // 14)  # more labels would not fit
+    for index, (begin, count) in enumerate(sorted(columns.items())):
+        left = LEFT + index * width
+        parts.append(f'<rect class="bar" x="{left + 1:.1f}" y="{at(count):.1f}" width="{max(1, width - 2):.1f}" '
+                     f'height="{HEIGHT - BOTTOM - at(count):.1f}"/>')  # fmt: skip
+        if index % every == 0:
+            parts.append(_text(left + width / 2, HEIGHT - BOTTOM + 17, number(begin), "middle"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, xlabel, "middle"))
+    svg = _svg("".join(parts), HEIGHT, title)
+    return Markup(f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>")
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers from below `low` to above `high`."""
     if high <= low:

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from keju.report.charts import Bar, Line, bar_chart, line_chart
+from keju.report.charts import Bar, bar_chart, column_chart
 from keju.report.page import page_context, page_environment
 from keju.training.whole_file import write_whole
 
@@ -28,13 +28,10 @@ def _file(name: str, counts: Mapping[str, Any]) -> dict[str, Any]:
     lengths = sorted((int(length), count) for length, count in counts["lengths"].items())
     sources = sorted(counts["sources"].items(), key=lambda source: (-source[1], source[0]))
     answers = {int(number): count for number, count in counts["answers"].items()}
-    charts = [
-        line_chart(
-            [Line("rows", [length for length, _ in lengths], [count for _, count in lengths])],
-            title=f"{name}: rows by length of what is learned",
-            xlabel="characters",
-        )
-    ]
+    charts = [column_chart(dict(lengths), title=f"{name}: rows by length of what is learned", xlabel="characters")]
+    if tokens := {int(length): count for length, count in counts.get("token_lengths", {}).items()}:
+        title = f"{name}: the same in tokens, of {sum(tokens.values())} rows"
+        charts.append(column_chart(tokens, title=title, xlabel="tokens"))
     if len(sources) > 1:
         shown = [Bar(source or "–", count / rows) for source, count in sources[:SOURCES_SHOWN]]
         rest = sum(count for _, count in sources[SOURCES_SHOWN:])
