@@ -72,7 +72,7 @@ class PrepareDataArguments:
     vocab_size: int = field(default=8000, metadata={"help": "pieces of the vocabulary, at most; 0: make none"})
     tokenizer_name: str | None = field(
         default=None,
-        metadata={"help": "folder or hub name of the tokenizer that lengths are shown in (default: its own)"},
+        metadata={"help": "tokenizer that lengths are shown in: a folder or hub name (its own)"},
     )
     prompts_share: float = field(default=0.1, metadata={"help": "share of all groups that is kept as prompts for PPO"})
     dev_share: float = field(default=0.02, metadata={"help": "share of all groups that is held out while training"})
@@ -166,18 +166,10 @@ def made_from_files(args: PrepareDataArguments, cleaning: CleaningSettings, corp
     raw = Path(args.raw_dir)
     if not raw.exists():
         raise ValueError(f"--raw_dir {raw}: does not exist. To get the raw data: {corpus.DOWNLOAD}")
-    names = (
-        "corpus",
-        "seed",
-        "vocab_size",
-        "tokenizer_name",
-        "prompts_share",
-        "dev_share",
-        "test_share",
-        "near_duplicates",
-    )
+    names = ("corpus", "seed", "vocab_size", "tokenizer_name", "prompts_share", "dev_share", "test_share")
+    names += ("near_duplicates", "on_bad_line", "compress", "mix", "document")
     return {
-        **{name: getattr(args, name) for name in (*names, "on_bad_line", "compress", "mix", "document")},
+        **{name: getattr(args, name) for name in names},
         "cleaning": asdict(cleaning),
         "decontaminate": [fingerprint(existing_folder(folder)) for folder in args.decontaminate],
         "version": [corpus.VERSION, VERSION],

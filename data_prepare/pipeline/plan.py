@@ -16,9 +16,9 @@ from keju.records.writing import write_json
 
 VERSION = 1  # raise it when the same plan gives other records
 PLAN = "plan.json"
-PIECE_BYTES = (4 << 20, 64 << 20)  # the smallest and the largest piece
+PIECE_BYTES = (2 << 20, 8 << 20)  # the smallest and the largest piece; short rows take 50 times as much memory
 MAX_PIECES = 4096  # of one corpus, until pieces are of the largest size
-BUCKET_BYTES = 16 << 20  # of raw data for each bucket of hashes: about 70 MB of signatures
+BUCKET_BYTES = 8 << 20  # of raw data for each bucket of hashes: about 40 MB of signatures
 SHARD_BYTES = 32 << 20  # of raw data for each shard of the training split
 # From the one that keeps a text which several splits have.
 SPLITS = ("test", "dev", "prompts", "train")
@@ -95,7 +95,7 @@ def in_portions(folder: Path, pieces: Sequence[Piece], num_bytes: int) -> tuple[
     portions: list[list[Piece]] = [[]]
     size = 0.0
     for piece in pieces:
-        if size >= num_bytes:
+        if size >= 0.75 * num_bytes:
             portions.append([])
             size = 0.0
         portions[-1].append(piece)

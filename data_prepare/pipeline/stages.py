@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -288,7 +289,7 @@ def write(plan: Plan, number: int, advance: Advance) -> Stats:
         one = get(place)
         tasks.setdefault((kind_of(one.item.row), one.item.task), []).append(place)
     position: Counter[tuple] = Counter()
-    missing, hashes = 0, []
+    missing, hashes = 0, array("Q")
     with ShardWriter(Path(plan.work) / "records", split, shard, count, compress=plan.compress) as writer:
         for _, place in ordered:
             one = Numbered.parsed(files[place[0]].line(place[1]))
@@ -301,9 +302,11 @@ def write(plan: Plan, number: int, advance: Advance) -> Stats:
                 one.item.row["answers"].sort(key=lambda answer: -answer["score"])
             position[task] += 1
             writer.add(one.item)
-            hashes += [(hash64("text", text), SPLITS.index(split)) for _, text in kept_apart(one.item.row)]
+            hashes.extend(hash64("text", text) for _, text in kept_apart(one.item.row))
             advance(1)
-    entries, begins = by_bucket(np.array(hashes, WRITTEN), plan.num_buckets)
+    written = np.empty(len(hashes), WRITTEN)
+    written["hash"], written["split"] = np.array(hashes, np.uint64), SPLITS.index(split)
+    entries, begins = by_bucket(np.unique(written), plan.num_buckets)
     save(_path(plan, "written", number), entries)
     save(_path(plan, "written-begins", number), begins)
     return {"missing": missing, "files": writer.files()}

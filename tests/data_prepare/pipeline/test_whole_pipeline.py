@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from keju import prepare_data
-from keju.data_prepare.pipeline import engine, plan
+from keju.data_prepare.pipeline import engine, plan, stages
 from keju.data_prepare.pipeline.rows import kept_apart
 from keju.records.reading import read_records
 from keju.records.record import RankedRecord
@@ -217,3 +217,56 @@ def test_a_bad_line_is_named_from_any_process(many_pieces, monkeypatch, tmp_path
     assert prepare(monkeypatch, "couplet", raw, tmp_path / "skipped") == 0
     read = json.loads((tmp_path / "skipped" / "report.json").read_text())["steps"][0]
     assert read["rows_in"] == read["rows_out"] + 1 and len(read["dropped"]) == 1
+
+
+@pytest.mark.parametrize("stage", ["read", "write"])
+def test_a_full_disk_is_said_and_nothing_is_lost(many_pieces, monkeypatch, tmp_path, capsys, stage):
+    real = getattr(stages, stage)
+
+    def full(*args, **more):
+        if args[1] == 1:
+            raise OSError(28, "No space left on device", "somewhere")
+        return real(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, stage, full)
+        assert prepare(patch, "couplet", COUPLET, tmp_path / "out", "--num_workers", "1") == 1
+    assert "space" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert prepare(monkeypatch, "couplet", COUPLET, tmp_path / "out", "--num_workers", "1") == 0
+    assert prepare(monkeypatch, "couplet", COUPLET, tmp_path / "whole", "--num_workers", "1") == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+MEASURED = """
+import sys
+from keju import prepare_data
+from keju.training.launch import run_guarded
+assert run_guarded(prepare_data.main) == 0
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Peak of one process that does everything, with 20,000 couplets and with eight times as many."""
+    peaks = []
+    for times in (5, 40):
+        raw, output = tmp_path / f"raw{times}", tmp_path / f"out{times}"
+        raw.mkdir()
+        for name in ("in.txt", "out.txt"):
+            lines = (COUPLET / "test" / name).read_text(encoding="utf-8").splitlines()
+            # Each time with other words, so that they are no duplicates.
+            changed = (
+                f"{chr(0x4E00 + time)} {line} {chr(0x5E00 + time)} {line[:5]}\n"
+                for time in range(times)
+                for line in lines
+            )
+            (raw / name).write_text("".join(changed), encoding="utf-8")
+        flags = ["--corpus", "couplet", "--raw_dir", raw, "--output_dir", output, "--num_workers", 1, *SMALL]
+        command = [sys.executable, "-c", MEASURED, *map(str, flags)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks.append(int(done.stdout.split()[-1]))
+        assert len(rows(output, "ranked_train")) > 3000 * times * 0.8
+    assert peaks[1] < peaks[0] + 200_000, (
+        peaks
+    )  # KiB; pieces, buckets and shards have their full size only in the larger one
