@@ -22,13 +22,14 @@ from keju.encoding.dataset import encode_records
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_build import build_store
 from keju.encoding.store_key import VERSION, store_key, tokenizer_digest
-from keju.encoding.token_store import DamagedStore, lengths_of, open_store, totals_of
+from keju.encoding.token_store import DamagedStore, open_store, totals_of
 from keju.encoding.tree_columns import ARRAYS, flatten, restore
 from keju.encoding.tree_totals import TreeTotals
 from keju.encoding.workers import map_in_order
 from keju.records.folds import Fold
 from keju.records.reading import read_records
 from keju.records.writing import write_jsonl
+from keju.trees.lazy_trees import lengths_of
 from keju.trees.segment import Segment
 
 numbers = st.floats(allow_nan=False)
