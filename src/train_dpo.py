@@ -15,18 +15,17 @@ import torch
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from keju.encoding.token_store import lengths_of
 from keju.losses.preference_mix import loss_names
 from keju.losses.preference_pairs import LossSettings
 from keju.models.loading import load_causal_lm
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
 from keju.training.engines import deepspeed_config, readable
 from keju.training.launch import run_stage
-from keju.training.objectives.kto import KTOObjective, with_mismatched_answers
+from keju.training.objectives.kto import KTOObjective, MismatchedAnswers
 from keju.training.objectives.preference import PreferenceObjective
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
-from keju.training.reference_cache import add_reference_logprobs, default_cache_dir
+from keju.training.reference_cache import default_cache_dir, reference_trees
 from keju.training.stage import (
     add_adapters,
     base_quantization,
@@ -38,8 +37,9 @@ from keju.training.stage import (
 )
 from keju.training.stage_model import passes_of
 from keju.training.tree_reading import read_splits
+from keju.trees.lazy_trees import ChosenTrees, JoinedTrees, lengths_of
 from keju.trees.packed_batch import PackedBatch
-from keju.trees.packing import pack
+from keju.trees.packing import pack_arrays
 from keju.trees.segment import Segment
 
 
@@ -93,20 +93,19 @@ def main() -> None:
     records, held_out = read_splits(data, encoder, "ranked")
     inspect(records, tokenizer, model, form="ranked")
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
+    splits = [split for split in (records, held_out) if split]
     if is_kto:
-        for split in filter(None, (records, held_out)):
-            split.trees = with_mismatched_answers(split.trees, data.token_budget)
+        for split in splits:
+            split.trees = MismatchedAnswers(split.trees, data.token_budget)
     if objective.needs_reference:
-        for split in filter(None, (records, held_out)):
-            split.trees = list(split.trees)  # in memory: each gets its reference log-probabilities
         if not is_deepspeed_zero3_enabled():  # which has put it where it belongs
             model.to(training.device)
-        trees = [*records.trees, *(held_out.trees if held_out else [])]
+        trees = JoinedTrees([split.trees for split in splits])
         with (
             Progress(len(trees), "reference", unit="prompts") as bar,
             readable(model, deepspeed_config(training)) as passes,
         ):
-            computed = add_reference_logprobs(
+            trees = reference_trees(
                 passes,
                 trees,
                 token_budget=data.token_budget,
@@ -115,7 +114,11 @@ def main() -> None:
                 write=folder.is_main,
                 on_tree=bar.advance,
             )
+        computed = trees.num_computed
         print(f"Reference log-probabilities: {computed} computed, {len(trees) - computed} from the cache.")
+        records.trees = ChosenTrees(trees, range(len(records)))
+        if held_out:
+            held_out.trees = ChosenTrees(trees, range(len(records), len(trees)))
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")
     outcome = train(
         model,
@@ -175,7 +178,7 @@ def margins(
     """The implicit reward of the better answer minus that of the worse, of each pair."""
     passes = passes_of(model).eval()
     found: list[float] = []
-    for members in pack(lengths_of(trees), token_budget):
+    for members in pack_arrays(lengths_of(trees), token_budget):
         batch = PackedBatch.from_trees([trees[index] for index in members])
         found += passes(batch, objective.margins).tolist()
     return found

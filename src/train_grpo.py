@@ -36,6 +36,7 @@ from keju.training.progress import RunCallback
 from keju.training.run_folder import RunFolder
 from keju.training.stage_model import verify_head
 from keju.training.tree_reading import read_trees
+from keju.trees.lazy_trees import RootTokens
 
 PANELS = {
     "reward": ("reward",),
@@ -95,7 +96,7 @@ def main() -> None:
         raise ValueError("--reward_model_path: GRPO needs a reward model with the policy's tokenizer; PPO does not")
     encoder = Encoder(tokenizer, max_length=data.max_prompt_length)
     prompts, held_out = (
-        [list(tree.tokens) for tree in read_trees(data, name, encoder, "prompt", flag=flag, max_samples=count).trees]
+        RootTokens(read_trees(data, name, encoder, "prompt", flag=flag, max_samples=count).trees)
         for name, flag, count in (
             (data.train_filename, "--train_filename", data.max_train_samples),
             (data.eval_filename or data.train_filename, "--eval_filename", data.max_eval_samples),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -17,7 +19,7 @@ from keju.encoding.encoder import Encoder
 from keju.models.gathering import gathered
 from keju.models.loading import DTYPES, load_scalar_model, load_tokenizer
 from keju.models.quantization import nf4
-from keju.records.reading import read_records
+from keju.records.reading import iterate_records, read_records
 from keju.records.record import TextRecord
 from keju.rl.arguments import PPOArguments, PPODataArguments, PPOModelArguments, same_names
 from keju.rl.checkpoint import load_checkpoint, save_model
@@ -45,6 +47,7 @@ from keju.training.run_folder import RunFolder
 from keju.training.stage import inspect
 from keju.training.stage_model import verify_head
 from keju.training.tree_reading import read_trees
+from keju.trees.lazy_trees import Chosen, ChosenTrees, RootTokens, lengths_of
 from keju.trees.segment import Segment
 
 
@@ -63,7 +66,7 @@ def main() -> None:
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
     )
     records, held_out, ptx_trees, ranked_trees = read_data(data, ppo, tokenizer)
-    prompts = token_ids(records)
+    prompts = RootTokens(records.trees)
     trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx_trees, ranked_trees)
     trainer.where = records.where
     inspect(records, tokenizer, trainer.actor, form="prompt")
@@ -126,12 +129,12 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
     prompts = prompts_of(data.train_filename, "--train_filename", data.max_train_samples)
     held_out = []
     if data.eval_filename:
-        held_out = token_ids(prompts_of(data.eval_filename, "--eval_filename", data.max_eval_samples))
+        held_out = RootTokens(prompts_of(data.eval_filename, "--eval_filename", data.max_eval_samples).trees)
     ptx_trees = []
     if data.ptx_filename:
         encoder = Encoder(tokenizer, max_length=min(data.token_budget, data.max_prompt_length + ppo.max_new_tokens))
         path = data.path(data.ptx_filename)
-        is_text = isinstance(next(iter(read_records(path, on_bad_line=data.on_bad_line))), TextRecord)
+        is_text = isinstance(next(iterate_records(path, on_bad_line=data.on_bad_line), None), TextRecord)
         form = "text" if is_text else "sft"
         ptx_trees = read_trees(data, data.ptx_filename, encoder, form, flag="--ptx_filename", max_samples=None).trees
     ranked_trees = []
@@ -144,17 +147,13 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
     return prompts, held_out, ptx_trees, ranked_trees
 
 
-def token_ids(encoded: EncodedRecords) -> list[list[int]]:
-    return [list(tree.tokens) for tree in encoded.trees]
-
-
 def fitting(encoded: EncodedRecords, limit: int, flag: str) -> EncodedRecords:
-    kept = [number for number, tree in enumerate(encoded.trees) if tree.num_tokens <= limit]
-    if not kept:
+    kept = np.flatnonzero(lengths_of(encoded.trees) <= limit)
+    if not len(kept):
         raise ValueError(f"{flag} {limit}: all {len(encoded)} prompts are longer; first {encoded.where[0]}")
     if len(kept) < len(encoded):
         print(f"left out {len(encoded) - len(kept)} of {len(encoded)} prompts, longer than {flag} {limit}")
-    return EncodedRecords([encoded.trees[number] for number in kept], [encoded.where[number] for number in kept])
+    return EncodedRecords(ChosenTrees(encoded.trees, kept), Chosen(encoded.where, kept))
 
 
 def reader_settings(
@@ -192,9 +191,9 @@ def build_trainer(
     data: PPODataArguments,
     ppo: PPOArguments,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
-    ptx_trees: list[Segment],
-    ranked_trees: list[Segment],
+    prompts: Sequence[list[int]],
+    ptx_trees: Sequence[Segment],
+    ranked_trees: Sequence[Segment],
 ) -> PPOTrainer:
     translation, reward_tokenizer = reader_settings(models.reward_model_path, "--reward_model_path", data, tokenizer)
     deepspeed = read_deepspeed_config(ppo.deepspeed, bf16=models.bf16) if ppo.deepspeed else None
@@ -276,7 +275,7 @@ def make_sampler(models: PPOModelArguments, ppo: PPOArguments, tokenizer: PreTra
 
 
 def evaluate(
-    trainer: PPOTrainer, prompts: list[list[int]], ppo: PPOArguments, tokenizer: PreTrainedTokenizerBase, when: str
+    trainer: PPOTrainer, prompts: Sequence[list[int]], ppo: PPOArguments, tokenizer: PreTrainedTokenizerBase, when: str
 ) -> dict[str, float]:
     """Held-out reward and KL, with the same seed of sampling before and after; prints two samples."""
     scored, figures = evaluate_policy(trainer, prompts, seed=ppo.seed)

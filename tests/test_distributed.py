@@ -226,6 +226,23 @@ def test_other_configurations(folder, one):
             same_run(folder / setup / name, one / name, name.split("-")[0])
 
 
+def test_tokens_on_disk_are_made_once_for_all_processes(folder, tmp_path):
+    """One process makes them, the other waits; both train as on trees in memory, DPO with its reference, too."""
+    cases = [("sft", "llama", False), ("dpo", "llama", False)]
+    runs = {}
+    for cache in ("off", "on"):
+        more = {"deepspeed": CONFIGS / "zero2.json", "token_cache": cache, "token_cache_dir": tmp_path / "tokens"}
+        for case in cases:
+            output = tmp_path / cache / name_of(*case)
+            runs[f"{cache}-{name_of(*case)}"] = run_of(folder / "inputs", output, *case, 2, **more)
+    run_all(folder, "tokens", runs, 2)
+    assert len(list(tmp_path.glob("tokens/*/manifest.json"))) == 2 * len(cases)  # for training and held out
+    for case in cases:
+        memory, disk = (tmp_path / cache / name_of(*case) for cache in ("off", "on"))
+        assert curves(disk) == curves(memory) and len(curves(disk)["loss"]) == STEPS
+        assert weight_bytes(disk) == weight_bytes(memory) and weight_bytes(disk)
+
+
 def weight_bytes(run: Path) -> dict[str, bytes]:
     files = [path for path in sorted(run.rglob("*.safetensors")) if "checkpoint-" not in str(path)]
     return {

@@ -23,6 +23,7 @@ from keju.encoding.array_file import ArrayReader, file_digest
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.tree_columns import ARRAYS, TOKENS, restore
 from keju.encoding.tree_totals import TreeTotals
+from keju.trees.lazy_trees import LazySequence, LazyTrees
 from keju.trees.segment import Segment
 
 MANIFEST = "manifest.json"
@@ -78,7 +79,7 @@ class Manifest:
             raise DamagedStore(f"{folder / MANIFEST}: {error}") from error
 
 
-class StoredTrees(Sequence[Segment]):
+class StoredTrees(LazyTrees):
     """The trees of a store. lengths: int32 or int64 [trees], tokens of each, in memory; totals: over all trees."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -88,24 +89,16 @@ class StoredTrees(Sequence[Segment]):
         self.lengths = self._token_counts()
 
     def _token_counts(self) -> np.ndarray:
-        lengths = np.empty(len(self), np.int32 if self.totals.deepest < 2**20 else np.int64)
+        count = len(self._ends)
+        lengths = np.empty(count, np.int32 if self.totals.deepest < 2**20 else np.int64)
         before = 0
-        for start in range(0, len(self), 1 << 16):
-            ends = self._ends.rows(start, min(start + (1 << 16), len(self)))[:, TOKENS]
+        for start in range(0, count, 1 << 16):
+            ends = self._ends.rows(start, min(start + (1 << 16), count))[:, TOKENS]
             lengths[start : start + len(ends)] = np.diff(ends, prepend=before)
             before = ends[-1]
         return lengths
 
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        index = int(index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"tree {index} of {len(self)}")
-        index %= len(self)
+    def item(self, index: int) -> Segment:
         bounds = self._ends.rows(max(index - 1, 0), index + 1)
         starts, ends = (bounds[0] if index else np.zeros(6, np.int64)).tolist(), bounds[-1].tolist()
         return restore(
@@ -118,7 +111,7 @@ class StoredTrees(Sequence[Segment]):
         return open_trees, (self.folder,)
 
 
-class StoredPlaces(Sequence[str]):
+class StoredPlaces(LazySequence[str]):
     """`file:line` of each tree; `files`: what the data files are called now."""
 
     def __init__(self, folder: Path, files: Sequence[Path]) -> None:
@@ -127,12 +120,8 @@ class StoredPlaces(Sequence[str]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"place {index} of {len(self)}")
-        ((file, line),) = self._places.rows(index % len(self), index % len(self) + 1).tolist()
+    def item(self, index: int) -> str:
+        ((file, line),) = self._places.rows(index, index + 1).tolist()
         return f"{self._files[file]}:{line}"
 
 
@@ -184,13 +173,6 @@ def open_store(folder: Path, files: Sequence[Path], *, thoroughly: bool = False)
         num_bad=manifest.bad.count,
         num_records=manifest.num_records,
     )
-
-
-def lengths_of(trees: Sequence[Segment]) -> np.ndarray:
-    """Tokens of each tree, without reading the trees of a store."""
-    if isinstance(trees, StoredTrees):
-        return trees.lengths
-    return np.fromiter((tree.num_tokens for tree in trees), np.int64, len(trees))
 
 
 def totals_of(trees: Sequence[Segment]) -> TreeTotals:

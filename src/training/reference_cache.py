@@ -9,17 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from keju.models.gathering import whole
-from keju.training.answer_scores import answer_logprobs, answer_token_logprobs
+from keju.training.answer_scores import BranchNumbers, answer_logprobs, answer_token_logprobs
 from keju.training.stage_model import model_inside, passes_of
+from keju.trees.lazy_trees import ChosenTrees, LazyTrees, lengths_of
 from keju.trees.segment import Segment
+
+NAME = "ref_logprob"
+KEY_BYTES = 16
 
 
 def default_cache_dir() -> Path:
@@ -40,10 +47,32 @@ def tree_key(tree: Segment) -> str:
     """Hash of the prompt's and the answers' tokens and of which of them count, hex. Scores take no part."""
 
     content = [[list(segment.tokens), list(map(int, segment.trained_flags))] for segment in tree.preorder()]
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=KEY_BYTES).hexdigest()
 
 
-def add_reference_logprobs(
+class ReferenceTrees(LazyTrees):
+    """Trees whose branches have `values["ref_logprob"]`, which is added as they are read; only numbers are in memory.
+
+    numbers: one a branch; or, by_token, one a trained token of the branches, for `token_values["ref_logprob"]` (0 where
+    a token is not trained). num_computed: of how many trees they were not in the cache.
+    """
+
+    def __init__(self, trees: Sequence[Segment], numbers: BranchNumbers, *, by_token: bool, num_computed: int) -> None:
+        self._trees, self._numbers, self._by_token = trees, numbers, by_token
+        self.num_computed, self.lengths = num_computed, lengths_of(trees)
+
+    def item(self, index: int) -> Segment:
+        tree, numbers = self._trees[index], iter(self._numbers.of(index).tolist())
+        return replace(tree, branches=[self._with_numbers(branch, numbers) for branch in tree.branches])
+
+    def _with_numbers(self, branch: Segment, numbers: Iterator[float]) -> Segment:
+        if not self._by_token:
+            return replace(branch, values={**branch.values, NAME: next(numbers)})
+        by_token = [next(numbers) if flag else 0.0 for flag in branch.trained_flags]
+        return replace(branch, token_values={**branch.token_values, NAME: by_token})
+
+
+def reference_trees(
     model: nn.Module,
     trees: Sequence[Segment],
     *,
@@ -52,47 +81,69 @@ def add_reference_logprobs(
     by_token: bool = False,
     write: bool = True,
     on_tree: Callable[[int], None] = lambda count: None,
-) -> int:
-    """Sets `values["ref_logprob"]` of every branch from the cache, computing what is not there -> trees computed.
-
-    by_token: sets `token_values["ref_logprob"]` instead, of every trained token (0 where one is not trained).
+) -> ReferenceTrees:
+    """`trees` with the reference log-probabilities of their branches from the cache, computing what is not there.
 
     `model` must be the reference as it stands (the policy before its first step). `write=False`: another process of
     this run writes the file. A damaged line, as a killed run may leave behind, counts as not there.
     """
     key = model_key(model_inside(passes_of(model)))
     path = Path(cache_dir).expanduser() / f"{key}{'_tokens' if by_token else ''}.jsonl"
-    known = _read(path, by_token)
-    keys = [tree_key(tree) for tree in trees]
-    missing = [index for index, key in enumerate(keys) if len(known.get(key, ())) != len(trees[index].branches)]
+    known = _Numbers(trees, by_token)
+    known.read(path)
+    missing = np.flatnonzero(~known.is_there)
     on_tree(len(trees) - len(missing))
     compute = answer_token_logprobs if by_token else answer_logprobs
-    computed = compute(model, [trees[index] for index in missing], token_budget=token_budget, on_tree=on_tree)
-    lines = []
-    for index, numbers in zip(missing, computed, strict=True):
-        known[keys[index]] = numbers
-        lines.append(json.dumps({"tree": keys[index], "logprobs": numbers}) + "\n")
-    if lines and write:
+    computed = compute(model, ChosenTrees(trees, missing), token_budget=token_budget, on_tree=on_tree)
+    for number, index in enumerate(missing):
+        known.set(known.keys[index], computed.of(number))
+    if len(missing) and write:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
-    for tree, key in zip(trees, keys, strict=True):
-        for branch, found in zip(tree.branches, known[key], strict=True):
-            if by_token:
-                numbers = iter(found)
-                branch.token_values["ref_logprob"] = [next(numbers) if flag else 0.0 for flag in branch.trained_flags]
-            else:
-                branch.values["ref_logprob"] = found
-    return len(missing)
+            for number, index in enumerate(missing):
+                numbers = computed.of(number).tolist()
+                if by_token:
+                    numbers = _by_branch(numbers, trees[index])
+                key = known.keys[index].ljust(KEY_BYTES, b"\0").hex()  # numpy takes zeros off the end
+                file.write(json.dumps({"tree": key, "logprobs": numbers}) + "\n")
+    return ReferenceTrees(trees, known.found, by_token=by_token, num_computed=len(missing))
 
 
-def _read(path: Path, by_token: bool) -> dict[str, list]:
-    known = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, KeyError, TypeError):
-                row = json.loads(line)
-                known[row["tree"]] = [
-                    [float(number) for number in found] if by_token else float(found) for found in row["logprobs"]
-                ]
-    return known
+class _Numbers:
+    """The numbers of all trees while they are gathered. is_there: bool [trees]."""
+
+    def __init__(self, trees: Sequence[Segment], by_token: bool) -> None:
+        self.keys = np.empty(len(trees), f"S{KEY_BYTES}")
+        sizes = np.empty(len(trees), np.int64)
+        for index, tree in enumerate(trees):
+            self.keys[index] = bytes.fromhex(tree_key(tree))
+            sizes[index] = sum(sum(b.trained_flags) for b in tree.branches) if by_token else len(tree.branches)
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        self.found = BranchNumbers(np.zeros(int(starts[-1]), np.float32), starts)
+        self.is_there = np.zeros(len(trees), bool)
+        self._by_token = by_token
+        self._order = np.argsort(self.keys, kind="stable")
+        self._sorted = self.keys[self._order]
+
+    def read(self, path: Path) -> None:
+        if path.exists():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    with suppress(ValueError, KeyError, TypeError):
+                        row = json.loads(line)
+                        numbers = chain.from_iterable(row["logprobs"]) if self._by_token else row["logprobs"]
+                        self.set(bytes.fromhex(row["tree"]), [float(number) for number in numbers])
+
+    def set(self, key: bytes, numbers: Sequence[float] | np.ndarray) -> None:
+        """Of every tree with this key, unless it has another number of branches or tokens."""
+        first, last = (np.searchsorted(self._sorted, key, side) for side in ("left", "right"))
+        for index in self._order[first:last]:
+            own = self.found.of(index)
+            if len(own) == len(numbers):
+                own[:] = numbers
+                self.is_there[index] = True
+
+
+def _by_branch(numbers: list[float], tree: Segment) -> list[list[float]]:
+    every = iter(numbers)
+    return [list(islice(every, sum(branch.trained_flags))) for branch in tree.branches]

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from keju.encoding.token_store import lengths_of
 from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
 from keju.training.adapters import apply_loraplus, has_adapters, load_adapters, save_model
@@ -23,6 +22,7 @@ from keju.training.objectives.objective import Objective
 from keju.training.processes import own_parts, sum_figures, sum_over_processes, wait_for_all
 from keju.training.sampler import TreeBatchSampler
 from keju.training.stage_model import StageModel
+from keju.trees.lazy_trees import lengths_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.packing import pack
 from keju.trees.segment import Segment

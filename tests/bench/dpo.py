@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from keju.losses.preference_pairs import LossSettings
 from keju.training.objectives.preference import PreferenceObjective
-from keju.training.reference_cache import add_reference_logprobs
+from keju.training.reference_cache import reference_trees
 from keju.training.tree_trainer import TreeTrainer
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     budget = sum(tree.num_tokens for tree in trees)
 
     with tempfile.TemporaryDirectory() as cache:
-        add_reference_logprobs(ours(tiny_llama(args)), trees, token_budget=budget, cache_dir=Path(cache))
+        trees = reference_trees(ours(tiny_llama(args)), trees, token_budget=budget, cache_dir=Path(cache))
 
     def build_ours(folder, steps):
         settings = TrainingArguments(per_device_train_batch_size=len(trees), **common_settings(folder, steps))

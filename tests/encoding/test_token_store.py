@@ -17,18 +17,19 @@ from char_tokenizer import CHARACTERS, build_char_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keju.encoding import workers
 from keju.encoding.array_file import ArrayReader, ArrayWriter
 from keju.encoding.dataset import encode_records
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_build import build_store
 from keju.encoding.store_key import VERSION, store_key, tokenizer_digest
-from keju.encoding.token_store import DamagedStore, lengths_of, open_store, totals_of
+from keju.encoding.token_store import DamagedStore, open_store, totals_of
 from keju.encoding.tree_columns import ARRAYS, flatten, restore
 from keju.encoding.tree_totals import TreeTotals
-from keju.encoding.workers import map_in_order
 from keju.records.folds import Fold
 from keju.records.reading import read_records
 from keju.records.writing import write_jsonl
+from keju.trees.lazy_trees import lengths_of
 from keju.trees.segment import Segment
 
 numbers = st.floats(allow_nan=False)
@@ -162,6 +163,7 @@ def test_a_store_is_the_encoded_records(tmp_path, tokenizer, form, rows, on_long
 @pytest.mark.parametrize("options", [{}, {"max_samples": 700}, {"max_samples": 1000, "fold": Fold("2/3")}])
 def test_any_number_of_processes_writes_the_same_bytes(tmp_path, tokenizer, ranked, options, monkeypatch):
     monkeypatch.setattr("keju.encoding.store_build.BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(workers, "HELP_WHILE_THEY_START", False)
     encoder = Encoder(tokenizer, 60)
     serial = store_of(tmp_path / "1", ranked, encoder, "ranked", on_bad_line="skip", **options)
     store_of(tmp_path / "3", ranked, encoder, "ranked", on_bad_line="skip", num_workers=3, **options)
@@ -235,32 +237,6 @@ def test_a_store_travels_to_another_process_by_name(tmp_path, tokenizer):
     process.start()
     assert own.recv() == [stored.trees[3], 20]
     process.join()
-
-
-# -- workers -----------------------------------------------------------------------------------------------------------
-
-
-def _fails_at_five(number: int) -> int:
-    if number == 5:
-        raise ArithmeticError("five")
-    return number * number
-
-
-def _dies(number: int) -> int:
-    sys.exit(3) if number else None
-
-
-def test_workers_keep_the_order_and_do_not_run_ahead():
-    read = []
-    squares = map_in_order(_fails_at_five, (read.append(n) or n for n in (0, 1, 2, 3, 4, 9, 8, 7)), 2)
-    assert next(squares) == 0 and len(read) <= 5
-    assert list(squares) == [1, 4, 9, 16, 81, 64, 49]
-    assert not multiprocessing.active_children()
-    with pytest.raises(RuntimeError, match="ArithmeticError: five"):
-        list(map_in_order(_fails_at_five, range(10), 2))
-    with pytest.raises(ChildProcessError, match="give fewer --num_workers"):
-        list(map_in_order(_dies, range(10), 2))
-    assert not multiprocessing.active_children()
 
 
 # -- the key -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,12 +13,13 @@ from keju.losses.pairs import ordered_pairs
 from keju.models.backbone import tree_logprobs
 from keju.training.objectives.objective import ObjectiveOutput
 from keju.training.objectives.preference import preference_metrics, segment_sums
+from keju.trees.lazy_trees import LazyTrees, lengths_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
 
 class KTOObjective:
-    """Expects `ref_logprob` of every branch, `score` of the ranked ones, and branches of `with_mismatched_answers`.
+    """Expects `ref_logprob` of every branch, `score` of the ranked ones, and branches of MismatchedAnswers.
 
     The reference point (the KL of the policy to the reference) is estimated on the mismatched answers of a packed row.
     """
@@ -60,16 +62,29 @@ class KTOObjective:
         return ObjectiveOutput(losses.sum(), metrics)
 
 
-def with_mismatched_answers(trees: Sequence[Segment], token_budget: int) -> list[Segment]:
+class MismatchedAnswers(LazyTrees):
     """Each tree with one more branch, an answer to the next prompt, without a score: what KTO's KL is estimated on.
 
     It is computed in the same pass as the tree's own answers. Trees that would outgrow the budget stay as they are.
     """
-    widened = []
-    for index, tree in enumerate(trees):
-        others = trees[(index + 1) % len(trees)].branches
-        other = others[index % len(others)]
-        if len(trees) > 1 and tree.num_tokens + len(other.tokens) <= token_budget:
-            tree = Segment(tree.tokens, tree.trained, [*tree.branches, Segment(other.tokens, other.trained)])
-        widened.append(tree)
-    return widened
+
+    def __init__(self, trees: Sequence[Segment], token_budget: int) -> None:
+        self._trees = trees
+        self.lengths = lengths_of(trees).copy()
+        self._is_widened = np.zeros(len(trees), bool)
+        for index in range(len(trees) if len(trees) > 1 else 0):
+            length = len(self._other(index).tokens)
+            if self.lengths[index] + length <= token_budget:
+                self.lengths[index] += length
+                self._is_widened[index] = True
+
+    def _other(self, index: int) -> Segment:
+        others = self._trees[(index + 1) % len(self._trees)].branches
+        return others[index % len(others)]
+
+    def item(self, index: int) -> Segment:
+        tree = self._trees[index]
+        if not self._is_widened[index]:
+            return tree
+        other = self._other(index)
+        return Segment(tree.tokens, tree.trained, [*tree.branches, Segment(other.tokens, other.trained)])

@@ -12,10 +12,10 @@ from trl import RewardTrainer
 
 from keju.losses.preference_mix import PreferenceMix, loss_names
 from keju.losses.preference_pairs import LossSettings, PreferencePairs, Side
-from keju.training.objectives.kto import KTOObjective, with_mismatched_answers
+from keju.training.objectives.kto import KTOObjective, MismatchedAnswers
 from keju.training.objectives.preference import PreferenceObjective
 from keju.training.objectives.reward import RewardObjective
-from keju.training.reference_cache import add_reference_logprobs
+from keju.training.reference_cache import reference_trees
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
@@ -84,7 +84,7 @@ def test_trees_are_plain_pairs(models, tmp_path, name, ld_alpha):
     ranked = trees()
     if objective.needs_reference:
         by_token = ld_alpha is not None
-        add_reference_logprobs(reference, ranked, token_budget=64, cache_dir=tmp_path, by_token=by_token)
+        ranked = reference_trees(reference, ranked, token_budget=64, cache_dir=tmp_path, by_token=by_token)
     batch = PackedBatch.from_trees(ranked)
     output = objective(policy, batch)
     output.loss_sum.backward()
@@ -108,8 +108,8 @@ def test_trees_are_plain_pairs(models, tmp_path, name, ld_alpha):
 def test_kto_over_trees(models, tmp_path):
     """Labels from the ranks; the reference point from answers to other prompts, computed as rows of their own."""
     policy, reference = models
-    widened = with_mismatched_answers(trees(), token_budget=64)
-    add_reference_logprobs(reference, widened, token_budget=64, cache_dir=tmp_path)
+    widened = MismatchedAnswers(trees(), token_budget=64)
+    widened = reference_trees(reference, widened, token_budget=64, cache_dir=tmp_path)
     batch = PackedBatch.from_trees(widened)
     objective = KTOObjective(0.3, 1.1, 0.9)
     output = objective(policy, batch)
@@ -145,8 +145,8 @@ def test_kto_over_trees(models, tmp_path):
 
 def test_mismatched_answers_stay_within_the_budget():
     # 14 + 3, 7 + 3 and 12 + 5 tokens: the second alone has room for one more
-    assert [len(tree.branches) for tree in with_mismatched_answers(trees(), token_budget=16)] == [3, 3, 2]
-    assert len(with_mismatched_answers(trees()[:1], token_budget=64)[0].branches) == 3  # nobody else's answer
+    assert [len(tree.branches) for tree in MismatchedAnswers(trees(), token_budget=16)] == [3, 3, 2]
+    assert len(MismatchedAnswers(trees()[:1], token_budget=64)[0].branches) == 3  # nobody else's answer
 
 
 @pytest.mark.parametrize("name", [*(name for name in loss_names() if name != "apo_down"), "kto"])
@@ -154,11 +154,11 @@ def test_a_few_steps_raise_the_margin(models, tmp_path, name):
     policy, reference = models
     ranked = trees()
     if name == "kto":
-        objective, ranked = KTOObjective(0.3), with_mismatched_answers(ranked, token_budget=64)
+        objective, ranked = KTOObjective(0.3), MismatchedAnswers(ranked, token_budget=64)
     else:
         objective = PreferenceObjective(LossSettings(0.3, SMOOTHING.get(name, 0.0)), [name])
     if objective.needs_reference:
-        add_reference_logprobs(reference, ranked, token_budget=64, cache_dir=tmp_path)
+        ranked = reference_trees(reference, ranked, token_budget=64, cache_dir=tmp_path)
     batch = PackedBatch.from_trees(ranked)
     before = objective.margins(policy, batch).mean()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)

@@ -1,0 +1,134 @@
+"""Processes that encode: order, errors, every tokenizer, and what a killed build leaves behind."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from char_tokenizer import CHARACTERS, build_char_tokenizer
+
+from keju.encoding import workers
+from keju.encoding.encoder import Encoder
+from keju.encoding.store_build import encode_block
+from keju.encoding.workers import map_in_order
+from keju.models.loading import load_tokenizer
+from keju.records.writing import write_jsonl
+from keju.training.tree_reading import TreeRequest
+
+
+def _fails_at_five(number: int) -> int:
+    if number == 5:
+        raise ArithmeticError("five")
+    return number * number
+
+
+def _dies(number: int) -> int:
+    sys.exit(3) if multiprocessing.parent_process() and number else None
+
+
+def _where(number: int) -> tuple[int, int]:
+    time.sleep(0.02)
+    return number, os.getpid()
+
+
+def test_this_process_works_until_others_have_started():
+    found: list[int] = []
+    for number, (same, process) in enumerate(map_in_order(_where, itertools.count(), 2)):
+        assert number == same < 10_000
+        found.append(process)
+        if len(set(found)) == 3 and found[-20:].count(os.getpid()) == 0:
+            break
+    assert found[0] == os.getpid()
+    assert found == sorted(found, key=lambda process: process != os.getpid())  # and not any more from then on
+    assert not multiprocessing.active_children()
+
+
+def test_workers_keep_the_order_and_do_not_run_ahead(monkeypatch):
+    monkeypatch.setattr(workers, "HELP_WHILE_THEY_START", False)
+    read = []
+    squares = map_in_order(_fails_at_five, (read.append(n) or n for n in (0, 1, 2, 3, 4, 9, 8, 7)), 2)
+    assert next(squares) == 0 and len(read) <= 5
+    assert list(squares) == [1, 4, 9, 16, 81, 64, 49]
+    assert not multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match="ArithmeticError: five"):
+        list(map_in_order(_fails_at_five, range(10), 2))
+    with pytest.raises(ChildProcessError, match="give fewer --num_workers"):
+        list(map_in_order(_dies, range(10), 2))
+    assert not multiprocessing.active_children()
+
+
+# A folder of ../shared/data/tokenizers, its file, the name and the class that it has in a tokenizer folder.
+FAMILIES = [
+    ("llama", "tokenizer.model", "tokenizer.model", "BaichuanTokenizer"),
+    ("chatglm2-6b", "tokenizer.model", "tokenizer.model", "ChatGLM2Tokenizer"),
+    ("baichuan-m1", "tokenizer.model", "ice_text.model", "ChatGLMTokenizer"),
+    ("glm-chinese", "cog-pretrain.model", "cog-pretrain.model", "GLMChineseTokenizer"),
+    ("pangu", "vocab.model", "vocab.model", "GPTPanguTokenizer"),
+    ("qwen", "qwen.tiktoken", "qwen.tiktoken", "QWenTokenizer"),
+]
+
+
+@pytest.mark.parametrize(("source", "file", "name", "class_name"), FAMILIES)
+def test_every_tokenizer_travels_to_the_workers(shared, tmp_path, monkeypatch, source, file, name, class_name):
+    (tmp_path / name).write_bytes((shared / "data/tokenizers" / source / file).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": class_name}))
+    tokenizer = load_tokenizer(str(tmp_path))
+    tokenizer.add_tokens(["守株待兔的人"])  # as --add_tokens does, after loading
+    texts = ["科举是一种考试。Keju 1905", "守株待兔的人\n等了很久", "🐉 龘"]
+    rows = [(0, Path("a"), line, {"text": text}) for line, text in enumerate(texts, start=1)]
+    encode = partial(encode_block, encoder=Encoder(tokenizer, 64), form="text", on_bad_line="error", fold=None)
+    monkeypatch.setattr(workers, "HELP_WHILE_THEY_START", False)
+    for ours, row in zip(map_in_order(encode, [[row] for row in rows], 2), rows, strict=True):
+        here = encode([row])
+        assert ours.error is None and ours.totals == here.totals and ours.totals[0].num_tokens > 2
+        assert ours.columns.arrays["tokens"].tolist() == here.columns.arrays["tokens"].tolist()
+
+
+BUILDING = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from char_tokenizer import build_char_tokenizer
+from keju.encoding import workers
+from keju.encoding.encoder import Encoder
+from keju.training import tree_reading
+workers.HELP_WHILE_THEY_START = False
+tree_reading.Progress.advance = lambda *args, **more: time.sleep(0.3)
+path = Path(sys.argv[1])
+tree_reading.TreeRequest(path, [path], Encoder(build_char_tokenizer(), 4096), "text").stored(
+    Path(sys.argv[2]), 2, build=True
+)
+"""
+
+
+def test_nothing_but_a_folder_aside_is_left_by_a_build_that_is_killed(tmp_path):
+    rng, path, cache = random.Random(0), tmp_path / "a.jsonl", tmp_path / "tokens"
+    write_jsonl(path, ({"text": "".join(rng.choices(CHARACTERS, k=500))} for _ in range(4000)))
+    command = [sys.executable, "-c", BUILDING, str(path), str(cache), str(Path(__file__).parents[1])]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not any(part.stat().st_size > 100_000 for part in cache.glob(".*.part/tokens.npy")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        others = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+    assert len(others) >= 3  # two workers and what forks them
+    assert not psutil.wait_procs(others, timeout=20)[1]
+    request = TreeRequest(path, [path], Encoder(build_char_tokenizer(), 4096), "text")
+    folder = request.folder(cache)
+    assert not folder.exists() and list(cache.glob(".*.part"))
+    assert request.stored(cache, 1, build=False) is None
+    start = time.monotonic()
+    found = request.stored(cache, 1, build=True)
+    assert time.monotonic() - start < 60 and list(found.trees[:300]) == request.encoded().trees[:300]
+    assert len(found) == 4000 and not list(cache.glob(".*.part"))
