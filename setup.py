@@ -77,6 +77,6 @@ setup(
             "lm-eval>=0.4.13",
             "gguf>=0.17",
             "bitsandbytes>=0.50; platform_system == 'Linux'",
-        ]
+        ],
     },
 )

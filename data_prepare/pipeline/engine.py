@@ -10,6 +10,9 @@ import functools
 import importlib
 import json
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
@@ -99,7 +102,7 @@ def run_here(plan: Plan, num_workers: int, make_bar: MakeBar) -> None:
             _run_stage(plan, stage, _InThisProcess(), rows, make_bar)
         return
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(num_workers, context, _count_into, (rows,)) as pool:
+    with ProcessPoolExecutor(num_workers, context, _begin_worker, (rows,)) as pool:
         for stage in STAGES:
             _run_stage(plan, stage, pool, rows, make_bar)
 
@@ -134,6 +137,19 @@ def _run_stage(plan: Plan, stage: str, pool: Executor, rows, make_bar: MakeBar) 
             for one in running:
                 one.cancel()
             raise
+
+
+def _begin_worker(rows) -> None:
+    _count_into(rows)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next task for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _count_into(rows) -> None:

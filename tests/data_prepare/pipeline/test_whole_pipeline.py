@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from keju import prepare_data
@@ -179,8 +180,11 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
         marks = tmp_path / ".killed.work" / "done" / stage
         while process.poll() is None and not (marks.is_dir() and any(marks.iterdir())):
             time.sleep(0.01)
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        _, alive = psutil.wait_procs(workers, timeout=30)
+        assert len(workers) >= 2 and not alive
         assert not (tmp_path / "killed").exists()
     subprocess.run(killed, check=True, capture_output=True)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
