@@ -275,8 +275,9 @@ GBK = {
 
 
 @pytest.mark.parametrize("name", GBK)
-def test_gbk_is_read(name, tmp_path):
+def test_gbk_is_read_and_said(name, tmp_path, caplog):
     assert read(written(tmp_path, GBK[name].encode("gbk"), name))[0].row == {"text": "床前明月光"}
+    assert caplog.messages == [f"{tmp_path / name}: this is GBK (GB18030), not UTF-8, and is read as such"]
 
 
 def test_a_document_a_file(tmp_path):
@@ -301,11 +302,11 @@ WRONG_FILES = {
     "a.csv": ("甲,乙\n1,2\n", "a.csv:1: the first row must name known fields"),
     "twice.csv": ("text,text\n1,2\n", "the first row must name known fields, each once"),
     "object.json": ('{\n  "text": "甲"\n}\n', "object.json: one JSON object; expected an array"),
-    "utf16.jsonl": ('{"text": "甲"}'.encode("utf-16"), "utf16.jsonl: UTF-16 text; save it as UTF-8"),
-    "cut.jsonl.gz": (gzip.compress(LINES)[:-9], "cut.jsonl.gz: broken or incomplete gzip file"),
-    "no.jsonl.gz": (LINES, "no.jsonl.gz: broken or incomplete gzip file"),
-    "cut.jsonl.zst": (zstandard.compress(LINES)[:-5], "cut.jsonl.zst: incomplete zstandard file; fetch it again"),
-    "no.jsonl.zst": (LINES, "no.jsonl.zst: broken zstandard file"),
+    "utf16.jsonl": ('{"text": "甲"}'.encode("utf-16"), "utf16.jsonl: this is UTF-16, not UTF-8; convert it: iconv"),
+    "cut.jsonl.gz": (gzip.compress(LINES)[:-9], "cut.jsonl.gz: the compressed file is cut off or damaged"),
+    "no.jsonl.gz": (LINES, "no.jsonl.gz: the compressed file is cut off or damaged"),
+    "cut.jsonl.zst": (zstandard.compress(LINES)[:-5], "cut.jsonl.zst: the compressed file is cut off or damaged"),
+    "no.jsonl.zst": (LINES, "no.jsonl.zst: the compressed file is cut off or damaged"),
     "no.parquet": (LINES, "no.parquet: no Parquet file"),
     "a.docx": (LINES, "a.docx: expected a file of .jsonl, .json"),
 }

@@ -22,6 +22,7 @@ def test_the_first_version(shared):
             source="北齐书",
             task="to modern",
             keys=("北齐书",),
+            content=CLASSICAL,
         ),
         Item(
             {"prompt": f"把下面的现代汉语翻译成文言文。\n{MODERN}", "answers": [{"answer": CLASSICAL, "score": 1}]},
@@ -30,6 +31,7 @@ def test_the_first_version(shared):
             source="北齐书",
             task="to classical",
             keys=("北齐书",),
+            content=MODERN,
         ),
     ]
     assert items[2].where == "bitext/北齐书:4"
