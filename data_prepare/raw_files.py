@@ -17,6 +17,7 @@ from keju.records.opening import BEGINNING, BLOCK, MAX_LINE, decoded, numbered_l
 
 logger = logging.getLogger(__name__)
 
+MAX_FILE = 1 << 28  # bytes of one that is read as one text
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 Line = tuple[str, str]  # ("file:line", text without its end)
@@ -146,6 +147,17 @@ def _finish_line(file: BinaryIO) -> bool:
         if part.endswith(b"\n"):
             return True
     return False
+
+
+def whole_text(path: Path) -> str | ValueError:
+    """The text of a file, whose lines end in "\n", or why it is none."""
+    encoding, data = encoding_of(path), read_bytes(path, MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        return ValueError(f"a text of more than {MAX_FILE >> 20} MiB; cut it")
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode(encoding).replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        return ValueError(f"not {encoding.upper()} text ({error.reason} at byte {error.start})")
 
 
 def text_lines(folder: Path, piece: Piece) -> Iterator[Line | BadRow]:

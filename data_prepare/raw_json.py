@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from keju.data_prepare.corpus import BadRow, Piece
-from keju.data_prepare.raw_files import encoding_of, text_lines
+from keju.data_prepare.raw_files import encoding_of, text_lines, whole_text
 from keju.records.json_text import BrokenArray, array_items, parsed
-from keju.records.opening import begins_array, blocks, decoded, read_bytes
+from keju.records.opening import begins_array, blocks
 
 Row = tuple[str, dict[str, Any]]  # ("file:line", object)
 
@@ -30,16 +29,15 @@ def json_file(folder: Path, piece: Piece) -> Iterator[Row | BadRow]:
     Raises ValueError where its JSON is broken: what follows cannot be trusted.
     """
     path = folder / piece.path
-    encoding = encoding_of(path)
     if not begins_array(path):
-        text = decoded(read_bytes(path).removeprefix(codecs.BOM_UTF8), encoding)
+        text = whole_text(path)
         value = parsed(text) if isinstance(text, str) else text
         if isinstance(value, ValueError):
             raise ValueError(f"{path}: {value}")
         yield _object(f"{piece.path}:1", value)
         return
     try:
-        for number, value in array_items(blocks(path), encoding):
+        for number, value in array_items(blocks(path), encoding_of(path)):
             yield _object(f"{piece.path}:{number}", value)
     except BrokenArray as error:
         raise ValueError(f"{path}:{error.line}: {error}") from error

@@ -73,7 +73,8 @@ def row_before(path: Path, piece: Piece) -> Any:
     line = decoded(line_before(path, piece.start), encoding_of(path))
     if isinstance(line, ValueError) or not line:
         return None
-    return next(tsv_rows(path, iter([(0, line)])))[1] if kind_of(path) == ".tsv" else parsed(line)
+    # The line with the names of a table is no row.
+    return next(tsv_rows(path, iter([(0, line)])), (0, None))[1] if kind_of(path) == ".tsv" else parsed(line)
 
 
 def _array_rows(path: Path) -> Rows:

@@ -228,6 +228,15 @@ def test_kto_runs_are_whole_where_pieces_cut_them(tmp_path, piece_bytes, blank):
     assert read(path, piece_bytes) == whole
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 10, 24, 40, 100])
+def test_kto_runs_are_whole_in_a_table_that_is_cut(tmp_path, piece_bytes):
+    lines = ["\t".join(("prompt", "completion", "label"))]
+    lines += ["\t".join((row["prompt"], row["completion"], str(row["label"]))) for row in kto_rows()]
+    path = written(tmp_path, "\n".join(lines), "data.tsv")
+    assert len(records.pieces(path, piece_bytes)) > 2
+    assert read(path, piece_bytes) == read(path) and len(read(path)) == 7
+
+
 def test_kto_runs_are_whole_over_row_groups(tmp_path):
     path = tmp_path / "data.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(kto_rows()), path, row_group_size=2)
