@@ -98,7 +98,7 @@ def test_what_python_writes_is_read_back(rows, quoting):
     assert [cells for _, cells in csv_cells(lines)] == [row for row in rows if any(map(str.strip, row))]
 
 
-@pytest.mark.parametrize("header", [b"q,a\n", b"a,b,1\n", b"\xff\n", b"\n"])
+@pytest.mark.parametrize("header", [b"q,a\n", b"a,b,1\n", b"\xff\n", b"\n", b"\nq,a,n\n"])
 def test_another_header_is_refused(tmp_path, header):
     (tmp_path / "a.csv").write_bytes(header + b"a,b,c\n")
     with pytest.raises(ValueError, match=r"a\.csv:1: expected the columns q,a,n, found "):

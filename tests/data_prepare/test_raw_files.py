@@ -19,6 +19,7 @@ from keju.data_prepare.raw_files import (
     line_pieces,
     start_of_line,
     text_lines,
+    whole_text,
 )
 from keju.records import opening
 
@@ -137,9 +138,16 @@ def test_broken_utf8_is_not_taken_for_gbk(tmp_path, name):
 
 @pytest.mark.parametrize("shift", range(3))
 def test_a_long_line_is_cut_within_a_character(tmp_path, shift):
-    data = b"x" * shift + ("一" * 50_000).encode()  # which is GB18030 as well, but for its cut end
+    data = b"x" * shift + ("中" * 50_000).encode()  # which is GB18030 as well, whatever is cut off
     (tmp_path / "a.txt").write_bytes(data)
     assert encoding_of(tmp_path / "a.txt") == "utf-8"
+
+
+def test_a_file_as_one_text(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_bytes("\ufeff甲\r\n乙\r".encode())
+    assert whole_text(tmp_path / "a.txt") == "甲\n乙\r"
+    monkeypatch.setattr(raw_files, "MAX_FILE", 11)
+    assert "a text of more than 0 MiB" in str(whole_text(tmp_path / "a.txt"))
 
 
 def test_empty_files_are_left_out_unless_all_are(tmp_path, caplog):
