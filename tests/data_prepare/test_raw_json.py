@@ -36,6 +36,11 @@ def test_an_array_and_its_lines(tmp_path):
     assert list(json_file(*written(tmp_path, "[]"))) == []
 
 
+@pytest.mark.parametrize("text", ['[{"a": "床前明月光"}]', '{"a": "床前明月光"}'])
+def test_gbk(tmp_path, text):
+    assert list(json_file(*written(tmp_path, text.encode("gbk")))) == [("a.json:1", {"a": "床前明月光"})]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

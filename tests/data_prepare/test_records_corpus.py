@@ -289,6 +289,11 @@ def test_gbk_is_read_and_said(name, tmp_path, caplog):
     assert caplog.messages == [f"{tmp_path / name}: this is GBK (GB18030), not UTF-8, and is read as such"]
 
 
+def test_a_document_in_gbk(tmp_path, caplog):
+    (found,) = read(written(tmp_path, GBK["a.txt"].encode("gbk"), "a.txt"), document="file")
+    assert found.row == {"text": "床前明月光\n疑是地上霜"} and "a.txt: this is GBK" in caplog.messages[0]
+
+
 def test_a_document_a_file(tmp_path):
     written(tmp_path, "\ufeff第一行\r\n\r\n第二行\r\n", "a/b.txt")
     written(tmp_path, " \n", "blank.txt")
