@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
+
+from keju.data_prepare.pipeline.hashing import fraction
 
 MAX_WEIGHT = 1000
 
@@ -39,8 +40,7 @@ def copies(weight: float, key: str, seed: int) -> int:
     Held-out items are counted once or not at all: min(copies(...), 1).
     """
     whole = math.floor(weight)
-    digest = hashlib.blake2b(f"mix\0{seed}\0{key}".encode(), digest_size=8).digest()
-    return whole + (int.from_bytes(digest, "big") < (weight - whole) * 2**64)
+    return whole + (fraction("mix", seed, key) < weight - whole)
 
 
 def _weight(entry: str, text: str) -> float:

@@ -8,48 +8,73 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keju.data_prepare.corpus import BadRow, Piece
-from keju.data_prepare.raw_files import Line, text_lines
+from keju.data_prepare.raw_files import numbered_texts
 
-MAX_ROW_LINES = 200  # of one row, by line breaks inside quotes
+MAX_ROW_LINES = 100_000  # of one row, by line breaks inside quotes
+MAX_CELL = 1 << 24  # characters
+
+NumberedLine = tuple[int, str | ValueError]
 
 
 def csv_rows(folder: Path, piece: Piece, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]] | BadRow]:
     """("file:line", fields by column) of every row of a whole file that begins with the line of its columns.
 
-    A row may go over lines inside quotes. One that is broken, or has other columns, is a BadRow of its first line, and
-    reading goes on at the second. Raises ValueError if the file begins with something else than its columns.
+    A row of other columns is a BadRow; see `csv_cells`. Raises ValueError if the file begins with something else than
+    its columns.
     """
-    source = text_lines(folder, piece)
-    header = next(source, ("", ""))
-    if isinstance(header, BadRow) or tuple(header[1].replace('"', "").split(",")) != columns:
-        found = header.reason if isinstance(header, BadRow) else repr(header[1][:80])
+    rows = csv_cells(numbered_texts(folder / piece.path, piece))
+    first, header = next(rows, (1, []))
+    if first != 1 or isinstance(header, ValueError) or tuple(header) != columns:
+        found = header if isinstance(header, ValueError) else repr(",".join(header)[:80])
         raise ValueError(f"{folder / piece.path}:1: expected the columns {','.join(columns)}, found {found}")
-    waiting: deque[Line | BadRow] = deque()
-    while line := waiting.popleft() if waiting else next(source, None):
-        if isinstance(line, BadRow):
-            yield line
-            continue
-        taken = [line]
+    for number, cells in rows:
+        where = f"{piece.path}:{number}"
+        if isinstance(cells, ValueError):
+            yield BadRow(where, str(cells))
+        elif len(cells) != len(columns):
+            found = f"{len(cells)} cells instead of {len(columns)} ({','.join(columns)})"
+            yield BadRow(where, f"{found}; a text with a comma or a quote must be in quotes")
+        else:
+            yield where, dict(zip(columns, cells, strict=True))
+
+
+def csv_cells(lines: Iterator[NumberedLine]) -> Iterator[tuple[int, list[str] | ValueError]]:
+    """(line where a row begins, its cells or what is wrong with it) of every row that is not blank.
+
+    A row may go over lines inside quotes. Where it is broken, reading goes on at its second line. A row that holds a
+    line that is no text is left out with it.
+    """
+    csv.field_size_limit(MAX_CELL)
+    taken: list[NumberedLine] = []  # for the row that is being read
+    broken: list[NumberedLine] = []  # those of them that are no text
+    waiting: deque[NumberedLine] = deque()  # that were taken for a row that is none
+
+    def texts() -> Iterator[str]:
+        while len(taken) < MAX_ROW_LINES and (line := waiting.popleft() if waiting else next(lines, None)):
+            taken.append(line)
+            if isinstance(line[1], ValueError):
+                broken.append(line)
+                yield "\n"
+            else:
+                yield line[1] + "\n"
+
+    reader = csv.reader(texts(), strict=True)
+    while True:
+        taken.clear()
+        broken.clear()
         try:
-            fields = next(csv.reader(_texts(taken, waiting, source), strict=True))
-            if fields and len(fields) != len(columns):
-                found = f"{len(fields)} fields instead of {len(columns)} ({','.join(columns)})"
-                raise csv.Error(f"{found}; a text with a comma or a quote must be in quotes")
-            if fields:
-                yield line[0], dict(zip(columns, fields, strict=True))
+            cells = next(reader, None)
         except csv.Error as error:
-            yield BadRow(line[0], _reason(str(error)))
+            yield taken[0][0], ValueError(_reason(str(error)))
             waiting.extendleft(reversed(taken[1:]))
-
-
-def _texts(taken: list, waiting: deque, source: Iterator[Line | BadRow]) -> Iterator[str]:
-    """The lines of one row as the csv module asks for them; each is added to `taken`, of which the first is there."""
-    yield taken[0][1] + "\n"
-    while len(taken) < MAX_ROW_LINES and (line := waiting.popleft() if waiting else next(source, None)):
-        taken.append(line)
-        if isinstance(line, BadRow):
+            reader = csv.reader(texts(), strict=True)
+            continue
+        if cells is None:
             return
-        yield line[1] + "\n"
+        if broken:
+            yield from broken
+        elif any(map(str.strip, cells)):
+            yield taken[0][0], cells
 
 
 def _reason(message: str) -> str:
@@ -57,4 +82,4 @@ def _reason(message: str) -> str:
         return (
             f"a quote is not closed within {MAX_ROW_LINES} lines, nor before the end of the file; double it or close it"
         )
-    return f"broken CSV: {message}"
+    return f"malformed CSV ({message})"

@@ -1,6 +1,6 @@
-"""Raw text files as people have them: pieces that begin at lines, numbered lines as a stream, wrong encodings named.
+"""Raw files as people have them: pieces that begin at lines, numbered lines as a stream, UTF-8 or GBK, plain or packed.
 
-Only "\\n" ends a line. A line that cannot be used is a BadRow with its place; a file of another encoding is an error.
+Only "\n" ends a line. A line that cannot be used has its place and a reason, and the rest of the file is read.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from keju.data_prepare.corpus import BadRow, Piece
+from keju.records.opening import BEGINNING, BLOCK, MAX_LINE, decoded, numbered_lines, read_bytes
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 1 << 20
-SAMPLE_BYTES = 1 << 16
-MAX_LINE_BYTES = 1 << 24
+MAX_FILE = 1 << 28  # bytes of one that is read as one text
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 Line = tuple[str, str]  # ("file:line", text without its end)
@@ -33,8 +32,7 @@ def wrong_folder(folder: Path, expected: str, download: str) -> ValueError:
 def file_pieces(folder: Path, paths: Iterable[Path], piece_bytes: int | None = None) -> list[Piece]:
     """Pieces of files under `folder`, in the order of their names: whole files if `piece_bytes` is None.
 
-    A file without content is warned about and left out. Raises ValueError if every file is empty, and for a file that
-    is GBK or UTF-16 ("file: what it is; how to convert it").
+    A file without content is warned about and left out. Raises ValueError if every file is empty, or one is UTF-16.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in paths)
     pieces: list[Piece] = []
@@ -43,46 +41,54 @@ def file_pieces(folder: Path, paths: Iterable[Path], piece_bytes: int | None = N
             logger.warning("%s: this file is empty", folder / name)
             continue
         check_encoding(folder / name)
-        pieces += [Piece(name)] if piece_bytes is None else line_pieces(folder, name, piece_bytes)
+        pieces += [Piece(name)] if piece_bytes is None else line_pieces(folder / name, name, piece_bytes)
     if not pieces:
         raise ValueError(f"{folder / names[0]}: this file is empty{', and so are all others' if names[1:] else ''}")
     return pieces
 
 
 def check_encoding(path: Path) -> None:
-    """Raise ValueError if the beginning of a file is UTF-16 or GBK, with the command that converts it."""
-    with path.open("rb") as file:
-        sample = file.read(SAMPLE_BYTES)
+    """Warn of a file that is read as GBK. Raises ValueError for UTF-16, with the command that converts it."""
+    if encoding_of(path) != "utf-8":
+        logger.warning("%s: this is GBK (GB18030), not UTF-8, and is read as such", path)
+
+
+def encoding_of(path: Path) -> str:
+    """ "utf-8" or "gb18030", whichever more lines of the file's beginning are. Raises ValueError for UTF-16."""
+    sample = read_bytes(path, BEGINNING)
     if sample.startswith(UTF16_MARKS):
-        raise ValueError(_conversion(path, "UTF-16", "utf-16"))
-    lines = [line for line in sample.split(b"\n")[: -1 if len(sample) == SAMPLE_BYTES else None] if not line.isascii()]
+        source, target = shlex.quote(str(path)), shlex.quote(f"{path}.utf8")
+        convert = f"iconv -f utf-16 -t utf-8 {source} > {target}"
+        raise ValueError(f"{path}: this is UTF-16, not UTF-8; convert it: {convert}")
     # A few broken lines of UTF-8 may happen to be GB18030, and a short word of GBK UTF-8: the majority decides.
-    if 2 * sum(_decodes(line, "utf-8") for line in lines) < len(lines) and _decodes(b"\n".join(lines), "gb18030"):
-        raise ValueError(_conversion(path, "GBK (GB18030)", "gb18030"))
+    votes = {"utf-8": 0, "gb18030": 0}
+    for line in sample.splitlines(keepends=True):
+        if not line.isascii():
+            for encoding in votes:
+                if _begins_with(line, encoding):
+                    votes[encoding] += 1
+                    break
+    return max(votes, key=votes.__getitem__)
 
 
-def _conversion(path: Path, name: str, code: str) -> str:
-    source, target = shlex.quote(str(path)), shlex.quote(f"{path}.utf8")
-    return f"{path}: this is {name}, not UTF-8; convert it: iconv -f {code} -t utf-8 {source} > {target}"
-
-
-def _decodes(data: bytes, encoding: str) -> bool:
+def _begins_with(line: bytes, encoding: str) -> bool:
+    """Whether a line is text, of whose last character the sample may have cut something off."""
     try:
-        data.decode(encoding)
+        codecs.getincrementaldecoder(encoding)().decode(line, final=line.endswith(b"\n"))
     except UnicodeDecodeError:
         return False
     return True
 
 
-def line_pieces(folder: Path, path: str, piece_bytes: int) -> list[Piece]:
+def line_pieces(path: Path, name: str, piece_bytes: int) -> list[Piece]:
     """A file of lines in pieces of at least `piece_bytes` (but for the last), each up to the next end of a line."""
-    size = (folder / path).stat().st_size
+    size = path.stat().st_size
     pieces: list[Piece] = []
     first_line = 1
-    with (folder / path).open("rb") as file:
+    with path.open("rb") as file:
         while (start := file.tell()) < size:
             num_lines = _num_line_ends(file, max(piece_bytes, 1) - 1) + _finish_line(file)
-            pieces.append(Piece(path, start, file.tell(), first_line))
+            pieces.append(Piece(name, start, file.tell(), first_line))
             first_line += num_lines
     return pieces
 
@@ -112,6 +118,20 @@ def start_of_line(path: Path, number: int) -> int:
         return file.tell()
 
 
+def line_before(path: Path, start: int) -> bytes:
+    """The last line that is not blank before `start`, where a line begins; b"" if there is none."""
+    tail, position = b"", start
+    with path.open("rb") as file:
+        while position > 0 and b"\n" not in tail.strip():
+            size = min(BLOCK, position)
+            position -= size
+            file.seek(position)
+            tail = file.read(size) + tail.rstrip()
+            if len(tail) > MAX_LINE:
+                return b""
+    return tail.strip().rpartition(b"\n")[2]
+
+
 def _num_line_ends(file: BinaryIO, num_bytes: int) -> int:
     """Read so many bytes and count the line ends in them."""
     num_ends = 0
@@ -129,33 +149,32 @@ def _finish_line(file: BinaryIO) -> bool:
     return False
 
 
-def text_lines(folder: Path, piece: Piece) -> Iterator[Line | BadRow]:
-    """All lines of a piece, blank ones too, without "\\r" at their ends and without the mark that opens a file.
-
-    A line that is not UTF-8, has a NUL byte, or is longer than MAX_LINE_BYTES is a BadRow in its place.
-    """
-    with (folder / piece.path).open("rb") as file:
-        file.seek(piece.start)
-        position, number = piece.start, piece.first_line
-        while piece.end is None or position < piece.end:
-            raw = file.readline(MAX_LINE_BYTES)
-            if not raw:
-                return
-            where = f"{piece.path}:{number}"
-            if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                _finish_line(file)
-                yield BadRow(where, f"a line of more than {MAX_LINE_BYTES >> 20} MiB")
-                position = file.tell()
-            else:
-                yield _decoded(raw.removeprefix(codecs.BOM_UTF8) if position == 0 else raw, where)
-                position += len(raw)
-            number += 1
-
-
-def _decoded(raw: bytes, where: str) -> Line | BadRow:
-    if b"\0" in raw:
-        return BadRow(where, "a NUL byte in the text")
+def whole_text(path: Path) -> str | ValueError:
+    """The text of a file, whose lines end in "\n", or why it is none."""
+    encoding, data = encoding_of(path), read_bytes(path, MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        return ValueError(f"a text of more than {MAX_FILE >> 20} MiB; cut it")
     try:
-        return where, raw.rstrip(b"\r\n").decode()
+        return data.removeprefix(codecs.BOM_UTF8).decode(encoding).replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        return BadRow(where, f"not UTF-8 text ({error.reason} at byte {error.start} of the line)")
+        return ValueError(f"not {encoding.upper()} text ({error.reason} at byte {error.start})")
+
+
+def text_lines(folder: Path, piece: Piece) -> Iterator[Line | BadRow]:
+    """All lines of a piece, blank ones too, without "\r" at their ends; see `numbered_texts`."""
+    for number, line in numbered_texts(folder / piece.path, piece):
+        where = f"{piece.path}:{number}"
+        yield BadRow(where, str(line)) if isinstance(line, ValueError) else (where, line)
+
+
+def numbered_texts(path: Path, piece: Piece, ends: bytes = b"\r\n") -> Iterator[tuple[int, str | ValueError]]:
+    """(number, text without `ends` at its end) of all lines of a piece.
+
+    A line that is not of the file's encoding, has a NUL byte, or is longer than MAX_LINE is a ValueError in its place.
+    """
+    encoding = encoding_of(path)
+    for number, raw in numbered_lines(path, piece.start, piece.end, piece.first_line):
+        text = decoded(raw, encoding, ends)
+        if isinstance(text, str) and "\0" in text:
+            text = ValueError("a NUL byte in the text")
+        yield number, text

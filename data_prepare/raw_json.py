@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from keju.data_prepare.corpus import BadRow, Piece
-from keju.data_prepare.raw_files import text_lines
-from keju.records.json_text import array_items, malformed, parsed
+from keju.data_prepare.raw_files import encoding_of, text_lines, whole_text
+from keju.records.json_text import BrokenArray, array_items, parsed
+from keju.records.opening import begins_array, blocks
 
 Row = tuple[str, dict[str, Any]]  # ("file:line", object)
 
@@ -26,23 +26,21 @@ def json_lines(folder: Path, piece: Piece) -> Iterator[Row | BadRow]:
 def json_file(folder: Path, piece: Piece) -> Iterator[Row | BadRow]:
     """The objects of an array, each with the line it begins at; a file of one object is an array of one.
 
-    The file is held as one text. Raises ValueError where its JSON is broken: what follows cannot be trusted.
+    Raises ValueError where its JSON is broken: what follows cannot be trusted.
     """
     path = folder / piece.path
+    if not begins_array(path):
+        text = whole_text(path)
+        value = parsed(text) if isinstance(text, str) else text
+        if isinstance(value, ValueError):
+            raise ValueError(f"{path}: {value}")
+        yield _object(f"{piece.path}:1", value)
+        return
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if not text.lstrip().startswith("["):
-            value = parsed(text)
-            if isinstance(value, ValueError):
-                raise ValueError(f"{path}: {value}")
-            yield _object(f"{piece.path}:1", value)
-            return
-        for number, value in array_items(text):
+        for number, value in array_items(blocks(path), encoding_of(path)):
             yield _object(f"{piece.path}:{number}", value)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: {malformed(error)}") from error
+    except BrokenArray as error:
+        raise ValueError(f"{path}:{error.line}: {error}") from error
 
 
 def _object(where: str, value: Any) -> Row | BadRow:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from keju.data_prepare.raw_files import check_encoding, whole_text
+
 SUFFIXES = (".csv", ".json", ".jsonl")
 
 
@@ -24,10 +26,10 @@ def evaluation_texts(folder: Path) -> Iterator[tuple[str, str]]:
         raise ValueError(f"--decontaminate {folder}: has no file that ends in {', '.join(SUFFIXES)}")
     for path in paths:
         name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
-        try:
-            content = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: is not UTF-8; convert it, as with iconv -f GB18030 -t UTF-8") from error
+        check_encoding(path)
+        content = whole_text(path)
+        if isinstance(content, ValueError):
+            raise ValueError(f"{path}: {content}")
         rows = _csv_rows(path, content) if path.suffix == ".csv" else _json_rows(path, content)
         for number, row in rows:
             for text in _strings(row):

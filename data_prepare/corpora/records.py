@@ -15,7 +15,7 @@ from keju.data_prepare.corpus import BadRow, Item, Piece
 from keju.data_prepare.formats.canonical import group_of, row_of
 from keju.data_prepare.formats.layouts import prompt_key, records_of
 from keju.data_prepare.formats.rows import COMPRESSED, SUFFIXES, Rows, kind_of, pieces_of, row_before, rows_of
-from keju.data_prepare.formats.whole_texts import text_of
+from keju.data_prepare.raw_files import check_encoding, whole_text
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 
 VERSION = 1
@@ -37,8 +37,11 @@ def pieces(folder: str | Path, piece_bytes: int, document: str = "line") -> list
     root, names = _files(Path(folder))
     found: list[Piece] = []
     for name in names:
-        whole = document == "file" and kind_of(root / name) == ".txt"
-        found += [Piece(name)] if whole else pieces_of(root / name, name, piece_bytes)
+        if document == "file" and kind_of(root / name) == ".txt":
+            check_encoding(root / name)
+            found.append(Piece(name))
+        else:
+            found += pieces_of(root / name, name, piece_bytes)
     return found
 
 
@@ -48,8 +51,9 @@ def read(folder: str | Path, piece: Piece, document: str = "line") -> Iterator[I
     folder = Path(folder)
     path = (folder.parent if folder.is_file() else folder) / piece.path
     if document == "file" and kind_of(path) == ".txt":
-        text = text_of(path)
-        yield from _items(1, text if isinstance(text, ValueError) else {"text": text}, piece.path)
+        text = whole_text(path)
+        row = text if isinstance(text, ValueError) else {"text": text.strip("\n")}
+        yield from _items(1, row, piece.path)
         return
     at_start = True
     for key, run in groupby(_with_whole_runs(path, piece), key=lambda row: prompt_key(row[1])):

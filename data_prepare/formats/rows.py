@@ -6,22 +6,16 @@ and .parquet. A row that cannot be read is given as the ValueError that says why
 
 from __future__ import annotations
 
+import codecs
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 from keju.data_prepare.corpus import Piece
-from keju.data_prepare.formats.json_values import array_items, parsed
-from keju.data_prepare.formats.raw_lines import (
-    COMPRESSED,
-    blocks,
-    encoding_of,
-    is_blank,
-    line_before,
-    line_cuts,
-    text_lines,
-)
-from keju.data_prepare.formats.tables import Rows, csv_columns, csv_rows, tsv_rows
+from keju.data_prepare.formats.tables import Rows, csv_columns, csv_rows, filled_lines, tsv_rows
+from keju.data_prepare.raw_files import check_encoding, encoding_of, line_before, line_pieces
+from keju.records.json_text import BrokenArray, array_items, parsed
+from keju.records.opening import BEGINNING, COMPRESSED, begins_array, blocks, decoded, read_bytes
 
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet")
 
@@ -42,14 +36,14 @@ def pieces_of(path: Path, name: str, piece_bytes: int) -> list[Piece]:
         return []
     if kind == ".parquet":
         return _row_groups(path, name, piece_bytes)
-    encoding_of(path)
+    check_encoding(path)
     if kind == ".csv":
         csv_columns(path)
     if kind == ".json" and _is_one_object(path):
         raise ValueError(f"{path}: one JSON object; expected an array of records, or one record a line")
-    if path.suffix in COMPRESSED or kind == ".csv" or (kind == ".json" and _begins_array(path)):
+    if path.suffix in COMPRESSED or kind == ".csv" or (kind == ".json" and begins_array(path)):
         return [Piece(name)]
-    return [Piece(name, start, end, line) for start, end, line in line_cuts(path, piece_bytes)]
+    return line_pieces(path, name, piece_bytes)
 
 
 def rows_of(path: Path, piece: Piece) -> Rows:
@@ -57,13 +51,11 @@ def rows_of(path: Path, piece: Piece) -> Rows:
     kind = kind_of(path)
     if kind == ".parquet":
         return _parquet_rows(path, piece)
-    encoding = encoding_of(path)
-    data = blocks(path, piece.start, piece.end)
-    if kind == ".json" and _begins_array(path):
-        return array_items(data, encoding)
+    if kind == ".json" and begins_array(path):
+        return _array_rows(path)
     if kind == ".csv":
-        return csv_rows(path, text_lines(data, encoding, end=b""))
-    lines = ((number, line) for number, line in text_lines(data, encoding, piece.first_line) if not is_blank(line))
+        return csv_rows(path, piece)
+    lines = filled_lines(path, piece)
     if kind == ".txt":
         return ((number, line if isinstance(line, ValueError) else {"text": line}) for number, line in lines)
     if kind == ".tsv":
@@ -78,23 +70,24 @@ def row_before(path: Path, piece: Piece) -> Any:
     if kind_of(path) == ".parquet":
         rows = deque(_parquet_rows(path, Piece(piece.path, piece.start - 1, piece.start)), maxlen=1)
         return rows[0][1] if rows else None
-    lines = list(text_lines([line_before(path, piece.start)], encoding_of(path), 2))
-    if not lines or isinstance(lines[0][1], ValueError):
+    line = decoded(line_before(path, piece.start), encoding_of(path))
+    if isinstance(line, ValueError) or not line:
         return None
-    return next(tsv_rows(path, iter(lines)))[1] if kind_of(path) == ".tsv" else parsed(lines[0][1])
+    # The line with the names of a table is no row.
+    return next(tsv_rows(path, iter([(0, line)])), (0, None))[1] if kind_of(path) == ".tsv" else parsed(line)
 
 
-def _beginning(path: Path) -> bytes:
-    return next(blocks(path), b"").removeprefix(b"\xef\xbb\xbf").lstrip()
-
-
-def _begins_array(path: Path) -> bool:
-    return _beginning(path).startswith(b"[")
+def _array_rows(path: Path) -> Rows:
+    try:
+        yield from array_items(blocks(path), encoding_of(path))
+    except BrokenArray as error:
+        yield error.line, ValueError(f"{error}; the rest of the file is not read")
 
 
 def _is_one_object(path: Path) -> bool:
     """Whether an object is spread over lines: its first line is a bracket alone."""
-    return _beginning(path).split(b"\n", 1)[0].strip() == b"{"
+    beginning = read_bytes(path, BEGINNING).removeprefix(codecs.BOM_UTF8).lstrip()
+    return beginning.split(b"\n", 1)[0].strip() == b"{"
 
 
 def _row_groups(path: Path, name: str, piece_bytes: int) -> list[Piece]:

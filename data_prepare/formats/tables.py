@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from keju.data_prepare.formats.json_values import parsed
+from keju.data_prepare.corpus import Piece
 from keju.data_prepare.formats.layouts import KNOWN_FIELDS
-from keju.data_prepare.formats.raw_lines import blocks, encoding_of, is_blank, text_lines
+from keju.data_prepare.raw_csv import csv_cells
+from keju.data_prepare.raw_files import numbered_texts
+from keju.records.json_text import parsed
 
-MAX_CELL = 1 << 24  # characters; where a quote is never closed, the reader stops there
 # Columns of a table whose cells are JSON where they begin with a bracket.
 NESTED = {"messages", "conversations", "conversation", "history", "answers", "instances", "chat"}
 # The prompt of a line that only ranks texts. It is true of any text.
@@ -20,9 +20,14 @@ UNPROMPTED = "请写一段文字。"
 Rows = Iterator[tuple[int, Any]]
 
 
+def filled_lines(path: Path, piece: Piece) -> Rows:
+    """The lines of a piece that are not blank."""
+    return (line for line in numbered_texts(path, piece) if isinstance(line[1], ValueError) or line[1].strip())
+
+
 def tsv_columns(path: Path) -> list[str]:
     """The names in the first line, or [] if they are no names of fields: then each line is texts, best first."""
-    first = next((line for _, line in text_lines(blocks(path), encoding_of(path)) if not is_blank(line)), "")
+    first = next((line for _, line in filled_lines(path, Piece(""))), "")
     names = [name.strip() for name in first.split("\t")] if isinstance(first, str) else []
     return names if _are_columns(names) else []
 
@@ -47,7 +52,7 @@ def tsv_rows(path: Path, lines: Rows) -> Rows:
 
 def csv_columns(path: Path) -> list[str]:
     """The names in the first row. Raises ValueError if they are no fields of records."""
-    first = next(_csv_cells(text_lines(blocks(path), encoding_of(path), end=b"")), (1, []))[1]
+    first = next(csv_cells(numbered_texts(path, Piece(""), ends=b"\n")), (1, []))[1]
     names = [] if isinstance(first, ValueError) else [name.strip() for name in first]
     if not _are_columns(names):
         example = "prompt,completion or instruction,input,output or text"
@@ -55,44 +60,13 @@ def csv_columns(path: Path) -> list[str]:
     return names
 
 
-def csv_rows(path: Path, lines: Rows) -> Rows:
-    """The rows of all lines of a file."""
+def csv_rows(path: Path, piece: Piece) -> Rows:
+    """The rows of a whole file. Line breaks within a cell stay as they are."""
     columns = csv_columns(path)
-    rows = _csv_cells(lines)
+    rows = csv_cells(numbered_texts(path, piece, ends=b"\n"))
     next(rows, None)
     for number, cells in rows:
         yield number, cells if isinstance(cells, ValueError) else _table_row(columns, cells)
-
-
-def _csv_cells(lines: Rows) -> Iterator[tuple[int, list[str] | ValueError]]:
-    """(line where a row begins, its cells or what is wrong with it)."""
-    csv.field_size_limit(MAX_CELL)
-    broken: list[tuple[int, ValueError]] = []
-
-    def good() -> Iterator[str]:
-        for number, line in lines:
-            if isinstance(line, ValueError):
-                broken.append((number, line))
-                yield "\n"  # a row that is not there, so that lines are counted
-            else:
-                yield line + "\n"
-
-    reader = csv.reader(good(), strict=True)
-    while True:
-        begin = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            cells = None
-        except csv.Error as error:
-            cells = ValueError(f"malformed CSV ({error}); the row ends at line {reader.line_num}")
-        if broken:  # and with them the row that they are a part of
-            yield from broken
-            broken.clear()
-        elif cells is None:
-            return
-        elif isinstance(cells, ValueError) or "".join(cells).strip():
-            yield begin, cells
 
 
 def _table_row(columns: list[str], cells: list[str]) -> Any:

@@ -7,16 +7,16 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from keju.data_prepare.pipeline import engine
 from keju.data_prepare.pipeline.plan import PLAN, Plan
+from keju.data_prepare.pipeline.rows import context_of, reply_of
 from keju.data_prepare.pipeline.shards import SAMPLES
 from keju.data_prepare.step import Step, merge
+from keju.records.opening import numbered_lines
 
 VOCABULARY_ROWS = 50_000
 ENDS = 1 << 16  # bytes of a file's beginning and end by which it is known again
@@ -121,32 +121,10 @@ def training_texts(folder: Path) -> list[str]:
         for row in json_rows(path):
             if len(texts) >= VOCABULARY_ROWS:
                 break
-            texts += _strings(row)
+            texts += filter(None, (context_of(row), reply_of(row)))
     return texts
 
 
-def json_rows(path: Path) -> Iterable[Mapping[str, Any]]:
+def json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     """The rows of a file that this pipeline has written."""
-    with path.open("rb") as file:
-        stream = zstandard.ZstdDecompressor().stream_reader(file) if path.suffix == ".zst" else file
-        for line in _lines(stream):
-            yield json.loads(line)
-
-
-def _lines(stream) -> Iterable[bytes]:
-    rest = b""
-    while block := stream.read(1 << 20):
-        *whole, rest = (rest + block).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
-
-
-def _strings(row: Mapping[str, Any]) -> list[str]:
-    if "messages" in row:
-        return [turn["content"] for turn in row["messages"]]
-    if "text" in row:
-        return [row["text"]]
-    prompt = row["prompt"]
-    turns = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
-    return turns + [max(row["answers"], key=lambda answer: answer["score"])["answer"]]
+    return (json.loads(line) for _, line in numbered_lines(path))

@@ -2,53 +2,122 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+MAX_ITEM = 1 << 26  # characters; where an item does not end within them, it is malformed
 _SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
 
 
 def parsed(text: str) -> Any:
     """The value of a JSON text, or a ValueError (not raised) that says what is wrong, without the place."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return ValueError(malformed(error))
+    except json.JSONDecodeError as error:
+        return ValueError(f"malformed JSON ({error.msg} at column {error.colno})")
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+        return ValueError(f"malformed JSON ({error})")
 
 
-def malformed(error: Exception) -> str:
-    """What to say about an error of Python's JSON decoder."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"malformed JSON ({error.msg} at column {error.colno})"
-    return f"malformed JSON ({error})"
+class BrokenArray(ValueError):
+    """An array that goes on as no JSON. line: where, counted from 1; the message does not say it."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
 
 
-def array_items(text: str) -> Iterator[tuple[int, Any]]:
-    """(line, value) of every item of a text that begins with "[". Raises json.JSONDecodeError where it is broken."""
+def array_items(data: Iterable[bytes], encoding: str = "utf-8") -> Iterator[tuple[int, Any]]:
+    """(line, value) of every item of an array of any size, of which no more than a block and an item is held.
 
-    def skip_space(position: int) -> int:
-        return _SPACE.match(text, position).end()
+    Raises BrokenArray where its JSON is broken: what follows cannot be trusted.
+    """
+    window = _Window(data, encoding)
+    mark = window.expect("[")
+    if window.next_character() == "]":
+        mark = window.expect("]")
+    while mark != "]":
+        window.next_character()
+        line = window.line
+        yield line, window.item()
+        mark = window.expect(",]")
+    if window.next_character():
+        raise window.broken("Text after the end of the array")
 
-    decoder = json.JSONDecoder()
-    position = skip_space(text.index("[") + 1)
-    line, counted = 1, 0
-    closed = text.startswith("]", position)
-    position = skip_space(position + 1) if closed else position
-    while not closed:
-        line, counted = line + text.count("\n", counted, position), position
+
+class _Window:
+    """The part of a text that is being read. `line`: of the next character, counted from 1."""
+
+    def __init__(self, data: Iterable[bytes], encoding: str) -> None:
+        self._blocks = iter(data)
+        self._encoding = encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._num_bytes = 0  # of all blocks that are decoded
+        self._begun = False
+        self._text, self._at = "", 0
+        self.line = 1
+        self._line_start = 0  # in the text; before it if the line began earlier
+
+    def next_character(self) -> str:
+        """The next one that is no space, which stays the next; "" at the end."""
+        while True:
+            self._pass(_SPACE.match(self._text, self._at).end())
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._grow():
+                return ""
+
+    def expect(self, characters: str) -> str:
+        """Goes past the next character, which must be one of these."""
+        found = self.next_character()
+        if not found or found not in characters:
+            raise self.broken(f"Expecting {' or '.join(map(repr, characters))}")
+        self._at += 1
+        return found
+
+    def item(self) -> Any:
+        """Goes past a whole value and returns it."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if len(self._text) - self._at < MAX_ITEM and self._grow():
+                    continue  # the item may go on in the next block
+                self._pass(error.pos)
+                raise self.broken(error.msg) from error
+            except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+                raise self.broken(str(error)) from error
+            if end < len(self._text) or not self._grow():  # a number at the end may go on as well
+                self._pass(end)
+                return value
+
+    def broken(self, message: str) -> BrokenArray:
+        return BrokenArray(self.line, f"malformed JSON ({message} at column {self._at - self._line_start + 1})")
+
+    def _pass(self, end: int) -> None:
+        if num_line_ends := self._text.count("\n", self._at, end):
+            self.line += num_line_ends
+            self._line_start = self._text.rindex("\n", self._at, end) + 1
+        self._at = end
+
+    def _grow(self) -> bool:
+        """Adds a block; False at the end of the text."""
+        block = next(self._blocks, None)
+        num_waiting = len(self._decoder.getstate()[0])  # bytes of a character that the last block began
         try:
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError:
-            raise
-        except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-            raise json.JSONDecodeError(str(error), text, position) from error
-        yield line, value
-        position = skip_space(position)
-        closed = text.startswith("]", position)
-        if not closed and not text.startswith(",", position):
-            raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-        position = skip_space(position + 1)
-    if position != len(text):
-        raise json.JSONDecodeError("Text after the end of the array", text, position)
+            more = self._decoder.decode(block or b"", final=block is None)
+        except UnicodeDecodeError as error:
+            line = self.line + self._text.count("\n", self._at) + error.object.count(b"\n", 0, error.start)
+            place = f"at byte {self._num_bytes - num_waiting + error.start}"
+            raise BrokenArray(line, f"not {self._encoding.upper()} text ({error.reason} {place})") from error
+        if block is None:
+            return False
+        if more and not self._begun:
+            more, self._begun = more.removeprefix("\ufeff"), True
+        self._num_bytes += len(block)
+        self._text, self._at, self._line_start = self._text[self._at :] + more, 0, self._line_start - self._at
+        return True

@@ -1,7 +1,8 @@
-"""Files of records as streams of bytes, whether they are compressed or not."""
+"""Files as streams of bytes and of numbered lines, whether they are compressed or not."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import zlib
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 COMPRESSED = (".zst", ".gz")
+BLOCK = 1 << 20
+BEGINNING = 1 << 16  # bytes by which is told what a file holds
+MAX_LINE = 1 << 26  # bytes; a longer line is no record, and must not fill the memory
 INPUT = 1 << 14  # bytes decompressed at once: what comes out is in memory as a whole
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The (decompressed) bytes of a file. What is wrong with .gz or .zst is raised by `numbered_lines`."""
+    """The (decompressed) bytes of a file. What is wrong with .gz or .zst is raised by those who read: `DAMAGE`."""
     with path.open("rb") as raw:
         if path.suffix == ".gz":
             with gzip.open(raw, "rb") as file:
@@ -32,22 +36,62 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 def read_bytes(path: Path, size: int = -1) -> bytes:
     """A whole file, or its first `size` bytes, decompressed. Raises ValueError where it is damaged."""
+    return next(blocks(path, size), b"")
+
+
+def begins_array(path: Path) -> bool:
+    """Whether "[" is the first character that is no space."""
+    return read_bytes(path, BEGINNING).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def blocks(path: Path, size: int = BLOCK) -> Iterator[bytes]:
+    """A file in parts of `size` bytes, decompressed. Raises ValueError where it is damaged."""
     try:
         with opened(path) as file:
-            return file.read(size)
+            while block := file.read(size):
+                yield block
     except DAMAGE as error:
         raise ValueError(f"{path}: {_damage(error)}") from error
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Each line with its number from 1 and its "\\n". Raises ValueError "file:line: ..." where a file is damaged."""
-    number = 0
+def numbered_lines(
+    path: Path, start: int = 0, end: int | None = None, first_line: int = 1
+) -> Iterator[tuple[int, bytes | ValueError]]:
+    """Each line with its number and its "\n" but without the mark that opens a file, or what is wrong with it.
+
+    Only "\n" ends a line: str.splitlines would cut at U+2028 inside a text.
+    start, end, first_line: a part of a file that is not compressed, as in keju.data_prepare.corpus.Piece.
+    Raises ValueError "file:line: ..." where a compressed file is damaged.
+    """
+    number, position, limit = first_line, start, MAX_LINE
     try:
         with opened(path) as file:
-            for number, line in enumerate(file, start=1):  # noqa: B007  (the error names the line)
-                yield number, line
+            if start:
+                file.seek(start)
+            while (end is None or position < end) and (raw := file.readline(limit)):
+                position += len(raw)
+                if len(raw) == limit and not raw.endswith(b"\n"):
+                    while (rest := file.readline(BLOCK)) and not rest.endswith(b"\n"):
+                        position += len(rest)
+                    position += len(rest)
+                    yield number, ValueError(f"a line of more than {limit >> 20} MiB")
+                elif number == 1:
+                    yield number, raw.removeprefix(codecs.BOM_UTF8)
+                else:
+                    yield number, raw
+                number += 1
     except DAMAGE as error:
-        raise ValueError(f"{path}:{number + 1}: {_damage(error)}") from error
+        raise ValueError(f"{path}:{number}: {_damage(error)}") from error
+
+
+def decoded(raw: bytes | ValueError, encoding: str = "utf-8", ends: bytes = b"\r\n") -> str | ValueError:
+    """The text of a line without `ends` at its end, or what is wrong with it."""
+    if isinstance(raw, ValueError):
+        return raw
+    try:
+        return raw.rstrip(ends).decode(encoding)
+    except UnicodeDecodeError as error:
+        return ValueError(f"not {encoding.upper()} text ({error.reason} at byte {error.start} of the line)")
 
 
 class Damaged(Exception):

@@ -6,7 +6,6 @@ A bad line is never silently dropped: it is an error that names `file:line`, or 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any, overload
 
 from keju.records.formats import detect
-from keju.records.json_text import array_items, malformed, parsed
-from keju.records.opening import COMPRESSED, numbered_lines, read_bytes
+from keju.records.json_text import BrokenArray, array_items, parsed
+from keju.records.opening import COMPRESSED, begins_array, blocks, decoded, numbered_lines
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 from keju.records.shards import record_files, suffix_of
 
@@ -71,7 +70,7 @@ def iterate_records(
     kinds: tuple[type, ...] | None = None,
     on_skipped: Callable[[str], object] = lambda reason: None,
 ) -> Iterator[Record]:
-    """The records of a file one by one, in constant memory (but for .json arrays); see `read_records`.
+    """The records of a file one by one, in constant memory; see `read_records`.
 
     on_skipped: called with "file:line: reason" for every line left out.
     """
@@ -102,7 +101,8 @@ def raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 def parse_row(raw: Any, where: str, kinds: tuple[type, ...] | None = None) -> Record:
     """Raises ValueError that says what is wrong, without the place."""
-    value = _parsed(raw) if isinstance(raw, bytes) else raw
+    value = decoded(raw) if isinstance(raw, bytes) else raw
+    value = parsed(value) if isinstance(raw, bytes) and isinstance(value, str) else value
     if isinstance(value, ValueError):
         raise value
     record = detect(value)
@@ -112,37 +112,31 @@ def parse_row(raw: Any, where: str, kinds: tuple[type, ...] | None = None) -> Re
     return replace(record, where=where)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _json_lines(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
     """(line number, the line), of lines that are not blank."""
-    for number, raw in _lines(path):
+    for number, raw in numbered_lines(path):
+        if isinstance(raw, ValueError):
+            yield number, raw
+            continue
+        raw = raw.strip(b"\r\n")
         stripped = raw.strip()
         # An ideographic space is blank too.
         if stripped and (stripped[0] < 128 or stripped.decode("utf-8", "replace").strip()):
             yield number, raw
 
 
-def _parsed(line: bytes) -> Any:
-    value = parsed(_decoded(line))
-    if isinstance(value, ValueError):
-        raise value
-    return value
-
-
 def _text_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, raw in _lines(path):
-        try:
-            line = _decoded(raw)
-        except ValueError as error:
-            yield number, error
-        else:
-            if line.strip():
-                yield number, {"text": line}
+    for number, raw in numbered_lines(path):
+        line = decoded(raw)
+        if isinstance(line, ValueError):
+            yield number, line
+        elif line.strip():
+            yield number, {"text": line}
 
 
 def _json_file(path: Path) -> Iterator[tuple[int, Any]]:
     """An array of records; many a file named .json holds one record a line instead."""
-    start = read_bytes(path, 1024).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return _json_array(path) if start.startswith(b"[") else _json_lines(path)
+    return _json_array(path) if begins_array(path) else _json_lines(path)
 
 
 def _table_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -176,24 +170,9 @@ def _table_rows(path: Path) -> Iterator[tuple[int, Any]]:
 def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
     """The items of an array with the line each begins at. A syntax error ends it: what follows cannot be trusted."""
     try:
-        yield from array_items(read_bytes(path).decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: {malformed(error)}") from error
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines. Only "\n" ends a line: str.splitlines would cut at U+2028 inside a text."""
-    for number, raw in numbered_lines(path):
-        yield number, (raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).strip(b"\r\n")
-
-
-def _decoded(line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start} of the line)") from error
+        yield from array_items(blocks(path))
+    except BrokenArray as error:
+        raise ValueError(f"{path}:{error.line}: {error}") from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {

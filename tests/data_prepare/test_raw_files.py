@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from keju.data_prepare import raw_files
 from keju.data_prepare.corpus import BadRow, Piece
-from keju.data_prepare.raw_files import check_encoding, count_lines, file_pieces, line_pieces, start_of_line, text_lines
+from keju.data_prepare.raw_files import (
+    check_encoding,
+    count_lines,
+    encoding_of,
+    file_pieces,
+    line_before,
+    line_pieces,
+    start_of_line,
+    text_lines,
+    whole_text,
+)
+from keju.records import opening
 
 
 def lines_of(folder, data: bytes, piece: Piece | None = None):
@@ -43,8 +54,8 @@ def test_a_mark_inside_a_file_stays(tmp_path):
 
 
 def test_a_line_beyond_the_limit_is_passed_over_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_files, "MAX_LINE_BYTES", 8)
-    monkeypatch.setattr(raw_files, "BLOCK", 4)
+    monkeypatch.setattr(opening, "MAX_LINE", 8)
+    monkeypatch.setattr(opening, "BLOCK", 4)
     long, short, exact = lines_of(tmp_path, b"x" * 30 + b"\nshort\n1234567\n")
     assert isinstance(long, BadRow) and long.where == "a.txt:1"
     assert (short, exact) == (("a.txt:2", "short"), ("a.txt:3", "1234567"))
@@ -59,11 +70,14 @@ def test_a_line_beyond_the_limit_is_passed_over_in_parts(tmp_path, monkeypatch):
 def test_pieces_together_are_the_file(tmp_path_factory, data, size):
     folder = tmp_path_factory.getbasetemp()
     whole = lines_of(folder, b"".join(data))
-    pieces = line_pieces(folder, "a.txt", size)
+    pieces = line_pieces(folder / "a.txt", "a.txt", size)
     assert [line for piece in pieces for line in text_lines(folder, piece)] == whole
     assert count_lines(folder / "a.txt") == len(whole)
     assert all(start_of_line(folder / "a.txt", piece.first_line) == piece.start for piece in pieces)
     assert all(piece.end - piece.start >= size for piece in pieces[:-1])
+    for piece in pieces:
+        before = [line for line in b"".join(data)[: piece.start].split(b"\n") if line.strip()]
+        assert line_before(folder / "a.txt", piece.start) == (before[-1].strip() if before else b"")
 
 
 def test_lines_are_counted_over_blocks(tmp_path, monkeypatch):
@@ -71,10 +85,11 @@ def test_lines_are_counted_over_blocks(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes(b"ab\ncdefgh\n\n\nij")
     assert count_lines(tmp_path / "a.txt") == 5
     assert [start_of_line(tmp_path / "a.txt", number) for number in range(1, 8)] == [0, 3, 10, 11, 12, 14, 14]
-    assert [(piece.start, piece.end, piece.first_line) for piece in line_pieces(tmp_path, "a.txt", 4)] == [
+    assert [(piece.start, piece.end, piece.first_line) for piece in line_pieces(tmp_path / "a.txt", "a.txt", 4)] == [
         (0, 10, 1),
         (10, 14, 3),
     ]
+    assert [line_before(tmp_path / "a.txt", start) for start in (0, 3, 10, 12)] == [b"", b"ab", b"cdefgh", b"cdefgh"]
 
 
 TEXT = "子曰：学而时习之，不亦说乎？\n有朋自远方来，不亦乐乎？\n"
@@ -82,38 +97,57 @@ TEXT = "子曰：学而时习之，不亦说乎？\n有朋自远方来，不亦�
 
 @pytest.mark.parametrize("encoding", ["gbk", "gb18030"])
 @pytest.mark.parametrize("times", [1, 5000])  # within the sample, and cut by it
-def test_gbk_is_named_with_the_way_to_convert_it(tmp_path, encoding, times):
-    (tmp_path / "a b.txt").write_bytes((TEXT * times).encode(encoding))
-    path = f"'{tmp_path}/a b.txt"
+def test_gbk_is_read_and_said(tmp_path, encoding, times, caplog):
+    data = (TEXT * times).encode(encoding)
+    (tmp_path / "a.txt").write_bytes(data + b"\xff\n")
+    with caplog.at_level(logging.WARNING):
+        (piece,) = file_pieces(tmp_path, [tmp_path / "a.txt"])
+    assert caplog.messages == [f"{tmp_path}/a.txt: this is GBK (GB18030), not UTF-8, and is read as such"]
+    *lines, broken = text_lines(tmp_path, piece)
+    assert [text for _, text in lines] == TEXT.split("\n")[:-1] * times
+    assert "not GB18030 text" in broken.reason
+    assert lines_of(tmp_path, data, Piece("a.txt", len(TEXT) * 2 - 2, None, 3)) == lines[2:]
+
+
+def test_utf16_is_named_with_the_way_to_convert_it(tmp_path):
+    (tmp_path / "a b.txt").write_bytes(TEXT.encode("utf-16"))
     with pytest.raises(ValueError) as caught:
-        file_pieces(tmp_path, [tmp_path / "a b.txt"])
+        check_encoding(tmp_path / "a b.txt")
+    path = f"'{tmp_path}/a b.txt"
     assert str(caught.value) == (
-        f"{tmp_path}/a b.txt: this is GBK (GB18030), not UTF-8; "
-        f"convert it: iconv -f gb18030 -t utf-8 {path}' > {path}.utf8'"
+        f"{tmp_path}/a b.txt: this is UTF-16, not UTF-8; convert it: iconv -f utf-16 -t utf-8 {path}' > {path}.utf8'"
     )
 
 
-def test_utf16_is_named(tmp_path):
-    (tmp_path / "a.txt").write_bytes(TEXT.encode("utf-16"))
-    with pytest.raises(ValueError, match="this is UTF-16, not UTF-8; convert it: iconv -f utf-16 -t utf-8"):
-        check_encoding(tmp_path / "a.txt")
+UTF8 = {
+    "a line that gb18030 would take": TEXT.encode() + b"\xe4\xbd\n",
+    "half a character": TEXT.encode() + "朋".encode()[:2] + b"\n",
+    "more than a sample": (TEXT * 5000).encode(),
+    "a line of more than a sample": b"x" + ("朋" * 50_000).encode(),
+    "neither": b"\xff\xfa\n",
+    "ASCII": b"plain\n" * 9,
+    "nothing": b"",
+}
 
 
-def test_broken_lines_of_utf8_are_not_taken_for_gbk(tmp_path):
-    broken = "朋".encode()[:2] + b"\n"
-    assert (TEXT.encode() + broken).decode("gb18030", "ignore")
-    for data in (TEXT.encode() + broken, (TEXT * 5000).encode(), b"\xff\xfa\n", b"plain\n" * 9, b""):
-        (tmp_path / "a.txt").write_bytes(data)
-        check_encoding(tmp_path / "a.txt")
+@pytest.mark.parametrize("name", UTF8)
+def test_broken_utf8_is_not_taken_for_gbk(tmp_path, name):
+    (tmp_path / "a.txt").write_bytes(UTF8[name])
+    assert encoding_of(tmp_path / "a.txt") == "utf-8"
 
 
-def test_a_broken_line_that_gb18030_would_take(tmp_path):
-    data = TEXT.encode() + b"\xe4\xbd\n"
-    with pytest.raises(UnicodeDecodeError):
-        data.decode()
-    assert b"\xe4\xbd".decode("gb18030")
+@pytest.mark.parametrize("shift", range(3))
+def test_a_long_line_is_cut_within_a_character(tmp_path, shift):
+    data = b"x" * shift + ("中" * 50_000).encode()  # which is GB18030 as well, whatever is cut off
     (tmp_path / "a.txt").write_bytes(data)
-    check_encoding(tmp_path / "a.txt")
+    assert encoding_of(tmp_path / "a.txt") == "utf-8"
+
+
+def test_a_file_as_one_text(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_bytes("\ufeff甲\r\n乙\r".encode())
+    assert whole_text(tmp_path / "a.txt") == "甲\n乙\r"
+    monkeypatch.setattr(raw_files, "MAX_FILE", 11)
+    assert "a text of more than 0 MiB" in str(whole_text(tmp_path / "a.txt"))
 
 
 def test_empty_files_are_left_out_unless_all_are(tmp_path, caplog):

@@ -36,6 +36,11 @@ def test_an_array_and_its_lines(tmp_path):
     assert list(json_file(*written(tmp_path, "[]"))) == []
 
 
+@pytest.mark.parametrize("text", ['[{"a": "床前明月光"}]', '{"a": "床前明月光"}'])
+def test_gbk(tmp_path, text):
+    assert list(json_file(*written(tmp_path, text.encode("gbk")))) == [("a.json:1", {"a": "床前明月光"})]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -43,7 +48,7 @@ def test_an_array_and_its_lines(tmp_path):
         ('[{"a": 1}', r"a\.json:1: malformed JSON \(Expecting ',' or '\]'"),
         ("{", r"a\.json: malformed JSON"),
         ("[" * 9999, r"a\.json:1: malformed JSON"),
-        (b"[\xff]", r"a\.json: not UTF-8 text \(invalid start byte at byte 1\)"),
+        (b"[\xff]", r"a\.json:1: not UTF-8 text \(invalid start byte at byte 1\)"),
     ],
 )
 def test_broken_files(tmp_path, text, message):

@@ -228,6 +228,15 @@ def test_kto_runs_are_whole_where_pieces_cut_them(tmp_path, piece_bytes, blank):
     assert read(path, piece_bytes) == whole
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 10, 24, 40, 100])
+def test_kto_runs_are_whole_in_a_table_that_is_cut(tmp_path, piece_bytes):
+    lines = ["\t".join(("prompt", "completion", "label"))]
+    lines += ["\t".join((row["prompt"], row["completion"], str(row["label"]))) for row in kto_rows()]
+    path = written(tmp_path, "\n".join(lines), "data.tsv")
+    assert len(records.pieces(path, piece_bytes)) > 2
+    assert read(path, piece_bytes) == read(path) and len(read(path)) == 7
+
+
 def test_kto_runs_are_whole_over_row_groups(tmp_path):
     path = tmp_path / "data.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(kto_rows()), path, row_group_size=2)
@@ -275,8 +284,14 @@ GBK = {
 
 
 @pytest.mark.parametrize("name", GBK)
-def test_gbk_is_read(name, tmp_path):
+def test_gbk_is_read_and_said(name, tmp_path, caplog):
     assert read(written(tmp_path, GBK[name].encode("gbk"), name))[0].row == {"text": "床前明月光"}
+    assert caplog.messages == [f"{tmp_path / name}: this is GBK (GB18030), not UTF-8, and is read as such"]
+
+
+def test_a_document_in_gbk(tmp_path, caplog):
+    (found,) = read(written(tmp_path, GBK["a.txt"].encode("gbk"), "a.txt"), document="file")
+    assert found.row == {"text": "床前明月光\n疑是地上霜"} and "a.txt: this is GBK" in caplog.messages[0]
 
 
 def test_a_document_a_file(tmp_path):
@@ -301,11 +316,11 @@ WRONG_FILES = {
     "a.csv": ("甲,乙\n1,2\n", "a.csv:1: the first row must name known fields"),
     "twice.csv": ("text,text\n1,2\n", "the first row must name known fields, each once"),
     "object.json": ('{\n  "text": "甲"\n}\n', "object.json: one JSON object; expected an array"),
-    "utf16.jsonl": ('{"text": "甲"}'.encode("utf-16"), "utf16.jsonl: UTF-16 text; save it as UTF-8"),
-    "cut.jsonl.gz": (gzip.compress(LINES)[:-9], "cut.jsonl.gz: broken or incomplete gzip file"),
-    "no.jsonl.gz": (LINES, "no.jsonl.gz: broken or incomplete gzip file"),
-    "cut.jsonl.zst": (zstandard.compress(LINES)[:-5], "cut.jsonl.zst: incomplete zstandard file; fetch it again"),
-    "no.jsonl.zst": (LINES, "no.jsonl.zst: broken zstandard file"),
+    "utf16.jsonl": ('{"text": "甲"}'.encode("utf-16"), "utf16.jsonl: this is UTF-16, not UTF-8; convert it: iconv"),
+    "cut.jsonl.gz": (gzip.compress(LINES)[:-9], "cut.jsonl.gz: the compressed file is cut off or damaged"),
+    "no.jsonl.gz": (LINES, "no.jsonl.gz: the compressed file is cut off or damaged"),
+    "cut.jsonl.zst": (zstandard.compress(LINES)[:-5], "cut.jsonl.zst: the compressed file is cut off or damaged"),
+    "no.jsonl.zst": (LINES, "no.jsonl.zst: the compressed file is cut off or damaged"),
     "no.parquet": (LINES, "no.parquet: no Parquet file"),
     "a.docx": (LINES, "a.docx: expected a file of .jsonl, .json"),
 }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from keju.data_prepare.cleaning.cleaner import Cleaner, Dropped
 from keju.data_prepare.cleaning.contamination import MAX_TEXTS, EvaluationNgrams, write_evaluation_ngrams
+from keju.data_prepare.cleaning.evaluation_texts import evaluation_texts
 from keju.data_prepare.cleaning.ngrams import SEPARATOR, ngram_hashes, runs_at
 from keju.data_prepare.cleaning.set_phrases import without_set_phrases
 from keju.data_prepare.cleaning.settings import CleaningSettings
@@ -177,6 +178,12 @@ def test_the_result_is_the_same_each_time(shared, tmp_path):
     assert np.array_equal(*arrays)
 
 
+def test_gbk_is_read_and_said(tmp_path, caplog):
+    (tmp_path / "a.csv").write_bytes("问,答\r\n春眠,不觉晓\r\n".encode("gbk"))
+    assert [text for _, text in evaluation_texts(tmp_path)] == ["问", "答", "春眠", "不觉晓"]
+    assert caplog.messages == [f"{tmp_path}/a.csv: this is GBK (GB18030), not UTF-8, and is read as such"]
+
+
 def test_what_is_wrong_is_said(tmp_path):
     with pytest.raises(ValueError, match="--decontaminate .*nowhere: no such folder"):
         write_evaluation_ngrams([tmp_path / "nowhere"], tmp_path / "out")
@@ -188,8 +195,8 @@ def test_what_is_wrong_is_said(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": "太短"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="no text of 13 characters or words"):
         write_evaluation_ngrams([tmp_path], tmp_path / "out")
-    (tmp_path / "a.jsonl").write_bytes("中文".encode("gb18030"))
-    with pytest.raises(ValueError, match="a.jsonl: is not UTF-8; convert it"):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ValueError, match=r"a\.jsonl: not UTF-8 text \(invalid start byte at byte 7\)"):
         write_evaluation_ngrams([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="holds no n-grams of evaluation sets; write them anew"):
