@@ -13,6 +13,7 @@ import fnmatch
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -27,8 +28,10 @@ from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
+from keju.data_prepare.cleaning.cleaner import Cleaner
 from keju.data_prepare.cleaning.contamination import write_evaluation_ngrams
 from keju.data_prepare.cleaning.settings import CleaningSettings
+from keju.data_prepare.corpus import Item
 from keju.data_prepare.data_set import DataSet, corpus_module
 from keju.data_prepare.folder import REPORT, describe, new_folder, reusable_report
 from keju.data_prepare.mixing import parse_mix
@@ -44,7 +47,7 @@ from keju.data_prepare.pipeline.plan import (
     piece_bytes,
 )
 from keju.data_prepare.pipeline.rows import reply_of
-from keju.data_prepare.pipeline.shards import length_class
+from keju.data_prepare.pipeline.shards import FileCounts, length_class
 from keju.data_prepare.pipeline.stages import evaluation_ngrams
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
 from keju.models.loading import load_tokenizer, named_sizes, size_fields
@@ -58,7 +61,15 @@ from keju.training.progress import Progress
 TOKENIZER = "tokenizer"
 PAGE = "report.html"
 TOKENIZED_ROWS = 2000  # of each file
-OF_ALL = ("output_dir", "corpus", "seed", "vocab_size", "overwrite_output_dir")  # what every corpus looks at
+OF_ALL = (
+    "output_dir",
+    "corpus",
+    "seed",
+    "vocab_size",
+    "tokenizer_name",
+    "decontaminate",
+    "overwrite_output_dir",
+)  # what every corpus looks at
 EXECUTORS = ("here", "local", "slurm", "ray")
 
 
@@ -113,27 +124,33 @@ def main() -> None:
     args, cleaning = parse_arguments(PrepareDataArguments, CleaningSettings, description=__doc__.splitlines()[0])
     console = Console(highlight=False)
     corpus = corpus_module(args.corpus)
-    in_memory = hasattr(corpus, "build")
-    refuse_what_has_no_effect(args, cleaning, in_memory)
+    refuse_what_has_no_effect(args, corpus)
     if cleaning.simplify is None:
         cleaning = replace(cleaning, simplify=getattr(corpus, "SIMPLIFY", False))
-    made_from = made_from_package(args, corpus) if in_memory else made_from_files(args, cleaning, corpus)
+    in_memory = hasattr(corpus, "build")
+    made_from = made_from_package(args, corpus) if in_memory else made_from_files(args, corpus)
+    made_from |= {
+        "cleaning": asdict(cleaning),
+        "decontaminate": [fingerprint(existing_folder(folder)) for folder in args.decontaminate],
+    }
     report = reusable_report(args.output_dir, made_from, args.overwrite_output_dir)
     if report is not None:
         console.print(f"{args.output_dir} already holds this data set; nothing to do.", soft_wrap=True)
     elif in_memory:
-        report = build_in_memory(args, corpus, made_from, console)
+        report = build_in_memory(args, cleaning, corpus, made_from, console)
     else:
         report = build_from_files(args, cleaning, corpus, made_from, console)
     if report is not None:
         show(console, Path(args.output_dir), report)
 
 
-def refuse_what_has_no_effect(args: PrepareDataArguments, cleaning: CleaningSettings, in_memory: bool) -> None:
+def refuse_what_has_no_effect(args: PrepareDataArguments, corpus: ModuleType) -> None:
     """Raises ValueError naming a flag that this corpus does not look at."""
-    given = [name for settings in (args, cleaning) for name in changed(settings)]
-    wrong = [name for name in given if in_memory and name not in OF_ALL and name != "max_idioms"]
-    wrong += [name for name in given if not in_memory and name == "max_idioms"]
+    given = changed(args)
+    if hasattr(corpus, "build"):
+        wrong = [name for name in given if name not in (*OF_ALL, "max_idioms")]
+    else:
+        wrong = [name for name in given if name == "max_idioms"]
     wrong += [name for name in given if args.corpus != "records" and name in ("mix", "document")]
     if wrong:
         raise ValueError(f"--{wrong[0]} has no effect on --corpus {args.corpus}; leave it out")
@@ -160,7 +177,7 @@ def made_from_package(args: PrepareDataArguments, corpus: ModuleType) -> dict[st
     }
 
 
-def made_from_files(args: PrepareDataArguments, cleaning: CleaningSettings, corpus: ModuleType) -> dict[str, Any]:
+def made_from_files(args: PrepareDataArguments, corpus: ModuleType) -> dict[str, Any]:
     if args.raw_dir is None:
         raise ValueError(f"--raw_dir: --corpus {args.corpus} needs the folder of its raw data: {corpus.DOWNLOAD}")
     raw = Path(args.raw_dir)
@@ -170,26 +187,54 @@ def made_from_files(args: PrepareDataArguments, cleaning: CleaningSettings, corp
     names += ("near_duplicates", "on_bad_line", "compress", "mix", "document")
     return {
         **{name: getattr(args, name) for name in names},
-        "cleaning": asdict(cleaning),
-        "decontaminate": [fingerprint(existing_folder(folder)) for folder in args.decontaminate],
         "version": [corpus.VERSION, VERSION],
         "source": fingerprint(raw),
         "tokenizers": family_tokenizers(),
     }
 
 
-def build_in_memory(args: PrepareDataArguments, corpus, made_from: dict[str, Any], console: Console) -> dict[str, Any]:
+def build_in_memory(
+    args: PrepareDataArguments, cleaning: CleaningSettings, corpus: ModuleType, made_from: dict, console: Console
+) -> dict[str, Any]:
     def progress(items: Iterable, label: str) -> Iterable:
         return track(items, description=label.ljust(20), console=console)
 
     data_set = corpus.build(seed=args.seed, max_items=args.max_idioms, track=progress)
     with new_folder(args.output_dir) as folder:
+        clean_rows(data_set, cleaning, args.decontaminate)
         for name, rows in data_set.files.items():
             write_jsonl(folder / name, rows)
         write_vocabulary(data_set.vocabulary_texts, args.vocab_size, folder, console)
-        report = describe(folder, made_from) | summary(data_set)
+        found = summary(data_set)
+        write_page(args, corpus, found, folder)
+        report = describe(folder, made_from) | found
         write_json(folder / REPORT, report)
     return report
+
+
+def clean_rows(data_set: DataSet, cleaning: CleaningSettings, evaluation_sets: list[str]) -> None:
+    """Cleans the rows that are records, in place."""
+    with tempfile.TemporaryDirectory() as folder:
+        if evaluation_sets:
+            write_evaluation_ngrams(evaluation_sets, folder)
+        cleaner = Cleaner(cleaning, folder if evaluation_sets else None)
+        for name, rows in data_set.files.items():
+            if is_record(rows[0]):
+                items = (Item(row, f"{name}:{line}", group="") for line, row in enumerate(rows, start=1))
+                rows[:] = [item.row for item in map(cleaner.clean, items) if isinstance(item, Item)]
+    data_set.steps.extend(cleaner.steps)
+
+
+def is_record(row: dict[str, Any]) -> bool:
+    """And no question of a benchmark."""
+    return "text" in row or "prompt" in row
+
+
+def write_page(args: PrepareDataArguments, corpus: ModuleType, found: dict[str, Any], folder: Path) -> None:
+    if args.tokenizer_name or args.vocab_size:
+        count_tokens(found, folder, load_tokenizer(args.tokenizer_name or str(folder / TOKENIZER)))
+    source = args.raw_dir or corpus.source()
+    write_corpus_report(found, folder / PAGE, title=f"{args.corpus}: {source}")
 
 
 def existing_folder(folder: str) -> Path:
@@ -241,9 +286,7 @@ def build_from_files(
     with new_folder(args.output_dir) as folder:
         found = collect(plan, folder)
         write_vocabulary(training_texts(folder), args.vocab_size, folder, console)
-        if args.tokenizer_name or args.vocab_size:
-            count_tokens(found, folder, load_tokenizer(args.tokenizer_name or str(folder / TOKENIZER)))
-        write_corpus_report(found, folder / PAGE, title=f"{args.corpus}: {raw}")
+        write_page(args, corpus, found, folder)
         report = describe(folder, made_from) | found
         write_json(folder / REPORT, report)
     shutil.rmtree(plan.work)
@@ -252,7 +295,7 @@ def build_from_files(
 
 def count_tokens(found: dict[str, Any], folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Adds to each file how long, in tokens, what is learned from its first rows is; these are in random order."""
-    for counts, pattern in zip(found["files"].values(), found["rows"], strict=True):
+    for pattern, counts in found["files"].items():
         rows = islice(json_rows(min(folder.glob(pattern))), TOKENIZED_ROWS)
         texts = [text for text in map(reply_of, rows) if text]
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
@@ -293,10 +336,18 @@ def save_family_tokenizer(sentencepiece_model: bytes, config: dict[str, Any], fo
 
 def summary(data_set: DataSet) -> dict[str, Any]:
     """What went in, what came out, what was dropped and why."""
+    files = {}
+    for name, rows in data_set.files.items():
+        if is_record(rows[0]):
+            files[name] = FileCounts()
+            for row in rows:
+                files[name].add(Item(row, "", group=""), row)
     return {
         "rows": {name: len(rows) for name, rows in data_set.files.items()},
         "splits": data_set.splits,
+        "missing_wrong_answers": 0,
         "steps": [step.as_row() for step in data_set.steps],
+        "files": {name: counts.as_row() for name, counts in files.items()},
     }
 
 

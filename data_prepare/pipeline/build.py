@@ -75,7 +75,7 @@ def collect(plan: Plan, folder: Path) -> dict[str, Any]:
         "rows": {patterns[name]: counts["rows"] for name, counts in files.items()},
         "missing_wrong_answers": missing,
         "steps": steps(plan),
-        "files": files,
+        "files": {patterns[name]: counts for name, counts in files.items()},
     }
 
 

@@ -17,7 +17,8 @@ SOURCES_SHOWN = 12
 
 def write_corpus_report(found: Mapping[str, Any], path: Path, *, title: str) -> None:
     """found: what `keju.data_prepare.pipeline.build.collect` returns."""
-    files = [_file(name, counts) for name, counts in found["files"].items()]
+    # ranked_train of ranked_train-*-of-00012.jsonl
+    files = [_file(pattern.partition(".")[0].partition("-*")[0], counts) for pattern, counts in found["files"].items()]
     page = page_environment().get_template("corpora.html.j2")
     context = {"title": title, "files": files, "steps": found["steps"], "missing": found["missing_wrong_answers"]}
     write_whole(path, page.render(**context, **page_context()).encode())
