@@ -14,8 +14,8 @@ import multiprocessing.connection
 import os
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ class Bar(Protocol):
     def advance(self, n: int, **shown: Any) -> None: ...
 
 
+Task = tuple[str, str, int]  # work folder, stage, number
 MakeBar = Callable[[int, str], AbstractContextManager[Bar]]  # (number of tasks, title)
 
 
@@ -55,6 +56,9 @@ class Mistake:
     line: str
 
 
+Run = Callable[[list[Task]], Iterator[list[Mistake | None]]]
+
+
 def run_task_or_say(work: str, stage: str, number: int) -> Mistake | None:
     try:
         run_task(work, stage, number)
@@ -70,9 +74,7 @@ def run_task(work: str, stage: str, number: int) -> None:
     plan = Plan.load(work)
     mark = _mark(plan, stage, number)
     if not mark.exists():
-        for folder in ("read", "bands", "bands-begins", "texts", "texts-begins", "pairs", "shared", "removed"):
-            (Path(work) / folder).mkdir(parents=True, exist_ok=True)
-        for folder in ("crossing", "dealt", "ranked", "written", "written-begins"):
+        for folder in stages.FOLDERS:
             (Path(work) / folder).mkdir(parents=True, exist_ok=True)
         more = {}
         if stage in NEEDS_FIGURES:
@@ -98,45 +100,47 @@ def run_here(plan: Plan, num_workers: int, make_bar: MakeBar) -> None:
     rows = context.Value("q", 0)
     if num_workers == 1:
         _count_into(rows)
-        for stage in STAGES:
-            _run_stage(plan, stage, _InThisProcess(), rows, make_bar)
+        _run_stages(plan, rows, make_bar, _one_after_the_other)
         return
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(num_workers, context, _begin_worker, (rows,)) as pool:
-        for stage in STAGES:
-            _run_stage(plan, stage, pool, rows, make_bar)
+        _run_stages(plan, rows, make_bar, functools.partial(_in_pool, pool))
 
 
-class _InThisProcess(Executor):
-    """Does at once what is submitted."""
-
-    def submit(self, task: Callable, /, *args: Any) -> Future:
-        future: Future = Future()
-        future.set_result(task(*args))
-        return future
-
-
-def _run_stage(plan: Plan, stage: str, pool: Executor, rows, make_bar: MakeBar) -> None:
-    total = num_tasks(plan, stage)
-    missing = [number for number in range(total) if not _mark(plan, stage, number).exists()]
-    if not missing:
-        return
-    rows.value = 0
-    begun = time.monotonic()
-    with make_bar(total, stage) as bar:
-        bar.advance(total - len(missing))
-        running = {pool.submit(run_task_or_say, plan.work, stage, number) for number in missing}
-        try:
-            while running:
-                done, running = wait(running, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
-                for mistake in (one.result() for one in done):
+def _run_stages(
+    plan: Plan, rows, make_bar: MakeBar, run: Callable[[list[Task]], Iterator[list[Mistake | None]]]
+) -> None:
+    """run: does tasks and yields, from time to time, what those that have ended meanwhile returned."""
+    for stage in STAGES:
+        total = num_tasks(plan, stage)
+        missing = [number for number in range(total) if not _mark(plan, stage, number).exists()]
+        if not missing:
+            continue
+        rows.value = 0
+        begun = time.monotonic()
+        with make_bar(total, stage) as bar:
+            bar.advance(total - len(missing))
+            for ended in run([(plan.work, stage, number) for number in missing]):
+                for mistake in ended:
                     if mistake is not None:
                         raise ValueError(mistake.line)
-                bar.advance(len(done), **{"rows/s": round(rows.value / (time.monotonic() - begun))})
-        except BaseException:
-            for one in running:
-                one.cancel()
-            raise
+                bar.advance(len(ended), **{"rows/s": round(rows.value / (time.monotonic() - begun))})
+
+
+def _one_after_the_other(tasks: list[Task]) -> Iterator[list[Mistake | None]]:
+    for task in tasks:
+        yield [run_task_or_say(*task)]
+
+
+def _in_pool(pool: ProcessPoolExecutor, tasks: list[Task]) -> Iterator[list[Mistake | None]]:
+    running = {pool.submit(run_task_or_say, *task) for task in tasks}
+    try:
+        while running:
+            done, running = wait(running, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
+            yield [one.result() for one in done]
+    finally:
+        for one in running:
+            one.cancel()
 
 
 def _begin_worker(rows) -> None:

@@ -55,7 +55,12 @@ from keju.data_prepare.step import Step
 Advance = Callable[[int], None]
 Stats = dict[str, Any]
 
+# What tasks write to the work folder, a file a task.
+FOLDERS = ("read", "bands", "bands-begins", "texts", "texts-begins", "pairs", "shared", "removed", "crossing", "dealt",
+           "ranked", "written", "written-begins")  # fmt: skip
 BATCH = 4096  # items whose signatures are computed together
+# Items with the same nearest key are in one bucket up to this number; those of larger keys are spread over several.
+KEY_ITEMS = 50_000
 SHOWN = 80  # characters of an example in the report
 VARYING = re.compile(r"\d+|'[^']*'|\"[^\"]*\"|:.*", re.DOTALL)  # parts of a reason that differ from row to row
 
@@ -94,10 +99,6 @@ def read(plan: Plan, number: int, advance: Advance) -> Stats:
     many = KEY_ITEMS // len(plan.portions)
     keys = {key: count for key, count in keys.items() if count > many}
     return {"steps": [one.as_row() for one in (step, *cleaner.steps)], "keys": keys}
-
-
-# Items with the same nearest key are in one bucket up to this number; those of larger keys are spread over several.
-KEY_ITEMS = 50_000
 
 
 def _items(plan: Plan, number: int, corpus: ModuleType, step: Step, cleaner: Cleaner) -> Iterator[Numbered]:
@@ -184,20 +185,22 @@ def decide(plan: Plan, number: int, advance: Advance, before: dict[str, list[Sta
 
 def deal(plan: Plan, number: int, advance: Advance, before: dict[str, list[Stats]]) -> Stats:
     removed, crossing = load(_path(plan, "removed", 0)), load(_path(plan, "crossing", 0))
+    # In one piece: searchsorted would copy a column of a table at every call.
+    removed_keys, crossing_keys = np.ascontiguousarray(removed["key"]), np.ascontiguousarray(crossing["key"])
     parts = {int(key): count for key, count in before["decide"][0]["parts"].items()}
     duplicates, apart = Step("duplicates"), Step("splits share no text")
     buckets: list[list[bytes]] = [[] for _ in range(plan.num_buckets)]
     for numbered in ItemFile(_path(plan, "read", number)):
         advance(1)
         key, item = key_of(numbered.number, numbered.split), numbered.item
-        found = np.searchsorted(removed["key"], np.uint64(key))
+        found = np.searchsorted(removed_keys, np.uint64(key))
         duplicates.rows_in += 1
-        if found < len(removed) and removed["key"][found] == key:
+        if found < len(removed) and removed_keys[found] == key:
             duplicates.drop("equal" if removed["equal"][found] else "nearly equal", _shown(item))
             continue
         duplicates.rows_out += 1
-        first = np.searchsorted(crossing["key"], np.uint64(key))
-        end = np.searchsorted(crossing["key"], np.uint64(key), side="right")
+        first = np.searchsorted(crossing_keys, np.uint64(key))
+        end = np.searchsorted(crossing_keys, np.uint64(key), side="right")
         apart.rows_in += 1
         if first != end and not _without(item, set(crossing["text"][first:end].tolist())):
             apart.drop(f"a text that an earlier split has, in {numbered.split}", _shown(item))
