@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -50,6 +49,7 @@ from keju.data_prepare.pipeline.rows import reply_of
 from keju.data_prepare.pipeline.shards import FileCounts, length_class
 from keju.data_prepare.pipeline.stages import evaluation_ngrams
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
+from keju.encoding.workers import usable_cores
 from keju.models.loading import load_tokenizer, named_sizes, size_fields
 from keju.records.reading import ON_BAD_LINE
 from keju.records.writing import write_json, write_jsonl
@@ -61,6 +61,7 @@ from keju.training.progress import Progress
 TOKENIZER = "tokenizer"
 PAGE = "report.html"
 TOKENIZED_ROWS = 2000  # of each file
+# What every corpus looks at.
 OF_ALL = (
     "output_dir",
     "corpus",
@@ -69,7 +70,7 @@ OF_ALL = (
     "tokenizer_name",
     "decontaminate",
     "overwrite_output_dir",
-)  # what every corpus looks at
+)
 EXECUTORS = ("here", "local", "slurm", "ray")
 
 
@@ -277,7 +278,7 @@ def build_from_files(
         with console.status("reading the evaluation sets"):
             write_evaluation_ngrams(plan.decontaminate, ngrams)
     if args.executor == "here":
-        engine.run_here(plan, args.num_workers or os.cpu_count() or 1, stage_bar)
+        engine.run_here(plan, args.num_workers or usable_cores(), stage_bar)
     else:
         engine.run_with_datatrove(plan, args.executor, json.loads(args.executor_settings))
         if not engine.is_done(plan):

@@ -246,7 +246,7 @@ def rank(plan: Plan, number: int, advance: Advance) -> Stats:
     groups: dict[tuple, list] = {}
     for place in places:
         one = get(place)
-        near = (one.split, kind_of(one.item.row), one.item.task, *one.item.keys[:1])
+        near = (one.split, *_task(one), *one.item.keys[:1])
         groups.setdefault(near, []).append((_order(plan, one), place))
     first_shard, counts = _shards(plan)
     slices: list[list[bytes]] = [[] for _ in plan.shards]
@@ -270,6 +270,11 @@ def _order(plan: Plan, numbered: Numbered) -> int:
     return hash64("order", plan.seed, numbered.number, numbered.copy)
 
 
+def _task(numbered: Numbered) -> tuple[str, str]:
+    """Those that are alike in it exchange answers."""
+    return kind_of(numbered.item.row), numbered.item.task
+
+
 def _shards(plan: Plan) -> tuple[dict[str, int], dict[str, int]]:
     """The number of the first shard of each split, and how many it has."""
     first: dict[str, int] = {}
@@ -286,17 +291,15 @@ def write(plan: Plan, number: int, advance: Advance) -> Stats:
     files = [ItemFile(_path(plan, "ranked", bucket)) for bucket in range(plan.num_buckets)]
     get = functools.lru_cache(1024)(lambda place: files[place[0]][place[1]])
     places = [(bucket, line) for bucket, file in enumerate(files) for line in file.slice(number)]
-    ordered = sorted((_order(plan, get(place)), place) for place in places)
-    tasks: dict[tuple, list[tuple[int, int]]] = {}
-    for _, place in ordered:
-        one = get(place)
-        tasks.setdefault((kind_of(one.item.row), one.item.task), []).append(place)
+    ordered = sorted((_order(plan, one), place, _task(one)) for place, one in ((place, get(place)) for place in places))
+    tasks: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for _, place, task in ordered:
+        tasks.setdefault(task, []).append(place)
     position: Counter[tuple] = Counter()
     missing, hashes = 0, array("Q")
     with ShardWriter(Path(plan.work) / "records", split, shard, count, compress=plan.compress) as writer:
-        for _, place in ordered:
+        for _, place, task in ordered:
             one = Numbered.parsed(files[place[0]].line(place[1]))
-            task = (kind_of(one.item.row), one.item.task)
             if task[0] == "ranked" and wrong:
                 first = min(1, len(one.item.keys))  # the nearest have been drawn, where there is a key
                 wanted = [(level, *wrong[level]) for level in range(first, min(len(wrong), len(one.item.keys) + 1))]
