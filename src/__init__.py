@@ -1,17 +1,23 @@
 """Keju (科举): from raw Chinese text to an aligned, evaluated language model.
 
-Importing it makes our model and tokenizer families known to the Auto classes of transformers. keju.kernels needs torch
-and Triton alone, so that this is skipped where transformers is not installed.
+Importing it makes our model and tokenizer families known to the Auto classes of transformers as soon as transformers is
+imported, whether before or after. What does without transformers and torch (keju.records, keju.data_prepare) does not
+wait for them: their import takes seconds.
 """
 
 import os
-from importlib.util import find_spec
+
+from keju.after_import import after_import
 
 # How long a thread of GNU OpenMP spins before it sleeps while it waits for another. Its default makes training on CPUs
 # tens of times slower as soon as anything else runs there. It is read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-if find_spec("transformers") is not None:
+
+def _register(transformers) -> None:
     from keju.models import registration
 
     registration.register()
+
+
+after_import("transformers", _register)

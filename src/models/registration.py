@@ -31,11 +31,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES, TOKENIZER_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import keju.models
-import keju.tokenizers
+from keju import models, tokenizers
 from keju.models.lora_targets import add_lora_targets
 
-# Not families. Listed so that `import keju` does not import them; a test keeps the lists complete.
+# Not families. Listed so that registering does not import them; a test keeps the lists complete.
 PLUMBING = frozenset(
     {
         *(
@@ -100,7 +99,7 @@ class SharedModelType:
 
 def register() -> None:
     """Registers every family. Calling it again changes nothing."""
-    families = _families(keju.models, skip=PLUMBING)
+    families = _families(models, skip=PLUMBING)
     shared: dict[str, list[type[PreTrainedConfig]]] = {}
     for family in families:
         for config in _own_classes(family, PreTrainedConfig):
@@ -128,7 +127,7 @@ def register() -> None:
         }
     )
     _describe_configs_without_model_type([config for classes in shared.values() for config in classes])
-    for family in _families(keju.tokenizers, skip=TOKENIZER_PLUMBING):
+    for family in _families(tokenizers, skip=TOKENIZER_PLUMBING):
         _register_tokenizers(family)
 
 
