@@ -342,7 +342,7 @@ def summary(data_set: DataSet) -> dict[str, Any]:
         if is_record(rows[0]):
             files[name] = FileCounts()
             for row in rows:
-                files[name].add(Item(row, "", group=""), row)
+                files[name].add(row)
     return {
         "rows": {name: len(rows) for name, rows in data_set.files.items()},
         "splits": data_set.splits,

@@ -7,6 +7,7 @@ a wrong one about as often as every other, and the time an item takes does not d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from keju.data_prepare.corpus import Item
 from keju.data_prepare.pipeline.rows import best_answer
@@ -14,18 +15,19 @@ from keju.data_prepare.pipeline.rows import best_answer
 TRIES = 64  # items that are looked at for one answer; then the item goes without
 
 
-def add_wrong_answers(
+def wrong_answers(
     item: Item,
     others: Sequence[int],
     position: int,
     get: Callable[[int], Item],
     wanted: Sequence[tuple[int, int, int]],
-) -> int:
-    """Appends answers to the row of `item`; returns how many were not found.
+) -> tuple[list[dict[str, Any]], int]:
+    """(answers as in a ranked row, none of them in that of `item`; how many were not found).
 
     others: in the order drawn, `position` is the item itself. get: the item for an element of `others`.
     wanted: (level, score, count); level j: of an item that shares keys[j] and no key before it (see `corpus.py`).
     """
+    answers: list[dict[str, Any]] = []
     present = {answer["answer"] for answer in item.row["answers"]}
     missing = {level: (score, count) for level, score, count in wanted if count}
     tries = TRIES * sum(count for _, count in missing.values())
@@ -41,10 +43,10 @@ def add_wrong_answers(
             continue
         score, count = missing.pop(level)
         present.add(text)
-        item.row["answers"].append({"answer": text, "score": score})
+        answers.append({"answer": text, "score": score})
         if count > 1:
             missing[level] = score, count - 1
-    return sum(count for _, count in missing.values())
+    return answers, sum(count for _, count in missing.values())
 
 
 def level_of(keys: Sequence[str], others: Sequence[str]) -> int:

@@ -9,36 +9,28 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from keju.data_prepare.pipeline import stages
 from keju.data_prepare.pipeline.plan import Plan
-from keju.records.mistakes import is_raised_by_us
+from keju.data_prepare.pipeline.processes import Advance, Processes
 from keju.records.writing import write_json
 
 STAGES = ("read", "match", "decide", "deal", "rank", "write", "check")
 NEEDS_FIGURES = {"decide": ("read",), "deal": ("decide",)}  # of earlier stages
-POLL_SECONDS = 0.2
-
-_rows = None  # in a worker: the counter that all of them share
 
 
 class Bar(Protocol):
     def advance(self, n: int, **shown: Any) -> None: ...
 
 
-Task = tuple[str, str, int]  # work folder, stage, number
 MakeBar = Callable[[int, str], AbstractContextManager[Bar]]  # (number of tasks, title)
+Run = Callable[[str, Iterable[int], Advance], Iterator[int]]  # tasks of a stage; yields how many have ended meanwhile
 
 
 def num_tasks(plan: Plan, stage: str) -> int:
@@ -49,37 +41,16 @@ def num_tasks(plan: Plan, stage: str) -> int:
     return 1 if stage == "decide" else plan.num_buckets
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """An error of the user, as one line: tracebacks do not come from one process to another."""
-
-    line: str
-
-
-Run = Callable[[list[Task]], Iterator[list[Mistake | None]]]
-
-
-def run_task_or_say(work: str, stage: str, number: int) -> Mistake | None:
-    try:
-        run_task(work, stage, number)
-    except ValueError as error:
-        if not is_raised_by_us(error):
-            raise
-        return Mistake(str(error))
-    return None
-
-
-def run_task(work: str, stage: str, number: int) -> None:
-    """Does a task unless it is done."""
-    plan = Plan.load(work)
+def run_task(plan: Plan, stage: str, number: int, advance: Advance) -> None:
+    """Does a task unless it is done. advance: told of rows."""
     mark = _mark(plan, stage, number)
     if not mark.exists():
         for folder in stages.FOLDERS:
-            (Path(work) / folder).mkdir(parents=True, exist_ok=True)
+            (Path(plan.work) / folder).mkdir(parents=True, exist_ok=True)
         more = {}
         if stage in NEEDS_FIGURES:
             more["before"] = {name: figures(plan, name) for name in NEEDS_FIGURES[stage]}
-        write_json(mark, getattr(stages, stage)(plan, number, _advance, **more))
+        write_json(mark, getattr(stages, stage)(plan, number, advance, **more))
 
 
 def figures(plan: Plan, stage: str) -> list[dict[str, Any]]:
@@ -93,78 +64,43 @@ def is_done(plan: Plan) -> bool:
 
 
 def run_here(plan: Plan, num_workers: int, make_bar: MakeBar) -> None:
-    """All stages in processes of this machine; where one is enough, in this one. The error of a task is raised here,
-    after those that run beside it have ended."""
+    """All stages in processes of this machine; where one is enough, in this one. Raises what a task raises; see
+    `Processes.run`."""
     num_workers = min(num_workers, max(len(plan.portions), plan.num_buckets))
-    context = multiprocessing.get_context("forkserver")
-    rows = context.Value("q", 0)
     if num_workers == 1:
-        _count_into(rows)
-        _run_stages(plan, rows, make_bar, _one_after_the_other)
+        _run_stages(plan, make_bar, functools.partial(_one_after_the_other, plan))
         return
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(num_workers, context, _begin_worker, (rows,)) as pool:
-        _run_stages(plan, rows, make_bar, functools.partial(_in_pool, pool))
+    with Processes(plan.work, num_workers) as processes:
+        _run_stages(plan, make_bar, processes.run)
 
 
-def _run_stages(
-    plan: Plan, rows, make_bar: MakeBar, run: Callable[[list[Task]], Iterator[list[Mistake | None]]]
-) -> None:
-    """run: does tasks and yields, from time to time, what those that have ended meanwhile returned."""
+def _run_stages(plan: Plan, make_bar: MakeBar, run: Run) -> None:
     for stage in STAGES:
         total = num_tasks(plan, stage)
         missing = [number for number in range(total) if not _mark(plan, stage, number).exists()]
         if not missing:
             continue
-        rows.value = 0
-        begun = time.monotonic()
+        rows, begun = _Rows(), time.monotonic()
         with make_bar(total, stage) as bar:
             bar.advance(total - len(missing))
-            for ended in run([(plan.work, stage, number) for number in missing]):
-                for mistake in ended:
-                    if mistake is not None:
-                        raise ValueError(mistake.line)
-                bar.advance(len(ended), **{"rows/s": round(rows.value / (time.monotonic() - begun))})
+            for ended in run(stage, missing, rows.advance):
+                bar.advance(ended, **{"rows/s": round(rows.count / (time.monotonic() - begun))})
 
 
-def _one_after_the_other(tasks: list[Task]) -> Iterator[list[Mistake | None]]:
-    for task in tasks:
-        yield [run_task_or_say(*task)]
+class _Rows:
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            self.count += count
 
 
-def _in_pool(pool: ProcessPoolExecutor, tasks: list[Task]) -> Iterator[list[Mistake | None]]:
-    running = {pool.submit(run_task_or_say, *task) for task in tasks}
-    try:
-        while running:
-            done, running = wait(running, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
-            yield [one.result() for one in done]
-    finally:
-        for one in running:
-            one.cancel()
-
-
-def _begin_worker(rows) -> None:
-    _count_into(rows)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next task for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _count_into(rows) -> None:
-    global _rows
-    _rows = rows
-
-
-def _advance(count: int) -> None:
-    if _rows is not None:
-        with _rows.get_lock():
-            _rows.value += count
+def _one_after_the_other(plan: Plan, stage: str, numbers: Iterable[int], advance: Advance) -> Iterator[int]:
+    for number in numbers:
+        run_task(plan, stage, number, advance)
+        yield 1
 
 
 def _mark(plan: Plan, stage: str, number: int) -> Path:
@@ -188,4 +124,4 @@ def run_with_datatrove(plan: Plan, executor: str, settings: dict[str, Any]) -> N
 
 
 def _datatrove_step(work: str, stage: str, data, rank: int, world_size: int) -> None:
-    run_task(work, stage, rank)
+    run_task(Plan.load(work), stage, rank, lambda count: None)

@@ -14,10 +14,11 @@ from typing import Any
 from keju.data_prepare.corpus import Piece
 from keju.records.writing import write_json
 
-VERSION = 1  # raise it when the same plan gives other records
+VERSION = 2  # raise it when the same plan gives other records
 PLAN = "plan.json"
-PIECE_BYTES = (2 << 20, 8 << 20)  # the smallest and the largest piece; short rows take 50 times as much memory
-MAX_PIECES = 4096  # of one corpus, until pieces are of the largest size
+PIECE_BYTES = (512 << 10, 8 << 20)  # the smallest and the largest piece; short rows take 50 times as much memory
+PIECES = 256  # of one corpus, where their sizes allow it
+MIN_BUCKETS = 4  # so that several processes have something to do
 BUCKET_BYTES = 8 << 20  # of raw data for each bucket of hashes: about 40 MB of signatures
 SHARD_BYTES = 32 << 20  # of raw data for each shard of the training split
 # From the one that keeps a text which several splits have.
@@ -105,11 +106,11 @@ def in_portions(folder: Path, pieces: Sequence[Piece], num_bytes: int) -> tuple[
 
 def piece_bytes(raw_bytes: int) -> int:
     smallest, largest = PIECE_BYTES
-    return min(max(smallest, raw_bytes // MAX_PIECES), largest)
+    return min(max(smallest, raw_bytes // PIECES), largest)
 
 
 def num_buckets(raw_bytes: int) -> int:
-    return max(1, math.ceil(raw_bytes / BUCKET_BYTES))
+    return max(MIN_BUCKETS, math.ceil(raw_bytes / BUCKET_BYTES))
 
 
 def num_train_shards(raw_bytes: int) -> int:

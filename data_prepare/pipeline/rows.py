@@ -9,7 +9,10 @@ _KIND_OF_FIELD = {"text": "pretrain", "label": "pretrain", "answers": "ranked", 
 
 
 def kind_of(row: dict[str, Any]) -> str:
-    return next((kind for field, kind in _KIND_OF_FIELD.items() if field in row), "prompts")
+    for field, kind in _KIND_OF_FIELD.items():
+        if field in row:
+            return kind
+    return "prompts"
 
 
 def best_answer(row: dict[str, Any]) -> str:

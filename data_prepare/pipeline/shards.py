@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import orjson
 import zstandard
 
-from keju.data_prepare.corpus import Item
 from keju.data_prepare.pipeline.rows import KINDS, kind_of, reply_of
 
 SAMPLES = 3
@@ -61,11 +61,12 @@ class ShardWriter:
             else:
                 aside.unlink(missing_ok=True)
 
-    def add(self, item: Item) -> None:
-        name = file_name(kind_of(item.row), self._split)
-        row = item.row | ({"source": item.source} if item.source else {})
+    def add(self, row: dict[str, Any], source: str) -> None:
+        name = file_name(kind_of(row), self._split)
+        if source:
+            row = row | {"source": source}
         self._files[name].write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-        self._counts[name].add(item, row)
+        self._counts[name].add(row)
 
     def files(self) -> dict[str, dict[str, Any]]:
         """Name without the number of the shard -> counts; see `FileCounts`."""
@@ -82,9 +83,9 @@ class FileCounts:
         self.answers: Counter[int] = Counter()
         self.samples: list[dict[str, Any]] = []
 
-    def add(self, item: Item, row: dict[str, Any]) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         self.rows += 1
-        self.sources[item.source] += 1
+        self.sources[row.get("source", "")] += 1
         self.lengths[length_class(len(reply_of(row)))] += 1
         if "answers" in row:
             self.answers[len(row["answers"])] += 1
@@ -96,11 +97,9 @@ class FileCounts:
         return {"rows": self.rows, "samples": self.samples, **fields}
 
 
+LENGTHS = sorted({0, *(round(2 ** (power / 2)) for power in range(63))})
+
+
 def length_class(length: int) -> int:
-    """The largest of 1, 2, 3, 4, 6, 8, 11, 16, ... (powers of the square root of two) not above the length; 0 for 0."""
-    if length == 0:
-        return 0
-    power = 0
-    while round(2 ** ((power + 1) / 2)) <= length:
-        power += 1
-    return round(2 ** (power / 2))
+    """The largest of 0, 1, 2, 3, 4, 6, 8, 11, 16, ... (powers of the square root of two) not above the length."""
+    return LENGTHS[bisect.bisect(LENGTHS, length) - 1]

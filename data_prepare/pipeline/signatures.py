@@ -13,8 +13,7 @@ import numpy as np
 import rensa
 
 from keju.data_prepare.corpus import Item
-from keju.data_prepare.pipeline.hashing import hash64
-from keju.data_prepare.pipeline.plan import SPLITS
+from keju.data_prepare.pipeline.hashing import bucket_of, hash64, mixed, remembered_hash64
 from keju.data_prepare.pipeline.rows import context_of, kept_apart, kind_of, reply_of
 
 BANDS, ROWS = 16, 6
@@ -32,22 +31,23 @@ BAND = np.dtype([("hash", "<u8"), ("key", "<u8"), ("exact", "<u8")])
 TEXT = np.dtype([("hash", "<u8"), ("key", "<u8"), ("text", "<u4")])
 
 
-def key_of(number: int, split: str) -> int:
-    return SPLITS.index(split) << SPLIT_SHIFT | number
+def keys_of(entries: np.ndarray) -> np.ndarray:
+    """entries: of ENTRY."""
+    return entries["split"].astype(np.uint64) << np.uint64(SPLIT_SHIFT) | entries["number"]
 
 
 def compared_text(item: Item) -> str:
     return f"{item.content or context_of(item.row)}\n{reply_of(item.row)}"
 
 
-def grams(text: str) -> list[str]:
-    return [text[start : start + NGRAM] for start in range(max(1, len(text) - NGRAM + 1))]
-
-
 def similarity(text: str, other: str) -> float:
     """The share of common 3-grams: Jaccard's coefficient."""
-    ours, theirs = set(grams(text)), set(grams(other))
+    ours, theirs = _grams(text), _grams(other)
     return len(ours & theirs) / len(ours | theirs)
+
+
+def _grams(text: str) -> set[str]:
+    return {text[start : start + NGRAM] for start in range(max(1, len(text) - NGRAM + 1))}
 
 
 def bands(items: Sequence[Item], keys: Sequence[int], *, near: bool) -> np.ndarray:
@@ -57,24 +57,38 @@ def bands(items: Sequence[Item], keys: Sequence[int], *, near: bool) -> np.ndarr
     exact = np.array([hash64(kind, text) for kind, text in zip(kinds, texts, strict=True)], np.uint64)
     numbers = np.array(keys, np.uint64)
     found = [_entries(exact, numbers, exact)]
-    sets = [grams(text) for text in texts]
-    rows = [row for row, of_text in enumerate(sets) if near and len(of_text) >= MIN_GRAMS]
+    rows = [row for row, text in enumerate(texts) if near and len(text) >= MIN_GRAMS + NGRAM - 1]
     if rows:
-        tokens = [sets[row] for row in rows]
-        digests = np.array(rensa.RMinHash.digests_from_token_sets(tokens, BANDS * ROWS, 1), np.uint64)
-        salts = np.array([hash64("band", kinds[row]) for row in rows], np.uint64)
+        digests = _digests([texts[row] for row in rows])
+        salts = np.array([remembered_hash64("band", kinds[row]) for row in rows], np.uint64)
         for band in range(BANDS):
             hashes = salts + np.uint64(band)
             for number in digests[:, band * ROWS : (band + 1) * ROWS].T:
-                hashes = _mixed(hashes, number)
+                hashes = mixed(hashes, number)
             found.append(_entries(hashes, numbers[rows], exact[rows]))
     return np.concatenate(found)
+
+
+def _digests(texts: Sequence[str]) -> np.ndarray:
+    """MinHash of the 3-grams of texts, none shorter than one: [texts, BANDS * ROWS] of uint64."""
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
+    grams = mixed(codes[:-2] | codes[1:-1] << np.uint64(21) | codes[2:] << np.uint64(42), np.uint64(0))
+    sizes = np.array([len(text) for text in texts])
+    # The last two characters of a text begin none.
+    begins_one = np.ones(len(codes), bool)
+    ends = np.cumsum(sizes)
+    begins_one[ends - 1] = begins_one[ends - 2] = False
+    starts = np.concatenate([[0], np.cumsum(sizes - (NGRAM - 1))])
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+        grams[begins_one[:-2]], starts.astype(np.uint64), BANDS * ROWS, 1
+    )
+    return np.array(matrix.to_rows(), np.uint64)
 
 
 def text_hashes(items: Sequence[Item], keys: Sequence[int]) -> np.ndarray:
     """The texts of items that no two splits may share, [n] of TEXT."""
     found = [
-        (hash64("text", text), key, number)
+        (remembered_hash64("text", text), key, number)
         for item, key in zip(items, keys, strict=True)
         for number, text in kept_apart(item.row)
     ]
@@ -87,16 +101,9 @@ def _entries(hashes: np.ndarray, keys: np.ndarray, exact: np.ndarray) -> np.ndar
     return entries
 
 
-def _mixed(hashes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """One more number into hashes: multiplication by an odd constant modulo 2^64, upper bits brought down."""
-    mixed = (hashes ^ numbers) * np.uint64(0x9E3779B97F4A7C15)
-    return mixed ^ (mixed >> np.uint64(29))
-
-
 def by_bucket(entries: np.ndarray, num_buckets: int) -> tuple[np.ndarray, np.ndarray]:
     """(entries ordered by the bucket of their hash, where each bucket begins [num_buckets + 1])."""
-    # The upper bits: numbers drawn with a modulus elsewhere do not follow them.
-    buckets = ((entries["hash"] >> np.uint64(32)) * np.uint64(num_buckets)) >> np.uint64(32)
+    buckets = bucket_of(entries["hash"], num_buckets)
     order = np.argsort(buckets, kind="stable")
     begins = np.searchsorted(buckets[order], np.arange(num_buckets + 1, dtype=np.uint64))
     return entries[order], begins

@@ -16,10 +16,11 @@ the size of the corpus; the pairs of duplicates alone, 17 bytes each, are held t
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -32,9 +33,9 @@ from keju.data_prepare.cleaning.settings import CleaningSettings
 from keju.data_prepare.corpus import BadRow, Item
 from keju.data_prepare.data_set import corpus_module
 from keju.data_prepare.mixing import copies
-from keju.data_prepare.pipeline.drawing import add_wrong_answers
-from keju.data_prepare.pipeline.hashing import fraction, hash64
-from keju.data_prepare.pipeline.item_files import ItemFile, Numbered, load, save, write_slices
+from keju.data_prepare.pipeline.drawing import wrong_answers
+from keju.data_prepare.pipeline.hashing import bucket_of, fraction, hash64, mixed, remembered_hash64
+from keju.data_prepare.pipeline.item_files import ENTRY, ItemFile, ItemsOfSlice, ItemWriter, line_of, load, save
 from keju.data_prepare.pipeline.matching import EDGE, duplicate_pairs, in_two_splits, to_remove
 from keju.data_prepare.pipeline.plan import SPLITS, Plan
 from keju.data_prepare.pipeline.rows import kept_apart, kind_of
@@ -46,7 +47,7 @@ from keju.data_prepare.pipeline.signatures import (
     bands,
     by_bucket,
     compared_text,
-    key_of,
+    keys_of,
     similarity,
     text_hashes,
 )
@@ -68,41 +69,32 @@ VARYING = re.compile(r"\d+|'[^']*'|\"[^\"]*\"|:.*", re.DOTALL)  # parts of a rea
 def read(plan: Plan, number: int, advance: Advance) -> Stats:
     corpus = corpus_module(plan.corpus)
     step, cleaner = Step("read"), Cleaner(CleaningSettings(**plan.cleaning), evaluation_ngrams(plan))
-    near = plan.near_duplicates <= 1
-    found_bands, found_texts, keys = [np.empty(0, BAND)], [np.empty(0, TEXT)], Counter()
-
-    def lines() -> Iterator[bytes]:
-        batch: list[Numbered] = []
-        for numbered in _items(plan, number, corpus, step, cleaner):
-            batch.append(numbered)
-            if len(batch) == BATCH:
-                yield from signed(batch)
-                batch = []
-        yield from signed(batch)
-
-    def signed(batch: list[Numbered]) -> Iterator[bytes]:
-        if batch:
-            items, numbers = [one.item for one in batch], [key_of(one.number, one.split) for one in batch]
-            found_bands.append(bands(items, numbers, near=near))
-            found_texts.append(text_hashes(items, numbers))
-            keys.update(_near_key(one) for one in batch if one.item.keys)
-        for one in batch:
-            yield one.line()
-        advance(len(batch))
-
-    write_slices(_path(plan, "read", number), [lines()])
-    for name, entries in (("bands", np.concatenate(found_bands)), ("texts", np.concatenate(found_texts))):
-        entries, begins = by_bucket(entries, plan.num_buckets)
-        save(_path(plan, name, number), entries)
+    found_bands, found_texts, near = [np.empty(0, BAND)], [np.empty(0, TEXT)], [np.empty(0, np.uint64)]
+    place = number << 32
+    with ItemWriter(_path(plan, "read", number)) as writer:
+        writer.add_slice()
+        for items in batched(_items(plan, number, corpus, step, cleaner), BATCH):
+            entries = _entries(plan, corpus, place, items)
+            keys = keys_of(entries)
+            found_bands.append(bands(items, keys, near=plan.near_duplicates <= 1))
+            found_texts.append(text_hashes(items, keys.tolist()))
+            near.append(entries["near"])
+            writer.write(entries, map(line_of, items))
+            place += len(items)
+            advance(len(items))
+    for name, found in (("bands", np.concatenate(found_bands)), ("texts", np.concatenate(found_texts))):
+        found, begins = by_bucket(found, plan.num_buckets)
+        save(_path(plan, name, number), found)
         save(_path(plan, f"{name}-begins", number), begins)
-    # A key with many items in all has many in some portion.
-    many = KEY_ITEMS // len(plan.portions)
-    keys = {key: count for key, count in keys.items() if count > many}
+    values, counts = np.unique(np.concatenate(near), return_counts=True)
+    # One with many items in all has many in some portion.
+    many = (counts > KEY_ITEMS // len(plan.portions)) & (values != 0)
+    keys = dict(zip(values[many].tolist(), counts[many].tolist(), strict=True))
     return {"steps": [one.as_row() for one in (step, *cleaner.steps)], "keys": keys}
 
 
-def _items(plan: Plan, number: int, corpus: ModuleType, step: Step, cleaner: Cleaner) -> Iterator[Numbered]:
-    place, raw = 0, Path(plan.raw_dir)
+def _items(plan: Plan, number: int, corpus: ModuleType, step: Step, cleaner: Cleaner) -> Iterator[Item]:
+    raw = Path(plan.raw_dir)
     for item in (item for piece in plan.portions[number] for item in corpus.read(raw, piece, **plan.options)):
         step.rows_in += 1
         if isinstance(item, BadRow):
@@ -113,8 +105,32 @@ def _items(plan: Plan, number: int, corpus: ModuleType, step: Step, cleaner: Cle
         step.rows_out += 1
         item = cleaner.clean(item)
         if isinstance(item, Item):
-            yield Numbered(number << 32 | place, split_of(plan, item), item)
-            place += 1
+            yield item
+
+
+def batched(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _entries(plan: Plan, corpus: ModuleType, first: int, items: Sequence[Item]) -> np.ndarray:
+    """[n] of ENTRY. first: the number of the first item."""
+    found = np.zeros(len(items), ENTRY)
+    found["number"] = np.arange(first, first + len(items), dtype=np.uint64)
+    found["order"] = _order(plan, found["number"], np.uint64(0))
+    splits = [split_of(plan, item) for item in items]
+    found["split"] = list(map(SPLITS.index, splits))
+    if corpus.WRONG:
+        found["task"] = [remembered_hash64("task", item.task) if kind_of(item.row) == "ranked" else 0 for item in items]
+        found["near"] = [
+            remembered_hash64("near", split, task, item.keys[0]) if task and item.keys else 0
+            for split, task, item in zip(splits, found["task"].tolist(), items, strict=True)
+        ]
+    return found
+
+
+def _order(plan: Plan, numbers: np.ndarray, copies: np.ndarray | np.uint64) -> np.ndarray:
+    return mixed(mixed(np.uint64(hash64("order", plan.seed)), numbers), copies)
 
 
 def _kind_of_reason(reason: str) -> str:
@@ -139,17 +155,13 @@ def split_of(plan: Plan, item: Item) -> str:
     return "prompts" if kind == "prompts" and split == "train" else split
 
 
-def _near_key(numbered: Numbered) -> int:
-    return hash64("key", numbered.split, numbered.item.task, numbered.item.keys[0])
-
-
 def match(plan: Plan, number: int, advance: Advance) -> Stats:
     files = functools.lru_cache(256)(lambda portion: ItemFile(_path(plan, "read", portion)))
 
     @functools.lru_cache(4096)
     def text(key: int) -> str:
         item_number = key & NUMBER_MASK
-        return compared_text(files(item_number >> 32)[item_number & 0xFFFFFFFF].item)
+        return compared_text(files(item_number >> 32)[item_number & 0xFFFFFFFF])
 
     def are_alike(one: int, other: int) -> bool:
         return similarity(text(one), text(other)) >= plan.near_duplicates
@@ -185,31 +197,65 @@ def decide(plan: Plan, number: int, advance: Advance, before: dict[str, list[Sta
 
 def deal(plan: Plan, number: int, advance: Advance, before: dict[str, list[Stats]]) -> Stats:
     removed, crossing = load(_path(plan, "removed", 0)), load(_path(plan, "crossing", 0))
-    # In one piece: searchsorted would copy a column of a table at every call.
-    removed_keys, crossing_keys = np.ascontiguousarray(removed["key"]), np.ascontiguousarray(crossing["key"])
     parts = {int(key): count for key, count in before["decide"][0]["parts"].items()}
-    duplicates, apart = Step("duplicates"), Step("splits share no text")
-    buckets: list[list[bytes]] = [[] for _ in range(plan.num_buckets)]
-    for numbered in ItemFile(_path(plan, "read", number)):
-        advance(1)
-        key, item = key_of(numbered.number, numbered.split), numbered.item
-        found = np.searchsorted(removed_keys, np.uint64(key))
-        duplicates.rows_in += 1
-        if found < len(removed) and removed_keys[found] == key:
-            duplicates.drop("equal" if removed["equal"][found] else "nearly equal", _shown(item))
+    file = ItemFile(_path(plan, "read", number))
+    keys = keys_of(file.entries)
+    duplicates, apart = Step("duplicates", rows_in=len(file)), Step("splits share no text")
+    stays, others = np.ones(len(file), bool), {}  # others: lines that are not those of the file
+    places, found = _looked_up(np.ascontiguousarray(removed["key"]), keys)
+    for place, row in zip(places.tolist(), found.tolist(), strict=True):
+        stays[place] = False
+        duplicates.drop("equal" if removed["equal"][row] else "nearly equal", _shown(file[place]))
+    duplicates.rows_out = apart.rows_in = int(stays.sum())
+    crossing_keys = np.ascontiguousarray(crossing["key"])
+    places, firsts = _looked_up(crossing_keys, keys)
+    for place, first in zip(places.tolist(), firsts.tolist(), strict=True):
+        if not stays[place]:
             continue
-        duplicates.rows_out += 1
-        first = np.searchsorted(crossing_keys, np.uint64(key))
-        end = np.searchsorted(crossing_keys, np.uint64(key), side="right")
-        apart.rows_in += 1
-        if first != end and not _without(item, set(crossing["text"][first:end].tolist())):
-            apart.drop(f"a text that an earlier split has, in {numbered.split}", _shown(item))
-            continue
-        apart.rows_out += 1
-        for copy in range(_num_copies(plan, numbered)):
-            buckets[_rank_bucket(plan, numbered, parts)].append(replace(numbered, copy=copy).line())
-    write_slices(_path(plan, "dealt", number), buckets)
+        end = np.searchsorted(crossing_keys, keys[place], side="right")
+        item = file[place]
+        if _without(item, set(crossing["text"][first:end].tolist())):
+            others[place] = line_of(item)
+        else:
+            stays[place] = False
+            split = SPLITS[file.entries["split"][place]]
+            apart.drop(f"a text that an earlier split has, in {split}", _shown(item))
+    apart.rows_out = int(stays.sum())
+    places = np.flatnonzero(stays)
+    advance(len(file))
+    copied = np.array([_num_copies(plan, file, place) for place in places.tolist()] if plan.mix else 1, np.int64)
+    places = np.repeat(places, copied)
+    entries = file.entries[places]
+    starts = np.flatnonzero(np.concatenate([[True], places[1:] != places[:-1]])) if len(places) else places
+    copy = np.arange(len(places)) - np.repeat(starts, np.diff([*starts, len(places)]))
+    entries["order"] = _order(plan, entries["number"], copy.astype(np.uint64))
+    buckets = bucket_of(_dealt_by(file, places, entries, parts), plan.num_buckets)
+    with ItemWriter(_path(plan, "dealt", number)) as writer:
+        for bucket in range(plan.num_buckets):
+            writer.add_slice()
+            chosen = buckets == bucket
+            lines = (others.get(place) or file.line(place) for place in places[chosen].tolist())
+            writer.write(entries[chosen], lines)
     return {"steps": [duplicates.as_row(), apart.as_row()]}
+
+
+def _looked_up(table: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(places of keys that are in the sorted table, where in it each is first)."""
+    found = np.searchsorted(table, keys)
+    there = found < len(table)
+    there[there] = table[found[there]] == keys[there]
+    return np.flatnonzero(there), found[there]
+
+
+def _dealt_by(file: ItemFile, places: np.ndarray, entries: np.ndarray, parts: dict[int, int]) -> np.ndarray:
+    """A hash for each item, the same for those that exchange near answers; keys with very many items go in parts."""
+    near = entries["near"].copy()
+    alone = near == 0
+    near[alone] = mixed(np.uint64(0), entries["number"][alone])
+    for place in np.flatnonzero(np.isin(near, np.array(list(parts), np.uint64))).tolist():
+        part = hash64("part", file[places[place]].group) % parts[int(near[place])]
+        near[place] = mixed(near[place], np.uint64(part))
+    return near
 
 
 def _without(item: Item, numbers: set[int]) -> bool:
@@ -224,91 +270,75 @@ def _without(item: Item, numbers: set[int]) -> bool:
     return True
 
 
-def _num_copies(plan: Plan, numbered: Numbered) -> int:
+def _num_copies(plan: Plan, file: ItemFile, place: int) -> int:
     """How often an item is there; held-out ones at most once."""
-    number = copies(plan.mix.get(numbered.item.source, 1.0), numbered.item.group, plan.seed)
-    return number if numbered.split == "train" else min(number, 1)
-
-
-def _rank_bucket(plan: Plan, numbered: Numbered, parts: dict[int, int]) -> int:
-    if not numbered.item.keys:
-        return hash64("bucket", numbered.number) % plan.num_buckets
-    key = _near_key(numbered)
-    part = hash64("part", numbered.item.group) % parts.get(key, 1)
-    return hash64("bucket", key, part) % plan.num_buckets
+    item = file[place]
+    number = copies(plan.mix.get(item.source, 1.0), item.group, plan.seed)
+    return number if SPLITS[file.entries["split"][place]] == "train" else min(number, 1)
 
 
 def rank(plan: Plan, number: int, advance: Advance) -> Stats:
     wrong = corpus_module(plan.corpus).WRONG
     files = [ItemFile(_path(plan, "dealt", portion)) for portion in range(len(plan.portions))]
-    places = [(portion, line) for portion, file in enumerate(files) for line in file.slice(number)]
-    get = functools.lru_cache(1024)(lambda place: files[place[0]][place[1]])
-    groups: dict[tuple, list] = {}
-    for place in places:
-        one = get(place)
-        near = (one.split, *_task(one), *one.item.keys[:1])
-        groups.setdefault(near, []).append((_order(plan, one), place))
-    first_shard, counts = _shards(plan)
-    slices: list[list[bytes]] = [[] for _ in plan.shards]
-    missing = 0
-    for (split, kind, *_), ordered in groups.items():
-        ordered.sort()
-        others = [place for _, place in ordered]
-        for position, (order, place) in enumerate(ordered):
-            one = Numbered.parsed(files[place[0]].line(place[1]))
-            if kind == "ranked" and len(wrong) > 1 and one.item.keys:
-                wanted = [(0, *wrong[0])]
-                missing += add_wrong_answers(one.item, others, position, lambda other: get(other).item, wanted)
-            slices[first_shard[split] + order % counts[split]].append(one.line())
-            advance(1)
-    write_slices(_path(plan, "ranked", number), slices)
+    items = ItemsOfSlice(files, number, ("near", "order"))
+    lines, missing = np.empty(len(items), object), 0
+    near = items.entries["near"]
+    starts = np.flatnonzero(np.concatenate([[True], near[1:] != near[:-1]])) if len(items) else near
+    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(items)], strict=True):
+        others = range(start, end)
+        for place in others:
+            if near[start] and len(wrong) > 1:
+                item = items.item(place)
+                answers, not_found = wrong_answers(item, others, place - start, items.item, [(0, *wrong[0])])
+                missing += not_found
+                lines[place] = line_of(_with_answers(item, answers))
+            else:
+                lines[place] = items.line(place)
+        advance(end - start)
+    first, count = _shards(plan)
+    splits = items.entries["split"]
+    shards = first[splits] + items.entries["order"] % count[splits]
+    with ItemWriter(_path(plan, "ranked", number)) as writer:
+        for shard in range(len(plan.shards)):
+            writer.add_slice()
+            writer.write(items.entries[shards == shard], lines[shards == shard])
     return {"missing": missing}
 
 
-def _order(plan: Plan, numbered: Numbered) -> int:
-    """Where an item stands among all of its split."""
-    return hash64("order", plan.seed, numbered.number, numbered.copy)
+def _with_answers(item: Item, answers: list[dict[str, Any]]) -> Item:
+    return replace(item, row=item.row | {"answers": item.row["answers"] + answers}) if answers else item
 
 
-def _task(numbered: Numbered) -> tuple[str, str]:
-    """Those that are alike in it exchange answers."""
-    return kind_of(numbered.item.row), numbered.item.task
-
-
-def _shards(plan: Plan) -> tuple[dict[str, int], dict[str, int]]:
-    """The number of the first shard of each split, and how many it has."""
-    first: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    for number, (split, _, count) in enumerate(plan.shards):
-        first.setdefault(split, number)
-        counts[split] = count
-    return first, counts
+def _shards(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """The number of the first shard of each split, and how many it has, in the order of SPLITS."""
+    splits = [split for split, _, _ in plan.shards]
+    return np.array(list(map(splits.index, SPLITS)), np.uint64), np.array(list(map(splits.count, SPLITS)), np.uint64)
 
 
 def write(plan: Plan, number: int, advance: Advance) -> Stats:
     wrong = corpus_module(plan.corpus).WRONG
     split, shard, count = plan.shards[number]
     files = [ItemFile(_path(plan, "ranked", bucket)) for bucket in range(plan.num_buckets)]
-    get = functools.lru_cache(1024)(lambda place: files[place[0]][place[1]])
-    places = [(bucket, line) for bucket, file in enumerate(files) for line in file.slice(number)]
-    ordered = sorted((_order(plan, one), place, _task(one)) for place, one in ((place, get(place)) for place in places))
-    tasks: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for _, place, task in ordered:
-        tasks.setdefault(task, []).append(place)
-    position: Counter[tuple] = Counter()
+    items = ItemsOfSlice(files, number, ("order",))
+    tasks = items.entries["task"].tolist()
+    exchange: dict[int, list[int]] = {}
+    for place, task in enumerate(tasks):
+        exchange.setdefault(task, []).append(place)
+    position: Counter[int] = Counter()
     missing, hashes = 0, array("Q")
     with ShardWriter(Path(plan.work) / "records", split, shard, count, compress=plan.compress) as writer:
-        for _, place, task in ordered:
-            one = Numbered.parsed(files[place[0]].line(place[1]))
-            if task[0] == "ranked" and wrong:
-                first = min(1, len(one.item.keys))  # the nearest have been drawn, where there is a key
-                wanted = [(level, *wrong[level]) for level in range(first, min(len(wrong), len(one.item.keys) + 1))]
-                others, at = tasks[task], position[task]
-                missing += add_wrong_answers(one.item, others, at, lambda other: get(other).item, wanted)
-                one.item.row["answers"].sort(key=lambda answer: -answer["score"])
-            position[task] += 1
-            writer.add(one.item)
-            hashes.extend(hash64("text", text) for _, text in kept_apart(one.item.row))
+        for place, task in enumerate(tasks):
+            item = items.item(place)
+            if task:
+                first = min(1, len(item.keys))  # the nearest have been drawn, where there is a key
+                wanted = [(level, *wrong[level]) for level in range(first, min(len(wrong), len(item.keys) + 1))]
+                answers, not_found = wrong_answers(item, exchange[task], position[task], items.item, wanted)
+                missing += not_found
+                position[task] += 1
+                answers = sorted(item.row["answers"] + answers, key=lambda answer: -answer["score"])
+                item = replace(item, row=item.row | {"answers": answers})
+            writer.add(item.row, item.source)
+            hashes.extend(remembered_hash64("text", text) for _, text in kept_apart(item.row))
             advance(1)
     written = np.empty(len(hashes), WRITTEN)
     written["hash"], written["split"] = np.array(hashes, np.uint64), SPLITS.index(split)

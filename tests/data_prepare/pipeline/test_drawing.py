@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from keju.data_prepare.corpus import Item
-from keju.data_prepare.pipeline.drawing import add_wrong_answers, level_of
+from keju.data_prepare.pipeline.drawing import level_of, wrong_answers
 
 
 def poem(number: int, author: str, genre: str, *, text: str | None = None, group: str | None = None) -> Item:
@@ -14,9 +14,8 @@ def poem(number: int, author: str, genre: str, *, text: str | None = None, group
 
 
 def drawn(items: list[Item], position: int, *wanted) -> list[tuple[str, int]]:
-    item = items[position]
-    add_wrong_answers(item, range(len(items)), position, lambda index: items[index], wanted)
-    return [(answer["answer"], answer["score"]) for answer in item.row["answers"][1:]]
+    answers, _ = wrong_answers(items[position], range(len(items)), position, lambda index: items[index], wanted)
+    return [(answer["answer"], answer["score"]) for answer in answers]
 
 
 def test_levels():
@@ -39,8 +38,11 @@ def test_own_group_and_equal_answers_are_no_wrong_answers():
 
 def test_what_is_not_found_is_counted():
     items = [poem(0, "a", "b"), poem(1, "a", "b")]
-    missing = add_wrong_answers(items[0], range(2), 0, lambda index: items[index], [(0, 0, 2), (2, -2, 1)])
-    assert missing == 2 and len(items[0].row["answers"]) == 2
+    wanted = [(0, 0, 2), (2, -2, 1)]
+    assert wrong_answers(items[0], range(2), 0, lambda index: items[index], wanted) == (
+        [{"answer": "答1", "score": 0}],
+        2,
+    )
 
 
 def test_every_answer_is_given_about_as_often():

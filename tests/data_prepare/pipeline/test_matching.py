@@ -9,18 +9,23 @@ import pytest
 
 from keju.data_prepare.corpus import Item
 from keju.data_prepare.pipeline.matching import EDGE, duplicate_pairs, in_two_splits, to_remove
+from keju.data_prepare.pipeline.plan import SPLITS
 from keju.data_prepare.pipeline.signatures import (
+    SPLIT_SHIFT,
     TEXT,
     bands,
     by_bucket,
     compared_text,
-    key_of,
     similarity,
     text_hashes,
 )
 
 CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 3000)]
 THRESHOLD = 0.8
+
+
+def key_of(number: int, split: str) -> int:
+    return SPLITS.index(split) << SPLIT_SHIFT | number
 
 
 def text_item(text: str) -> Item:

@@ -113,9 +113,11 @@ def test_wrong_answers_are_of_the_right_book_and_language(classical):
             assert (row["source"] in books) if answer["score"] == 0 else (books != {row["source"]})
     assert seen[0] == pytest.approx(2 * len(rows(classical, "ranked_train")), rel=0.01)
     assert seen[-1] == seen[0] and seen["changed"] < 0.01 * seen[0]
-    # No answer is given as a wrong one much more often than others.
-    given = Counter(answer["answer"] for row in rows(classical, "ranked_train") for answer in row["answers"][1:])
-    assert max(given.values()) <= 12
+    # No answer is given as a wrong one much more often than others; several rows may have the same.
+    train = rows(classical, "ranked_train")
+    own = Counter(row["answers"][0]["answer"] for row in train)
+    given = Counter(answer["answer"] for row in train for answer in row["answers"][1:])
+    assert max(count / own[text] for text, count in given.items()) <= 8
 
 
 @pytest.mark.parametrize("flags", [("--num_workers", 2), pytest.param(DATATROVE, marks=pytest.mark.slow)])
@@ -140,25 +142,25 @@ def test_another_seed_gives_others_and_the_same_command_nothing_new(classical, m
 
 def test_a_run_that_was_interrupted_goes_on(many_pieces, monkeypatch, tmp_path, capsys):
     assert prepare(monkeypatch, "couplet", COUPLET, tmp_path / "whole", "--num_workers", "1") == 0
-    done = []
+    done, run_task = [], engine.run_task
 
-    def stops(work: str, stage: str, number: int) -> None:
+    def stops(a_plan: plan.Plan, stage: str, number: int, advance) -> None:
         if len(done) == 12:
             raise KeyboardInterrupt
         done.append((stage, number))
-        engine.run_task(work, stage, number)
+        run_task(a_plan, stage, number, advance)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "run_task_or_say", stops)
+        patch.setattr(engine, "run_task", stops)
         assert prepare(patch, "couplet", COUPLET, tmp_path / "again", "--num_workers", "1") == 130
     assert not (tmp_path / "again").exists()
     again = []
 
-    def counted(work: str, stage: str, number: int) -> None:
+    def counted(a_plan: plan.Plan, stage: str, number: int, advance) -> None:
         again.append((stage, number))
-        engine.run_task(work, stage, number)
+        run_task(a_plan, stage, number, advance)
 
-    monkeypatch.setattr(engine, "run_task_or_say", counted)
+    monkeypatch.setattr(engine, "run_task", counted)
     assert prepare(monkeypatch, "couplet", COUPLET, tmp_path / "again", "--num_workers", "1") == 0
     assert "goes on" in capsys.readouterr().out
     assert not set(done) & set(again)
