@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from keju.data_prepare.cleaning.passes import passes
+from keju.data_prepare.cleaning.plain_text import is_plain
 from keju.data_prepare.cleaning.row_texts import RowText, Unusable, texts_of, with_texts
 from keju.data_prepare.cleaning.settings import CleaningSettings
 from keju.data_prepare.corpus import Item
@@ -35,7 +36,7 @@ class Cleaner:
     """
 
     def __init__(self, settings: CleaningSettings, evaluation_ngrams: str | None = None) -> None:
-        self._passes = [(run, Step(name)) for name, run in passes(settings, evaluation_ngrams)]
+        self._passes = [(one, Step(one.name)) for one in passes(settings, evaluation_ngrams)]
 
     @property
     def steps(self) -> list[Step]:
@@ -50,13 +51,16 @@ class Cleaner:
             texts = texts_of(item.row)
         except ValueError as error:
             raise ValueError(f"{item.where}: {error}") from error
-        best = _best_score(texts)
+        plain = all(is_plain(text.text) for text in texts)
         any_changed = False
-        for run, step in self._passes:
+        for one, step in self._passes:
             step.rows_in += 1
+            if plain and one.leaves_plain_texts:
+                step.rows_out += 1
+                continue
             count = len(texts)
-            verdict = run(texts, step.changes)
-            if len(texts) < count and _best_score(texts) != best:
+            verdict = one.run(texts, step.changes)
+            if len(texts) < count and _best_score(texts) != _best_score(texts_of(item.row)):
                 verdict = Unusable("no usable best answer", texts[0].text if texts else "")
             if isinstance(verdict, Unusable):
                 example = f"{item.where}: {_shown(verdict.detail)}"

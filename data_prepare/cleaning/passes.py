@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from keju.data_prepare.cleaning.boilerplate import without_boilerplate
 from keju.data_prepare.cleaning.contamination import EvaluationNgrams
@@ -25,53 +26,66 @@ from keju.data_prepare.cleaning.spacing import tidy_prefix, tidy_spaces
 from keju.data_prepare.cleaning.stray_characters import without_stray_characters
 from keju.data_prepare.cleaning.unicode_form import normal_form
 
-Pass = Callable[[list[RowText], "Counter[str]"], "bool | Unusable"]
+Apply = Callable[[str], "str | Unusable"]
+Run = Callable[[list[RowText], "Counter[str]"], "bool | Unusable"]
+
+
+class Pass(NamedTuple):
+    """leaves_plain_texts: it need not run where all texts are plain; see `plain_text.py`."""
+
+    name: str
+    run: Run
+    leaves_plain_texts: bool = False
+
 
 _NOTHING_LEFT = Unusable("nothing left")
 
 
-def passes(settings: CleaningSettings, evaluation_ngrams: str | None) -> Iterator[tuple[str, Pass]]:
-    """(name, pass) of every step that the settings ask for. evaluation_ngrams: see `Cleaner`."""
-    contents = (TEXT, PROMPT, ANSWER)
+def passes(settings: CleaningSettings, evaluation_ngrams: str | None) -> Iterator[Pass]:
+    """Those that the settings ask for. evaluation_ngrams: see `Cleaner`."""
     if settings.normalize_unicode:
-        yield "unicode", _each_text(normal_form)
+        yield Pass("unicode", _each_text(normal_form), leaves_plain_texts=True)
     if settings.remove_markup:
-        yield "markup", _each_text(without_markup)
+        yield Pass("markup", _each_text(without_markup), leaves_plain_texts=True)
     if settings.remove_stray_characters:
-        share = settings.max_broken_share
-        yield "stray characters", _each_text(functools.partial(without_stray_characters, max_broken_share=share))
+        remove = functools.partial(without_stray_characters, max_broken_share=settings.max_broken_share)
+        yield Pass("stray characters", _each_text(remove), leaves_plain_texts=True)
     if settings.simplify:
-        yield "simplified characters", _each_text(simplified)
+        yield Pass("simplified characters", _each_text(simplified))
     if settings.shorten_repeated_marks:
-        yield "repeated marks", _each_text(shorten_runs)
+        yield Pass("repeated marks", _each_text(shorten_runs), leaves_plain_texts=True)
     if settings.mask_personal_data:
-        yield "personal data", _each_text(masked, count=count_masks)
+        yield Pass("personal data", _each_text(masked, count=count_masks), leaves_plain_texts=True)
     if settings.tidy_spaces:
-        yield "spaces", _each_text(tidy_spaces, prefix=tidy_prefix)
+        yield Pass("spaces", _each_text(tidy_spaces, prefix=tidy_prefix), leaves_plain_texts=True)
     if settings.remove_boilerplate:
-        yield "boilerplate", _each_text(without_boilerplate, (TEXT, ANSWER))
+        yield Pass("boilerplate", _each_text(without_boilerplate, (TEXT, ANSWER)))
     if settings.max_repeated_share < 1:
-        yield "repetition", _each_text(functools.partial(_varied, most=settings.max_repeated_share), contents)
-    yield "length", _length(settings)
-    yield "equal answers", _different_answers
+        varied = functools.partial(_varied, most=settings.max_repeated_share)
+        yield Pass("repetition", _each_text(varied, (TEXT, PROMPT, ANSWER)))
+    yield Pass("length", _length(settings))
+    yield Pass("equal answers", _different_answers)
     if settings.min_han_share > 0:
-        yield "language", functools.partial(_chinese, least=settings.min_han_share)
+        chinese = functools.partial(_chinese, least=settings.min_han_share)
+        yield Pass("language", chinese, leaves_plain_texts=True)
     if evaluation_ngrams:
-        yield "evaluation sets", functools.partial(_unseen, EvaluationNgrams(evaluation_ngrams))
+        yield Pass("evaluation sets", functools.partial(_unseen, EvaluationNgrams(evaluation_ngrams)))
 
 
 def _each_text(
-    apply: Callable[[str], str | Unusable],
+    apply: Apply | Mapping[str, Apply],
     kinds: tuple[str, ...] = KINDS,
     *,
     prefix: Callable[[str], str] | None = None,
     count: Callable[[str, str], Counter[str]] | None = None,
-) -> Pass:
-    """A pass that applies a function to each text of these kinds by itself.
+) -> Run:
+    """A pass that applies a function to each text of these kinds by itself, or to each kind its own.
 
     prefix: another function for prefixes. count: from before and after, what to count of what was changed.
     """
-    functions = dict.fromkeys(kinds, apply) | ({PREFIX: prefix} if prefix else {})
+    functions = dict(apply) if isinstance(apply, Mapping) else dict.fromkeys(kinds, apply)
+    if prefix:
+        functions[PREFIX] = prefix
 
     def run(texts: list[RowText], changes: Counter[str]) -> bool | Unusable:
         changed, gone = False, []
@@ -103,7 +117,7 @@ def _varied(text: str, most: float) -> str | Unusable:
     return Unusable("one character or sentence makes up most of it") if repeated_share(text) > most else text
 
 
-def _length(settings: CleaningSettings) -> Pass:
+def _length(settings: CleaningSettings) -> Run:
     bounds = {
         TEXT: (settings.min_text_chars, settings.max_text_chars),
         PROMPT: (settings.min_prompt_chars, settings.max_prompt_chars),
@@ -111,27 +125,12 @@ def _length(settings: CleaningSettings) -> Pass:
         SYSTEM: (1, settings.max_text_chars),
     }
 
-    def bounded(kind: str) -> Pass:
+    def bounded(kind: str) -> Callable[[str], str | Unusable]:
         least, most = bounds[kind]
         too_short, too_long = Unusable(f"{kind} too short"), Unusable(f"{kind} too long")
+        return lambda text: too_short if len(text) < least else too_long if len(text) > most else text
 
-        def judged(text: str) -> str | Unusable:
-            return too_short if len(text) < least else too_long if len(text) > most else text
-
-        return _each_text(judged, (kind,))
-
-    by_kind = [bounded(kind) for kind in bounds]
-
-    def run(texts: list[RowText], changes: Counter[str]) -> bool | Unusable:
-        changed = False
-        for each in by_kind:
-            verdict = each(texts, changes)
-            if isinstance(verdict, Unusable):
-                return verdict
-            changed |= verdict
-        return changed
-
-    return run
+    return _each_text({kind: bounded(kind) for kind in bounds})
 
 
 def _different_answers(texts: list[RowText], changes: Counter[str]) -> bool:

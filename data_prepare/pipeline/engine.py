@@ -66,7 +66,7 @@ def is_done(plan: Plan) -> bool:
 def run_here(plan: Plan, num_workers: int, make_bar: MakeBar) -> None:
     """All stages in processes of this machine; where one is enough, in this one. Raises what a task raises; see
     `Processes.run`."""
-    num_workers = min(num_workers, max(len(plan.portions), plan.num_buckets))
+    num_workers = min(num_workers, len(plan.portions))
     if num_workers == 1:
         _run_stages(plan, make_bar, functools.partial(_one_after_the_other, plan))
         return

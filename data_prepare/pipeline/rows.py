@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 KINDS = ("pretrain", "ranked", "chat", "prompts")  # the beginnings of file names
@@ -17,7 +18,7 @@ def kind_of(row: dict[str, Any]) -> str:
 
 def best_answer(row: dict[str, Any]) -> str:
     """The answer with the highest score, the first of them in a tie."""
-    return max(row["answers"], key=lambda answer: answer["score"])["answer"]
+    return max(row["answers"], key=itemgetter("score"))["answer"]
 
 
 def context_of(row: dict[str, Any]) -> str:

@@ -113,11 +113,12 @@ def test_wrong_answers_are_of_the_right_book_and_language(classical):
             assert (row["source"] in books) if answer["score"] == 0 else (books != {row["source"]})
     assert seen[0] == pytest.approx(2 * len(rows(classical, "ranked_train")), rel=0.01)
     assert seen[-1] == seen[0] and seen["changed"] < 0.01 * seen[0]
-    # No answer is given as a wrong one much more often than others; several rows may have the same.
+    # No answer is given as a wrong one much more often than others: four times on average.
     train = rows(classical, "ranked_train")
-    own = Counter(row["answers"][0]["answer"] for row in train)
+    own = Counter(row["answers"][0]["answer"] for row in train)  # several rows may have the same
     given = Counter(answer["answer"] for row in train for answer in row["answers"][1:])
-    assert max(count / own[text] for text, count in given.items()) <= 8
+    counts = sorted(count / own[text] for text, count in given.items())
+    assert counts[int(0.98 * len(counts))] <= 7 and counts[-1] <= 16
 
 
 @pytest.mark.parametrize("flags", [("--num_workers", 2), pytest.param(DATATROVE, marks=pytest.mark.slow)])
