@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from keju.data_prepare.corpus import Item
+from keju.data_prepare.pipeline.plan import SPLITS
 
 # number: the portion in the upper 32 bits, the place in the portion in the lower ones. split: its place in SPLITS.
 # task: a number that is the same for items that exchange answers, 0 for those that take none.
@@ -105,6 +106,9 @@ class ItemFile:
 
     def line(self, index: int) -> bytes:
         return self._bytes[self._begins[index] : self._begins[index + 1]]
+
+    def split(self, index: int) -> str:
+        return SPLITS[self.entries["split"][index]]
 
     def slice(self, number: int) -> slice:
         """Which items are in the slice."""

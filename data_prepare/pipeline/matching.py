@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from keju.data_prepare.pipeline.signatures import SPLIT_SHIFT, TEXT
 
@@ -54,10 +56,6 @@ def to_remove(edges: np.ndarray) -> np.ndarray:
 
     edges: of EDGE.
     """
-    # Here, since it takes a third of the time in which a process begins, and one task needs it.
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     keys, ends = np.unique(np.concatenate([edges["one"], edges["other"]]), return_inverse=True)
     if not len(keys):
         return np.empty(0, REMOVED)

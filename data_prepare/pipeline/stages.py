@@ -73,7 +73,7 @@ def read(plan: Plan, number: int, advance: Advance) -> Stats:
     place = number << 32
     with ItemWriter(_path(plan, "read", number)) as writer:
         writer.add_slice()
-        for items in batched(_items(plan, number, corpus, step, cleaner), BATCH):
+        for items in _batches(_items(plan, number, corpus, step, cleaner)):
             entries = _entries(plan, corpus, place, items)
             keys = keys_of(entries)
             found_bands.append(bands(items, keys, near=plan.near_duplicates <= 1))
@@ -108,8 +108,8 @@ def _items(plan: Plan, number: int, corpus: ModuleType, step: Step, cleaner: Cle
             yield item
 
 
-def batched(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    while batch := list(itertools.islice(items, size)):
+def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
+    while batch := list(itertools.islice(items, BATCH)):
         yield batch
 
 
@@ -121,11 +121,13 @@ def _entries(plan: Plan, corpus: ModuleType, first: int, items: Sequence[Item]) 
     splits = [split_of(plan, item) for item in items]
     found["split"] = list(map(SPLITS.index, splits))
     if corpus.WRONG:
-        found["task"] = [remembered_hash64("task", item.task) if kind_of(item.row) == "ranked" else 0 for item in items]
-        found["near"] = [
+        tasks = [remembered_hash64("task", item.task) if kind_of(item.row) == "ranked" else 0 for item in items]
+        near = [
             remembered_hash64("near", split, task, item.keys[0]) if task and item.keys else 0
-            for split, task, item in zip(splits, found["task"].tolist(), items, strict=True)
+            for split, task, item in zip(splits, tasks, items, strict=True)
         ]
+        # With the dtype: numpy makes floating-point numbers of integers of different sizes.
+        found["task"], found["near"] = np.array(tasks, np.uint64), np.array(near, np.uint64)
     return found
 
 
@@ -196,47 +198,56 @@ def decide(plan: Plan, number: int, advance: Advance, before: dict[str, list[Sta
 
 
 def deal(plan: Plan, number: int, advance: Advance, before: dict[str, list[Stats]]) -> Stats:
-    removed, crossing = load(_path(plan, "removed", 0)), load(_path(plan, "crossing", 0))
     parts = {int(key): count for key, count in before["decide"][0]["parts"].items()}
     file = ItemFile(_path(plan, "read", number))
-    keys = keys_of(file.entries)
     duplicates, apart = Step("duplicates", rows_in=len(file)), Step("splits share no text")
-    stays, others = np.ones(len(file), bool), {}  # others: lines that are not those of the file
-    places, found = _looked_up(np.ascontiguousarray(removed["key"]), keys)
-    for place, row in zip(places.tolist(), found.tolist(), strict=True):
-        stays[place] = False
-        duplicates.drop("equal" if removed["equal"][row] else "nearly equal", _shown(file[place]))
-    duplicates.rows_out = apart.rows_in = int(stays.sum())
-    crossing_keys = np.ascontiguousarray(crossing["key"])
-    places, firsts = _looked_up(crossing_keys, keys)
-    for place, first in zip(places.tolist(), firsts.tolist(), strict=True):
-        if not stays[place]:
-            continue
-        end = np.searchsorted(crossing_keys, keys[place], side="right")
-        item = file[place]
-        if _without(item, set(crossing["text"][first:end].tolist())):
-            others[place] = line_of(item)
-        else:
-            stays[place] = False
-            split = SPLITS[file.entries["split"][place]]
-            apart.drop(f"a text that an earlier split has, in {split}", _shown(item))
-    apart.rows_out = int(stays.sum())
+    stays = np.ones(len(file), bool)
+    _drop_duplicates(plan, file, stays, duplicates)
+    changed = _keep_apart(plan, file, stays, apart)
     places = np.flatnonzero(stays)
-    advance(len(file))
-    copied = np.array([_num_copies(plan, file, place) for place in places.tolist()] if plan.mix else 1, np.int64)
+    copied = [_num_copies(plan, file, place) for place in places.tolist()] if plan.mix else 1
     places = np.repeat(places, copied)
     entries = file.entries[places]
-    starts = np.flatnonzero(np.concatenate([[True], places[1:] != places[:-1]])) if len(places) else places
-    copy = np.arange(len(places)) - np.repeat(starts, np.diff([*starts, len(places)]))
-    entries["order"] = _order(plan, entries["number"], copy.astype(np.uint64))
+    firsts = np.searchsorted(places, places)  # of copies of the same item
+    entries["order"] = _order(plan, entries["number"], (np.arange(len(places)) - firsts).astype(np.uint64))
     buckets = bucket_of(_dealt_by(file, places, entries, parts), plan.num_buckets)
     with ItemWriter(_path(plan, "dealt", number)) as writer:
         for bucket in range(plan.num_buckets):
             writer.add_slice()
             chosen = buckets == bucket
-            lines = (others.get(place) or file.line(place) for place in places[chosen].tolist())
-            writer.write(entries[chosen], lines)
+            writer.write(entries[chosen], (changed.get(place) or file.line(place) for place in places[chosen].tolist()))
+    advance(len(file))
     return {"steps": [duplicates.as_row(), apart.as_row()]}
+
+
+def _drop_duplicates(plan: Plan, file: ItemFile, stays: np.ndarray, step: Step) -> None:
+    removed = load(_path(plan, "removed", 0))
+    places, found = _looked_up(np.ascontiguousarray(removed["key"]), keys_of(file.entries))
+    for place, equal in zip(places.tolist(), removed["equal"][found].tolist(), strict=True):
+        step.drop("equal" if equal else "nearly equal", _shown(file[place]))
+    stays[places] = False
+    step.rows_out = int(stays.sum())
+
+
+def _keep_apart(plan: Plan, file: ItemFile, stays: np.ndarray, step: Step) -> dict[int, bytes]:
+    """Drops what shares a text with an earlier split; the lines of those that can do without it, by their place."""
+    step.rows_in = int(stays.sum())
+    crossing = load(_path(plan, "crossing", 0))
+    table, changed = np.ascontiguousarray(crossing["key"]), {}
+    keys = keys_of(file.entries)
+    places, firsts = _looked_up(table, keys)
+    ends = np.searchsorted(table, keys[places], side="right")
+    for place, first, end in zip(places.tolist(), firsts.tolist(), ends.tolist(), strict=True):
+        if not stays[place]:
+            continue
+        item = file[place]
+        if _without(item, set(crossing["text"][first:end].tolist())):
+            changed[place] = line_of(item)
+        else:
+            stays[place] = False
+            step.drop(f"a text that an earlier split has, in {file.split(place)}", _shown(item))
+    step.rows_out = int(stays.sum())
+    return changed
 
 
 def _looked_up(table: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -274,7 +285,7 @@ def _num_copies(plan: Plan, file: ItemFile, place: int) -> int:
     """How often an item is there; held-out ones at most once."""
     item = file[place]
     number = copies(plan.mix.get(item.source, 1.0), item.group, plan.seed)
-    return number if SPLITS[file.entries["split"][place]] == "train" else min(number, 1)
+    return number if file.split(place) == "train" else min(number, 1)
 
 
 def rank(plan: Plan, number: int, advance: Advance) -> Stats:
