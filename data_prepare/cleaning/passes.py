@@ -18,7 +18,7 @@ from keju.data_prepare.cleaning.language import han_share
 from keju.data_prepare.cleaning.markup import without_markup
 from keju.data_prepare.cleaning.personal_data import count_masks, masked
 from keju.data_prepare.cleaning.repeated_marks import shorten_runs
-from keju.data_prepare.cleaning.repetition import repeated_share
+from keju.data_prepare.cleaning.repetition import repeats_itself
 from keju.data_prepare.cleaning.row_texts import ANSWER, KINDS, PREFIX, PROMPT, SYSTEM, TEXT, RowText, Unusable
 from keju.data_prepare.cleaning.settings import CleaningSettings
 from keju.data_prepare.cleaning.simplified_characters import simplified
@@ -114,7 +114,7 @@ def _each_text(
 
 
 def _varied(text: str, most: float) -> str | Unusable:
-    return Unusable("one character or sentence makes up most of it") if repeated_share(text) > most else text
+    return Unusable("one character or sentence makes up most of it") if repeats_itself(text, most) else text
 
 
 def _length(settings: CleaningSettings) -> Run:

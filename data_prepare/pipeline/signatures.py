@@ -7,6 +7,7 @@ with probability 1 - (1 - s^ROWS)^BANDS: 0.99 at s = 0.8, 0.22 at 0.5, 0.01 at 0
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,7 +83,8 @@ def _digests(texts: Sequence[str]) -> np.ndarray:
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
         grams[begins_one[:-2]], starts.astype(np.uint64), BANDS * ROWS, 1
     )
-    return np.array(matrix.to_rows(), np.uint64)
+    numbers = itertools.chain.from_iterable(matrix.to_rows())
+    return np.fromiter(numbers, np.uint64, len(texts) * BANDS * ROWS).reshape(len(texts), BANDS * ROWS)
 
 
 def text_hashes(items: Sequence[Item], keys: Sequence[int]) -> np.ndarray:

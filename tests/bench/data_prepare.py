@@ -1,6 +1,6 @@
 """Our pipeline against the straightforward way to build a corpus, on the same real files.
 
-python tests/bench/data_prepare.py [--pairs 8000 64000] [--poetry 1 4] [--replies 60000] [--texts 200000] [--patience 12]
+python tests/bench/data_prepare.py [--pairs 8000 64000] [--poetry 1 4] [--replies 60000] [--texts 200000]
 
 The straightforward way is written here plainly: read everything, and for every item collect the candidates for its
 wrong answers from all others, then draw. It cleans nothing, removes no duplicates and splits by position. Ours does all
@@ -251,9 +251,7 @@ def check(corpus: str, found: dict[str, Any], folder: Path, plain: list[Pair], s
                 ours.add((row["prompt"] if by_prompt else "", row["answers"][0]["answer"]))
     dropped = sum(step["rows_in"] - step["rows_out"] for step in found["steps"])
     same = len(ours & right)
-    print(
-        f"{corpus}: {len(ours)} right answers of ours, {len(right)} of the plain way, {same} the same, {dropped} dropped"
-    )
+    print(f"{corpus}: right answers: ours {len(ours)}, plain {len(right)}, the same {same}; {dropped} rows dropped")
     # Cleaning changes some texts, and ours keeps prompts without answers for PPO.
     assert same > (0.75 * len(right) if stopped else 0.9 * len(ours))
 

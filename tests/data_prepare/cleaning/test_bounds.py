@@ -1,11 +1,14 @@
 """How Chinese a row is, and texts that repeat themselves."""
 
+import re
+from collections import Counter
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keju.data_prepare.cleaning.language import han_share
-from keju.data_prepare.cleaning.repetition import repeated_share
+from keju.data_prepare.cleaning.repetition import MIN_CHARS, MIN_SENTENCES, repeats_itself
 
 
 @pytest.mark.parametrize(
@@ -39,17 +42,29 @@ def test_han_share(texts, least, most):
     ],
 )
 def test_repetition(text, most):
-    assert (repeated_share(text) > 0.5) == most
+    assert repeats_itself(text, 0.5) == most
 
 
 @given(st.text())
 def test_shares_are_shares(text):
     assert 0 <= han_share([text]) <= 1
-    assert 0 <= repeated_share(text) <= 1
+
+
+@settings(max_examples=500)
+@given(st.text("好坏，。\n 1234567890", max_size=60), st.floats(0, 1))
+def test_repetition_as_it_is_defined(text, most):
+    characters = Counter(text.replace(" ", "").replace("\n", ""))
+    sentences = Counter(filter(None, re.split("[\n。，]+", text)))
+    shares = [count / sum(characters.values()) for count in characters.values()]
+    if sum(sentences.values()) >= MIN_SENTENCES:
+        length = sum(len(one) * count for one, count in sentences.items())
+        shares += [len(one) * count / length for one, count in sentences.items() if count > 2]
+    repeated = len(text) >= MIN_CHARS and max(shares, default=0) > most
+    assert repeats_itself(text, most) == repeated
 
 
 def test_real_text_is_neither_foreign_nor_repeated(shared):
     lines = (shared / "data/pretrain/CLUECorpusSmall_sampled.txt").read_text(encoding="utf-8").split("\n")
     lines = [line for line in lines if len(line) >= 5]
     assert sum(han_share([line]) < 0.3 for line in lines) < 0.01 * len(lines)
-    assert 0 < sum(repeated_share(line) > 0.5 for line in lines) < 0.01 * len(lines)
+    assert 0 < sum(repeats_itself(line, 0.5) for line in lines) < 0.01 * len(lines)
