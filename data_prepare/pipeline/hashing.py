@@ -8,6 +8,7 @@ import hashlib
 import numpy as np
 
 REMEMBERED = 1 << 13  # texts and groups that come again soon: of one poem, of one question
+REMEMBERED_CHARS = 1000  # of the longest text that is remembered
 
 
 def hash64(*parts: object) -> int:
@@ -17,6 +18,10 @@ def hash64(*parts: object) -> int:
 
 
 remembered_hash64 = functools.lru_cache(REMEMBERED)(hash64)
+
+
+def text_hash(text: str) -> int:
+    return (remembered_hash64 if len(text) <= REMEMBERED_CHARS else hash64)("text", text)
 
 
 def fraction(*parts: object) -> float:

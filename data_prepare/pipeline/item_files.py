@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import orjson
@@ -24,8 +25,9 @@ ENTRY = np.dtype([("number", "<u8"), ("split", "u1"), ("task", "<u8"), ("near", 
 REMEMBERED = 1024  # items that are likely to be asked for again: those that follow in the order drawn
 
 
-def line_of(item: Item) -> bytes:
-    fields = (item.row, item.where, item.group, item.source, item.task, item.keys, item.content)
+def line_of(item: Item, row: dict[str, Any] | None = None) -> bytes:
+    """row: instead of the item's own."""
+    fields = (item.row if row is None else row, item.where, item.group, item.source, item.task, item.keys, item.content)
     # Copied: what orjson returns keeps the 4 KB that it was written in for as long as it lives.
     return bytes(memoryview(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)))
 

@@ -32,7 +32,7 @@ def duplicate_pairs(entries: np.ndarray, are_alike: Callable[[int, int], bool]) 
     found: list[tuple[int, int, bool]] = []
     if not len(entries):
         return np.empty(0, EDGE)
-    entries = np.sort(entries, order=("hash", "key"))
+    entries = entries[np.lexsort((entries["key"], entries["hash"]))]
     for start, end in runs(entries["hash"]):
         exact = entries["exact"][start:end].tolist()
         first_with: dict[int, int] = {}
@@ -76,7 +76,7 @@ def in_two_splits(entries: np.ndarray) -> np.ndarray:
     """Entries (of TEXT) whose text is in a split that comes before theirs in SPLITS as well, sorted by key."""
     if not len(entries):
         return np.empty(0, TEXT)
-    entries = np.sort(entries, order=("hash", "key"))
+    entries = entries[np.lexsort((entries["key"], entries["hash"]))]
     splits = entries["key"] >> np.uint64(SPLIT_SHIFT)
     starts = np.concatenate([[True], entries["hash"][1:] != entries["hash"][:-1]])
     first = np.maximum.accumulate(np.where(starts, np.arange(len(entries)), 0))

@@ -14,7 +14,7 @@ import numpy as np
 import rensa
 
 from keju.data_prepare.corpus import Item
-from keju.data_prepare.pipeline.hashing import bucket_of, hash64, mixed, remembered_hash64
+from keju.data_prepare.pipeline.hashing import bucket_of, hash64, mixed, remembered_hash64, text_hash
 from keju.data_prepare.pipeline.rows import context_of, kept_apart, kind_of, reply_of
 
 BANDS, ROWS = 16, 6
@@ -90,7 +90,7 @@ def _digests(texts: Sequence[str]) -> np.ndarray:
 def text_hashes(items: Sequence[Item], keys: Sequence[int]) -> np.ndarray:
     """The texts of items that no two splits may share, [n] of TEXT."""
     found = [
-        (remembered_hash64("text", text), key, number)
+        (text_hash(text), key, number)
         for item, key in zip(items, keys, strict=True)
         for number, text in kept_apart(item.row)
     ]

@@ -21,7 +21,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,7 +34,7 @@ from keju.data_prepare.corpus import BadRow, Item
 from keju.data_prepare.data_set import corpus_module
 from keju.data_prepare.mixing import copies
 from keju.data_prepare.pipeline.drawing import wrong_answers
-from keju.data_prepare.pipeline.hashing import bucket_of, fraction, hash64, mixed, remembered_hash64
+from keju.data_prepare.pipeline.hashing import bucket_of, fraction, hash64, mixed, remembered_hash64, text_hash
 from keju.data_prepare.pipeline.item_files import ENTRY, ItemFile, ItemsOfSlice, ItemWriter, line_of, load, save
 from keju.data_prepare.pipeline.matching import EDGE, duplicate_pairs, in_two_splits, to_remove
 from keju.data_prepare.pipeline.plan import SPLITS, Plan
@@ -302,7 +302,7 @@ def rank(plan: Plan, number: int, advance: Advance) -> Stats:
                 item = items.item(place)
                 answers, not_found = wrong_answers(item, others, place - start, items.item, [(0, *wrong[0])])
                 missing += not_found
-                lines[place] = line_of(_with_answers(item, answers))
+                lines[place] = line_of(item, _with_answers(item.row, answers))
             else:
                 lines[place] = items.line(place)
         advance(end - start)
@@ -316,8 +316,10 @@ def rank(plan: Plan, number: int, advance: Advance) -> Stats:
     return {"missing": missing}
 
 
-def _with_answers(item: Item, answers: list[dict[str, Any]]) -> Item:
-    return replace(item, row=item.row | {"answers": item.row["answers"] + answers}) if answers else item
+def _with_answers(row: dict[str, Any], more: list[dict[str, Any]]) -> dict[str, Any]:
+    """Not in the row itself, which others may be given an answer of."""
+    answers = sorted(row["answers"] + more, key=itemgetter("score"), reverse=True)
+    return row | {"answers": answers}
 
 
 def _shards(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -340,16 +342,16 @@ def write(plan: Plan, number: int, advance: Advance) -> Stats:
     with ShardWriter(Path(plan.work) / "records", split, shard, count, compress=plan.compress) as writer:
         for place, task in enumerate(tasks):
             item = items.item(place)
+            row = item.row
             if task:
                 first = min(1, len(item.keys))  # the nearest have been drawn, where there is a key
                 wanted = [(level, *wrong[level]) for level in range(first, min(len(wrong), len(item.keys) + 1))]
                 answers, not_found = wrong_answers(item, exchange[task], position[task], items.item, wanted)
                 missing += not_found
                 position[task] += 1
-                answers = sorted(item.row["answers"] + answers, key=lambda answer: -answer["score"])
-                item = replace(item, row=item.row | {"answers": answers})
-            writer.add(item.row, item.source)
-            hashes.extend(remembered_hash64("text", text) for _, text in kept_apart(item.row))
+                row = _with_answers(row, answers)
+            writer.add(row, item.source)
+            hashes.extend(text_hash(text) for _, text in kept_apart(row))
             advance(1)
     different = np.unique(np.array(hashes, np.uint64))
     written = np.empty(len(different), WRITTEN)
