@@ -1,23 +1,64 @@
 """Keju (科举): from raw Chinese text to an aligned, evaluated language model.
 
-Importing it makes our model and tokenizer families known to the Auto classes of transformers as soon as transformers is
-imported, whether before or after. What does without transformers and torch (keju.records, keju.data_prepare) does not
-wait for them: their import takes seconds.
+Importing it makes our model and tokenizer families known to the Auto classes of transformers, and what LoRA adapts in
+them to PEFT, as soon as these are imported, whether before or after. What does without transformers and torch
+(keju.records, keju.data_prepare) does not wait for them: their import takes seconds.
 """
 
 import os
-
-from keju.after_import import after_import
+import sys
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+from types import ModuleType
 
 # How long a thread of GNU OpenMP spins before it sleeps while it waits for another. Its default makes training on CPUs
 # tens of times slower as soon as anything else runs there. It is read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
-def _register(transformers) -> None:
+def _after_import(name: str, then: Callable[[ModuleType], None]) -> None:
+    """Calls `then(module)` once: now if the module `name` has been imported, else right after it will have been."""
+    module = sys.modules.get(name)
+    if module is not None:
+        then(module)
+    else:
+        sys.meta_path.insert(0, _Finder(name, then))
+
+
+class _Finder(MetaPathFinder):
+    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
+        self.name = name
+        self.then = then
+
+    def find_spec(self, name, path, target=None):
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is None:  # it is not installed
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            self.then(sys.modules[name])  # a module may put another in its place, as transformers does
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def _register_families(transformers: ModuleType) -> None:
     from keju.models import registration
 
     registration.register()
 
 
-after_import("transformers", _register)
+def _add_lora_targets(constants: ModuleType) -> None:
+    from keju.models import registration
+
+    registration.add_lora_targets(constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
+
+
+_after_import("transformers", _register_families)
+_after_import("peft.utils.constants", _add_lora_targets)

@@ -32,7 +32,6 @@ from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLAS
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from keju import models, tokenizers
-from keju.models.lora_targets import add_lora_targets
 
 # Not families. Listed so that registering does not import them; a test keeps the lists complete.
 PLUMBING = frozenset(
@@ -51,7 +50,7 @@ PLUMBING = frozenset(
             "layers",
             "loading",
         ),
-        *("lora_targets", "padded_rows", "prefix_lm", "published_config", "quantization", "registration"),
+        *("padded_rows", "prefix_lm", "published_config", "quantization", "registration"),
         *("rotary", "sampling"),
     }
 )
@@ -119,16 +118,16 @@ def register() -> None:
         # AutoConfig.register refuses a model_type that is not the class's own.
         config = classes[0] if len(classes) == 1 else SharedModelType(model_type, classes)
         CONFIG_MAPPING.register(model_type, config, exist_ok=True)
-    add_lora_targets(
-        {
-            config.model_type: family.LORA_TARGETS
-            for family in families
-            for config in _own_classes(family, PreTrainedConfig)
-        }
-    )
     _describe_configs_without_model_type([config for classes in shared.values() for config in classes])
     for family in _families(tokenizers, skip=TOKENIZER_PLUMBING):
         _register_tokenizers(family)
+
+
+def add_lora_targets(table: dict[str, list[str]]) -> None:
+    """Adds the `LORA_TARGETS` of our families to PEFT's table of them, beside what it has for a shared model_type."""
+    for family in _families(models, skip=PLUMBING):
+        for config in _own_classes(family, PreTrainedConfig):
+            table[config.model_type] = sorted({*table.get(config.model_type, ()), *family.LORA_TARGETS})
 
 
 def _families(package: ModuleType, skip: frozenset[str]) -> list[ModuleType]:
