@@ -20,6 +20,13 @@ def after_import(name: str, then: Then) -> None:
         sys.meta_path.insert(0, _AfterImport(name, then))
 
 
+def forget(name: str) -> None:
+    """Nothing is done any more once the module `name` will have been imported."""
+    sys.meta_path[:] = [
+        finder for finder in sys.meta_path if not (isinstance(finder, _AfterImport) and finder.name == name)
+    ]
+
+
 class _AfterImport(MetaPathFinder):
     def __init__(self, name: str, then: Then) -> None:
         self.name = name
