@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import traceback
@@ -114,29 +113,25 @@ def _workers(function: Callable, count: int) -> Iterator[list[Connection]]:
     finally:
         for own, _ in pipes:
             own.close()
-        host.terminate()
         host.wait()
 
 
 def host(own: int, *descriptors: int) -> None:
-    """Forks a process for each pipe, waits for them, and ends them when it is ended. `own`: brings the function."""
+    """Forks a process for each pipe, and ends them once `own`, a pipe that brings the function, is closed."""
     forget("transformers")  # our model families, whose import takes seconds: no tokenizer needs them
-    with Connection(own) as connection:
-        function = _answer(Connection.recv, connection)
+    connection = Connection(own)
+    function = _answer(Connection.recv, connection)
     pipes = [Connection(descriptor) for descriptor in descriptors]
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_serve, args=(pipe, pipes, function), daemon=True) for pipe in pipes]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which ends and awaits daemons
     for process in processes:
         process.start()
     for pipe in pipes:
         pipe.close()
-    for process in processes:
-        process.join()
+    wait([connection])  # then this process ends, and its daemons with it
 
 
 def _serve(own: Connection, pipes: list[Connection], function: tuple[bool, Any]) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for pipe in pipes:
         if pipe is not own:  # its end would not be noticed as long as anybody has it open
             pipe.close()

@@ -43,6 +43,20 @@ def _where(number: int) -> tuple[int, int]:
     return number, os.getpid()
 
 
+def _sleeps_but_for_the_first(number: int) -> int:
+    time.sleep(60 if number else 0)
+    return number
+
+
+def test_workers_end_in_the_middle_of_an_item(monkeypatch):
+    monkeypatch.setattr(workers, "HELP_WHILE_THEY_START", False)
+    results = map_in_order(_sleeps_but_for_the_first, range(9), 2)
+    start = time.monotonic()
+    assert next(results) == 0
+    results.close()
+    assert time.monotonic() - start < 50 and not psutil.Process().children(recursive=True)
+
+
 def test_this_process_works_until_others_have_started():
     found: list[int] = []
     for number, (same, process) in enumerate(map_in_order(_where, itertools.count(), 2)):
