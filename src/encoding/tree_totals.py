@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from keju.trees.segment import Segment
 
@@ -33,7 +33,7 @@ class TreeTotals:
         return totals
 
     def add(self, more: TreeTotals) -> None:
-        for name, value in asdict(more).items():
+        for name, value in vars(more).items():
             own = getattr(self, name)
             setattr(self, name, max(own, value) if name == "deepest" else own + value)
 

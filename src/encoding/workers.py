@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import queue
-import signal
+import subprocess
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -30,6 +27,7 @@ def map_in_order(
 ) -> Iterator[Result]:
     """`function` of each item, by `num_workers` fresh processes (1: by this one).
 
+    function: it and all that it holds are of other modules than the main one, and need no model family of ours.
     At most `ahead * num_workers` items are read ahead of the result that is handed on. The processes end with the
     iteration, however it ends, and also when this process is killed: their pipe is closed then.
     Raises ChildProcessError where one of them is killed, RuntimeError with its traceback for an error in `function`.
@@ -37,7 +35,7 @@ def map_in_order(
     if num_workers <= 1:
         yield from map(function, items)
         return
-    with _Workers(function, num_workers) as workers:
+    with _workers(function, num_workers) as starting:
         idle: list[Connection] = []
         busy: dict[Connection, int] = {}
         done: dict[int, Result] = {}
@@ -47,7 +45,6 @@ def map_in_order(
             while next_out in done:
                 yield done.pop(next_out)
                 next_out += 1
-            idle += workers.started(wait_for_one=not HELP_WHILE_THEY_START)
             while idle and not exhausted and len(busy) + len(done) < ahead * num_workers:
                 number, item = next(numbered, (-1, None))
                 if exhausted := number < 0:
@@ -56,15 +53,19 @@ def map_in_order(
                 with contextlib.suppress(BrokenPipeError):  # noticed below, where it is read from
                     connection.send(item)
                 busy[connection] = number
-            if not busy and not idle:  # nobody has started
+            helps = HELP_WHILE_THEY_START and not busy and not idle  # nobody has started
+            if helps and not exhausted:
                 number, item = next(numbered, (-1, None))
-                if exhausted := number < 0:
-                    return
-                done[number] = _checked(_answer(function, item))
-            elif not busy:  # nor anything done: the items are exhausted
+                if not (exhausted := number < 0):
+                    done[number] = _checked(_answer(function, item))
+            if exhausted and not busy and not done:
                 return
-            for connection in wait(list(busy), timeout=0.1 if workers.are_starting else None) if busy else ():
-                done[busy.pop(connection)] = _received(connection)
+            for connection in wait([*starting, *busy], timeout=0 if helps else None):
+                result = _received(connection)
+                if connection in busy:
+                    done[busy.pop(connection)] = result
+                else:
+                    starting.remove(connection)
                 idle.append(connection)
 
 
@@ -84,84 +85,62 @@ def _checked(answer: tuple[bool, Any]) -> Any:
     return result
 
 
-class _Workers:
-    """Processes that start in the background, since the first takes seconds to import what they all need."""
-
-    def __init__(self, function: Callable, count: int) -> None:
-        self._function, self._count = function, count
-        self._new: queue.SimpleQueue[Connection | BaseException] = queue.SimpleQueue()
-        self._all: list[tuple[Connection, BaseProcess]] = []
-        self._num_handed_out, self._is_ending = 0, False
-        self._thread = threading.Thread(target=self._start, daemon=True)
-
-    @property
-    def are_starting(self) -> bool:
-        return self._num_handed_out < self._count
-
-    def started(self, *, wait_for_one: bool) -> list[Connection]:
-        """The pipes of those that are new."""
-        found: list[Connection] = []
-        with contextlib.suppress(queue.Empty):
-            while self._num_handed_out < self._count:
-                new = self._new.get(block=wait_for_one and not self._num_handed_out)
-                if isinstance(new, BaseException):
-                    raise new
-                found.append(new)
-                self._num_handed_out += 1
-        return found
-
-    def _start(self) -> None:
-        # A fork of this process would inherit locks that threads of torch and of the tokenizers hold. The fork server
-        # has no threads, and imports once what all workers need.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["keju.encoding.store_build"])
-        try:
-            for _ in range(self._count):
-                if self._is_ending:
-                    return
-                own, other = context.Pipe()
-                process = context.Process(target=_serve, args=(other, self._function), daemon=True)
-                with _environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"):
-                    process.start()
-                other.close()
-                self._all.append((own, process))
-                self._new.put(own)
-        except BaseException as error:
-            self._new.put(error)
-
-    def __enter__(self) -> _Workers:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._is_ending = True
-        self._thread.join()
-        for connection, process in self._all:
-            connection.close()
-            process.terminate()
-        for _, process in self._all:
-            process.join()
-
-
 @contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+def _workers(function: Callable, count: int) -> Iterator[list[Connection]]:
+    """Pipes to processes that start in the background; each sends an answer of its own accord when it is there.
+
+    A fork of this process would inherit locks that threads of torch and of the tokenizers hold; the processes that
+    multiprocessing spawns each import the main module and all that a stage needs, for seconds. So a fresh process,
+    the host, imports once what the function needs, and forks the others, before it has threads.
+    """
+    pipes = [multiprocessing.Pipe() for _ in range(1 + count)]  # the first is that of the host
+    theirs = [other.fileno() for _, other in pipes]
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        "import keju; keju.leave_out_families()\n"  # no tokenizer needs them
+        f"from {__name__} import host; host(*map(int, sys.argv[1:]))"
+    )
+    host = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, theirs)],
+        pass_fds=theirs,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        start_new_session=True,  # Ctrl-C is for the process that waits
+    )
     try:
-        yield
+        for _, other in pipes:
+            other.close()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # noticed by those who read from the others
+            pipes[0][0].send(function)
+        yield [own for own, _ in pipes[1:]]
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for own, _ in pipes:
+            own.close()
+        host.wait()
 
 
-def _serve(connection: Connection, function: Callable) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for us
+def host(own: int, *descriptors: int) -> None:
+    """Forks a process for each pipe, and ends them once `own`, a pipe that brings the function, is closed."""
+    connection = Connection(own)
+    function = _answer(Connection.recv, connection)
+    pipes = [Connection(descriptor) for descriptor in descriptors]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_serve, args=(pipe, pipes, function), daemon=True) for pipe in pipes]
+    for process in processes:
+        process.start()
+    for pipe in pipes:
+        pipe.close()
+    wait([connection])  # then this process ends, and its daemons with it
+
+
+def _serve(own: Connection, pipes: list[Connection], function: tuple[bool, Any]) -> None:
+    for pipe in pipes:
+        if pipe is not own:  # its end would not be noticed as long as anybody has it open
+            pipe.close()
+    failed, loaded = function
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        own.send((failed, loaded if failed else None))
         while True:
-            connection.send(_answer(function, connection.recv()))
+            own.send(_answer(loaded, own.recv()))
 
 
 def _answer(function: Callable, item: Any) -> tuple[bool, Any]:

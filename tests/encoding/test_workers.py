@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import multiprocessing
@@ -42,6 +43,20 @@ def _where(number: int) -> tuple[int, int]:
     return number, os.getpid()
 
 
+def _sleeps_but_for_the_first(number: int) -> int:
+    time.sleep(60 if number else 0)
+    return number
+
+
+def test_workers_end_in_the_middle_of_an_item(monkeypatch):
+    monkeypatch.setattr(workers, "HELP_WHILE_THEY_START", False)
+    results = map_in_order(_sleeps_but_for_the_first, range(9), 2)
+    start = time.monotonic()
+    assert next(results) == 0
+    results.close()
+    assert time.monotonic() - start < 50 and not psutil.Process().children(recursive=True)
+
+
 def test_this_process_works_until_others_have_started():
     found: list[int] = []
     for number, (same, process) in enumerate(map_in_order(_where, itertools.count(), 2)):
@@ -51,7 +66,7 @@ def test_this_process_works_until_others_have_started():
             break
     assert found[0] == os.getpid()
     assert found == sorted(found, key=lambda process: process != os.getpid())  # and not any more from then on
-    assert not multiprocessing.active_children()
+    assert not psutil.Process().children(recursive=True)
 
 
 def test_workers_keep_the_order_and_do_not_run_ahead(monkeypatch):
@@ -60,12 +75,52 @@ def test_workers_keep_the_order_and_do_not_run_ahead(monkeypatch):
     squares = map_in_order(_fails_at_five, (read.append(n) or n for n in (0, 1, 2, 3, 4, 9, 8, 7)), 2)
     assert next(squares) == 0 and len(read) <= 5
     assert list(squares) == [1, 4, 9, 16, 81, 64, 49]
-    assert not multiprocessing.active_children()
+    assert not psutil.Process().children(recursive=True)
     with pytest.raises(RuntimeError, match="ArithmeticError: five"):
         list(map_in_order(_fails_at_five, range(10), 2))
     with pytest.raises(ChildProcessError, match="give fewer --num_workers"):
         list(map_in_order(_dies, range(10), 2))
-    assert not multiprocessing.active_children()
+    assert not psutil.Process().children(recursive=True)
+
+
+MAIN = """
+import sys
+from pathlib import Path
+from keju.encoding import workers
+import work
+with Path("imports.txt").open("a") as file:
+    file.write(f"{__name__}\\n")
+if __name__ == "__main__":
+    workers.HELP_WHILE_THEY_START = False
+    print(*workers.map_in_order(work.loaded, ["main", "torch", "transformers", "work"] * 3, 3))
+"""
+WORK = """
+import sys
+import transformers
+def loaded(name):
+    return name in sys.modules
+"""
+
+
+def test_workers_import_neither_the_main_module_nor_model_families(tmp_path):
+    (tmp_path / "main.py").write_text(MAIN)
+    (tmp_path / "work.py").write_text(WORK)
+    for command in (["-m", "main"], ["main.py"]):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["False", "False", "True", "True"] * 3
+        assert (tmp_path / "imports.txt").read_text() == "__main__\n"
+        (tmp_path / "imports.txt").unlink()
+
+
+def test_a_function_that_does_not_load_in_the_workers_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(workers, "HELP_WHILE_THEY_START", False)
+    (tmp_path / "absent.py").write_text("def same(item):\n    return item\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    same = importlib.import_module("absent").same
+    (tmp_path / "absent.py").unlink()
+    with pytest.raises(RuntimeError, match="No module named 'absent'"):
+        list(map_in_order(same, range(10), 2))
+    assert not psutil.Process().children(recursive=True)
 
 
 # A folder of ../shared/data/tokenizers, its file, the name and the class that it has in a tokenizer folder.
@@ -122,7 +177,7 @@ def test_nothing_but_a_folder_aside_is_left_by_a_build_that_is_killed(tmp_path):
             time.sleep(0.05)
         others = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
-    assert len(others) >= 3  # two workers and what forks them
+    assert len(others) >= 3  # two workers and their host
     assert not psutil.wait_procs(others, timeout=20)[1]
     request = TreeRequest(path, [path], Encoder(build_char_tokenizer(), 4096), "text")
     folder = request.folder(cache)
