@@ -152,3 +152,15 @@ def test_full_disk_leaves_the_old_data_set(folder, tmp_path, monkeypatch, capsys
     assert run(monkeypatch, "--output_dir", target, *FLAGS, "--overwrite_output_dir") == 1
     assert "space" in capsys.readouterr().err
     assert bytes_of(target) == before and os.listdir(tmp_path) == ["data"]
+
+
+def test_the_terminal_shows_the_beginning_of_long_texts_and_the_folder_in_one_piece(tmp_path, monkeypatch, capsys):
+    raw, output = tmp_path / "raw.jsonl", tmp_path / ("folder" * 20)
+    rows = [{"text": "".join(chr(0x4E00 + 500 * row + at) for at in range(400))} for row in range(9)]
+    raw.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    flags = ["--corpus", "records", "--raw_dir", raw, "--output_dir", output, "--num_workers", "1", "--vocab_size", "0"]
+    assert run(monkeypatch, *flags, "--prompts_share", "0") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{output}:" in lines
+    (shown,) = (json.loads(line.partition(": ")[2]) for line in lines if line.startswith("pretrain_train.jsonl: "))
+    assert len(shown["text"]) == 101 and shown["text"].endswith("…")
