@@ -25,7 +25,9 @@ Line = tuple[str, str]  # ("file:line", text without its end)
 
 def wrong_folder(folder: Path, expected: str, download: str) -> ValueError:
     """The error to raise where `folder` holds something else than a corpus."""
-    what = "nothing of this corpus in this folder" if folder.is_dir() else "no such folder"
+    what = "no such folder"
+    if folder.exists():
+        what = "nothing of this corpus in this folder" if folder.is_dir() else "is a file; give the folder it lies in"
     return ValueError(f"--raw_dir {folder}: {what}; expected {expected}; to download it: {download}")
 
 

@@ -103,7 +103,11 @@ previous_model() {
     fi
     if [ ! -e "$folder/config.json" ]; then
         echo "$variable is not set and $folder is not there yet: running examples/$script first"
-        env -u OUTPUT_DIR -u MODEL -u CONFIG -u DEEPSPEED_CONFIG NUM_GPUS=1 DATA_DIR="$DATA_DIR" bash "$REPO/examples/$script" || exit $?
+        env -u OUTPUT_DIR -u MODEL -u CONFIG -u DEEPSPEED_CONFIG NUM_GPUS=1 DATA_DIR="$DATA_DIR" bash "$REPO/examples/$script" || {
+            local status=$?
+            [ "$status" -gt 128 ] || echo "examples/$script failed (see above); $variable=FOLDER starts from a model that is there" >&2
+            exit "$status"
+        }
     fi
     printf -v "$variable" '%s' "$folder"
 }

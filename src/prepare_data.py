@@ -61,6 +61,7 @@ from keju.training.progress import Progress
 TOKENIZER = "tokenizer"
 PAGE = "report.html"
 TOKENIZED_ROWS = 2000  # of each file
+SHOWN_CHARACTERS = 100  # of a text in the terminal; the page has all of it
 # What every corpus looks at.
 OF_ALL = (
     "output_dir",
@@ -354,7 +355,7 @@ def summary(data_set: DataSet) -> dict[str, Any]:
 
 def show(console: Console, folder: Path, report: dict[str, Any]) -> None:
     """Print what the folder holds: rows and bytes of each file, what was dropped, and one row of each kind."""
-    table = Table(title=str(folder), title_justify="left")
+    table = Table()
     for heading, side in (("file", "left"), ("rows", "right"), ("KiB", "right")):
         table.add_column(heading, justify=side)
     examples, others = {}, dict(report["contents"])
@@ -362,12 +363,13 @@ def show(console: Console, folder: Path, report: dict[str, Any]) -> None:
         names = fnmatch.filter(others, pattern)
         table.add_row(pattern, f"{rows:,}", f"{sum(others.pop(name) for name in names) / 1024:,.0f}")
         row = first_row(folder / names[0])
-        examples.setdefault(tuple(row), f"{pattern}: {json.dumps(row, ensure_ascii=False)}")  # one of each kind of row
+        examples.setdefault(tuple(row), f"{pattern}: {json.dumps(shortened(row), ensure_ascii=False)}")  # one of a kind
     for name, size in others.items():
         table.add_row(name, "", f"{size / 1024:,.0f}")
+    console.print(f"{folder}:", markup=False, soft_wrap=True)
     console.print(table)
     for example in examples.values():
-        console.print(example, markup=False)
+        console.print(example, markup=False, soft_wrap=True)
     for step in report["steps"]:
         changed_rows = step.get("rows_changed", 0)
         if step["rows_in"] == step["rows_out"] and not changed_rows and step is not report["steps"][0]:
@@ -377,7 +379,16 @@ def show(console: Console, folder: Path, report: dict[str, Any]) -> None:
         for change, count in step.get("changes", {}).items():
             console.print(f"  {count} {change}", markup=False)
         for reason, dropped in step["dropped"].items():
-            console.print(f"  {dropped['rows']} {reason}: {dropped['examples'][0]}", markup=False)
+            console.print(f"  {dropped['rows']} {reason}: {dropped['examples'][0]}", markup=False, soft_wrap=True)
+
+
+def shortened(value: Any) -> Any:
+    """The same with every long text in it cut."""
+    if isinstance(value, str):
+        return value if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]}…"
+    if isinstance(value, dict):
+        return {name: shortened(inside) for name, inside in value.items()}
+    return [shortened(inside) for inside in value] if isinstance(value, list) else value
 
 
 def first_row(path: Path) -> dict[str, Any]:

@@ -41,6 +41,31 @@ def test_readme_shows_every_record_format_and_each_example_is_read(name):
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_every_corpus_goes_from_raw_data_to_a_trained_model(name):
+    """Each command of the block has as its inputs what an earlier one has written."""
+    (block,) = (text for text in re.findall(r"```bash\n(.*?)```", readme(name), re.S) if "CORPUS=couplet" in text)
+    made, trained = {"llama-tiny"}, set()
+    for command in re.sub(r"\\\n\s*", "", block).splitlines():
+        found = re.search(r"bash examples/(\w+)\.sh", command.partition("#")[0])
+        if not found:
+            continue
+        variables = dict(re.findall(r"(\w+)=(\S+)", command))
+        if found[1] == "data_prepare":
+            corpus = variables.get("CORPUS", "idiom")
+            made.add(f"runs/data/{corpus}")
+            continue
+        assert variables.get("DATA_DIR", "runs/data/idiom") == f"runs/data/{corpus}"
+        inputs = {variables[key] for key in ("DATA_DIR", "MODEL", "REWARD_MODEL") if key in variables}
+        assert inputs <= made, command
+        # Where another data set than the default one is used, the model of the stage before must be said.
+        assert corpus == "idiom" or found[1] == "pretrain" or "MODEL" in variables, command
+        assert corpus == "idiom" or variables["OUTPUT_DIR"] not in made, command
+        made.add(variables.get("OUTPUT_DIR", ""))
+        trained.add(corpus)
+    assert trained == {path.stem for path in (REPO / "data_prepare/corpora").glob("[!_]*.py")}
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_readme_names_only_files_that_are_there(name):
     text = readme(name)
     folders = "src|eval|data_prepare|kernels|tokenizers|tests|examples"

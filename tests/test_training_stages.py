@@ -220,6 +220,8 @@ def test_all_scores_equal(folder, tmp_path, monkeypatch, capsys):
 
 MISTAKES = {
     "no data": (["--train_filename", "nowhere.jsonl"], "--train_filename", "nowhere.jsonl does not exist"),
+    "other files": (["--train_filename", "chat_train.jsonl"], "this folder has ", "ranked_train.jsonl"),
+    "none held out": (["--eval_filename", "chat_dev.jsonl"], "chat_dev.jsonl does not", '--eval_filename "" trains'),
     "no model": (["--model_name_or_path", "./nowhere"], "--model_name_or_path", "./nowhere does not exist"),
     "unknown flag": (["--learning_rat", "1"], "--learning_rat", "did you mean --learning_rate?"),
     "bad value": (["--max_steps", "many"], "--max_steps", "many"),

@@ -15,7 +15,7 @@ from keju.data_prepare.raw_files import file_pieces, wrong_folder
 from keju.data_prepare.raw_json import checked_text, json_lines, text_field
 
 VERSION = 1
-DOWNLOAD = "ask the authors of 'Abstractive Text Summarization by Incorporating Reader Comments' (arXiv 1812.05407)"
+DOWNLOAD = "merge.json is behind http://t.cn/EAH5JxS, the link in arXiv 1812.05407 (Gao et al. 2019), or ask them"
 # Comments have their likes as scores: 0 and more. Answers to other articles are below all of them.
 WRONG = ((-1, 2),)
 NAMES = ("weibo_summary_comments_json.json", "merge.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -63,13 +64,21 @@ def read_trees(
     except ValueError as error:
         if path.exists() or any(path.parent.glob(f"{path.name.split('.')[0]}*")):
             raise
-        raise ValueError(f"{flag}: {path} does not exist") from error
+        raise ValueError(f"{flag}: {path} does not exist{_instead(path, flag)}") from error
     request = TreeRequest(path, files, encoder, form, data.on_bad_line, max_samples, fold)
     is_large = data.token_cache == "on" or (data.token_cache == "auto" and text_bytes(files) >= LARGE)
     stored = None
     if is_large or (data.token_cache == "auto" and _has_stores(data)):
         stored = request.stored(Path(data.token_cache_dir).expanduser(), data.num_workers, build=is_large)
     return stored or request.encoded()
+
+
+def _instead(path: Path, flag: str) -> str:
+    """What to give for a file that is not there."""
+    shards = re.compile(r"-\d+-of-\d+")
+    names = sorted({shards.sub("", found.name) for found in path.parent.glob("*.jsonl*")})
+    there = f"; this folder has {', '.join(names)}" if names else ""
+    return there + ('; --eval_filename "" trains without held-out records' if flag == "--eval_filename" else "")
 
 
 def read_splits(

@@ -101,6 +101,7 @@ def test_a_folder_of_something_else(tmp_path, name):
         with pytest.raises(ValueError) as caught:
             corpus.pieces(folder, 1)
         assert str(caught.value).startswith(f"--raw_dir {folder}: ") and str(caught.value).endswith(corpus.DOWNLOAD)
+    assert "thesis.docx: is a file; give the folder it lies in; expected " in str(caught.value)
 
 
 @pytest.mark.parametrize("name", FILES)

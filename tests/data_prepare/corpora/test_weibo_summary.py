@@ -1,4 +1,4 @@
-"""Weibo articles in the form that public loaders of merge.json read; the file itself is had from its authors only."""
+"""Weibo articles in the form that public loaders of merge.json read; the file itself was not at hand."""
 
 from __future__ import annotations
 

@@ -1,0 +1,63 @@
+"""The scripts of examples/ hand the right paths on; a stub takes the place of Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+# Says what it was asked to run; it fails for the stage of $FAILS. The environment that the scripts install is empty.
+STUB = """#!/usr/bin/env bash
+case "$1 $2" in
+"-c "*) echo "$STUB_PREFIX" ;;
+"-m pip") ;;
+"-m keju.$FAILS") exit 2 ;;
+*) echo "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs one from a copy of examples/ -> (exit code, what the stage was given, stderr)."""
+    stub, repository = tmp_path / "bin/python", tmp_path / "repository"
+    for folder in (stub.parent, repository, tmp_path / "data"):
+        folder.mkdir()
+    stub.write_text(STUB, encoding="utf-8")
+    stub.chmod(0o755)
+    for name in ("examples", "setup.py", "pyproject.toml", "constraints.txt"):
+        (repository / name).symlink_to(REPO / name)
+    mine = {"PATH": f"{stub.parent}:{os.environ['PATH']}", "STUB_PREFIX": str(tmp_path), "VIRTUAL_ENV": str(tmp_path)}
+
+    def run(name: str, **variables: str) -> tuple[int, str, str]:
+        environment = {"DATA_DIR": str(tmp_path / "data"), "FAILS": "none", **mine, **variables}
+        command = ["bash", str(repository / "examples" / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout.splitlines()[-1], done.stderr
+
+    return run
+
+
+def test_sft_from_random_weights_takes_the_vocabulary_of_the_data(script, tmp_path):
+    data = tmp_path / "data"
+    assert f"--tokenizer_name {data}/tokenizer " in script("train_sft.sh", MODEL="llama-tiny")[1]
+    (data / "tokenizer-glm-tiny").mkdir()
+    assert f"--tokenizer_name {data}/tokenizer-glm-tiny " in script("train_sft.sh", MODEL="glm-tiny")[1]
+    assert "--tokenizer_name mine " in script("train_sft.sh", MODEL="llama-tiny", TOKENIZER="mine")[1]
+
+
+def test_sft_of_a_model_takes_its_own_tokenizer(script, tmp_path):
+    folder = tmp_path / "my-tiny"
+    folder.mkdir()
+    for model in (str(folder), "some/hub-name"):
+        code, given, _ = script("train_sft.sh", MODEL=model)
+        assert code == 0 and f"--model_name_or_path {model} " in given and "--tokenizer_name" not in given
+
+
+def test_where_the_stage_before_fails_it_is_said_how_to_do_without_it(script):
+    code, _, error = script("train_reward.sh", FAILS="train_sft", MODEL="")
+    assert code == 2 and "pretrain.sh" not in error
+    assert "examples/train_sft.sh failed (see above); MODEL=FOLDER starts from a model that is there" in error
