@@ -5,6 +5,7 @@ them to PEFT, as soon as these are imported, whether before or after. What does 
 (keju.records, keju.data_prepare) does not wait for them: their import takes seconds.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from types import ModuleType
 # How long a thread of GNU OpenMP spins before it sleeps while it waits for another. Its default makes training on CPUs
 # tens of times slower as soon as anything else runs there. It is read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# bitsandbytes, which PEFT imports where it is installed, warns of a CPU kernel on a hub that nothing here asks for.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _after_import(name: str, then: Callable[[ModuleType], None]) -> None:

@@ -9,7 +9,6 @@ run that was interrupted goes on where it was.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import shutil
 import tempfile
@@ -23,7 +22,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
@@ -54,6 +52,7 @@ from keju.models.loading import load_tokenizer, named_sizes, size_fields
 from keju.records.reading import ON_BAD_LINE
 from keju.records.writing import write_json, write_jsonl
 from keju.report.corpora import write_corpus_report
+from keju.report.corpora_terminal import show_corpus
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.progress import Progress
@@ -61,7 +60,6 @@ from keju.training.progress import Progress
 TOKENIZER = "tokenizer"
 PAGE = "report.html"
 TOKENIZED_ROWS = 2000  # of each file
-SHOWN_CHARACTERS = 100  # of a text in the terminal; the page has all of it
 # What every corpus looks at.
 OF_ALL = (
     "output_dir",
@@ -72,6 +70,15 @@ OF_ALL = (
     "decontaminate",
     "overwrite_output_dir",
 )
+STAGE_TITLES = {
+    "read": "reading and cleaning",
+    "match": "looking for duplicates",
+    "decide": "choosing what stays",
+    "deal": "leaving out the others",
+    "rank": "near wrong answers",
+    "write": "far wrong answers, writing",
+    "check": "comparing the splits",
+}
 EXECUTORS = ("here", "local", "slurm", "ray")
 
 
@@ -143,7 +150,7 @@ def main() -> None:
     else:
         report = build_from_files(args, cleaning, corpus, made_from, console)
     if report is not None:
-        show(console, Path(args.output_dir), report)
+        show_corpus(console, Path(args.output_dir), report)
 
 
 def refuse_what_has_no_effect(args: PrepareDataArguments, corpus: ModuleType) -> None:
@@ -305,8 +312,8 @@ def count_tokens(found: dict[str, Any], folder: Path, tokenizer: PreTrainedToken
         counts["token_lengths"] = dict(sorted(lengths.items()))
 
 
-def stage_bar(total: int, title: str) -> Progress:
-    return Progress(total, title, unit="tasks")
+def stage_bar(total: int, stage: str) -> Progress:
+    return Progress(total, STAGE_TITLES[stage], unit="tasks")
 
 
 def write_vocabulary(texts: list[str], vocab_size: int, folder: Path, console: Console) -> None:
@@ -351,48 +358,6 @@ def summary(data_set: DataSet) -> dict[str, Any]:
         "steps": [step.as_row() for step in data_set.steps],
         "files": {name: counts.as_row() for name, counts in files.items()},
     }
-
-
-def show(console: Console, folder: Path, report: dict[str, Any]) -> None:
-    """Print what the folder holds: rows and bytes of each file, what was dropped, and one row of each kind."""
-    table = Table()
-    for heading, side in (("file", "left"), ("rows", "right"), ("KiB", "right")):
-        table.add_column(heading, justify=side)
-    examples, others = {}, dict(report["contents"])
-    for pattern, rows in report["rows"].items():
-        names = fnmatch.filter(others, pattern)
-        table.add_row(pattern, f"{rows:,}", f"{sum(others.pop(name) for name in names) / 1024:,.0f}")
-        row = first_row(folder / names[0])
-        examples.setdefault(tuple(row), f"{pattern}: {json.dumps(shortened(row), ensure_ascii=False)}")  # one of a kind
-    for name, size in others.items():
-        table.add_row(name, "", f"{size / 1024:,.0f}")
-    console.print(f"{folder}:", markup=False, soft_wrap=True)
-    console.print(table)
-    for example in examples.values():
-        console.print(example, markup=False, soft_wrap=True)
-    for step in report["steps"]:
-        changed_rows = step.get("rows_changed", 0)
-        if step["rows_in"] == step["rows_out"] and not changed_rows and step is not report["steps"][0]:
-            continue
-        note = f", {changed_rows} changed" if changed_rows else ""
-        console.print(f"{step['name']}: {step['rows_in']} -> {step['rows_out']}{note}")
-        for change, count in step.get("changes", {}).items():
-            console.print(f"  {count} {change}", markup=False)
-        for reason, dropped in step["dropped"].items():
-            console.print(f"  {dropped['rows']} {reason}: {dropped['examples'][0]}", markup=False, soft_wrap=True)
-
-
-def shortened(value: Any) -> Any:
-    """The same with every long text in it cut."""
-    if isinstance(value, str):
-        return value if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]}…"
-    if isinstance(value, dict):
-        return {name: shortened(inside) for name, inside in value.items()}
-    return [shortened(inside) for inside in value] if isinstance(value, list) else value
-
-
-def first_row(path: Path) -> dict[str, Any]:
-    return next(iter(json_rows(path)))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from keju.data_prepare.pipeline.shards import SAMPLES
 from keju.data_prepare.step import Step, merge
 from keju.records.opening import numbered_lines
 
+FILE_KINDS = ("ranked", "chat", "pretrain", "prompts")  # from the one to look at first
 VOCABULARY_ROWS = 50_000
 ENDS = 1 << 16  # bytes of a file's beginning and end by which it is known again
 
@@ -63,7 +64,7 @@ def collect(plan: Plan, folder: Path) -> dict[str, Any]:
             dropped.update({reason: found["rows"] for reason, found in step["dropped"].items()})
         why = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(3)) or "no rows in it"
         raise ValueError(f"--raw_dir {plan.raw_dir}: nothing to train on is left of the corpus ({why})")
-    files = {name: files[name] for name in sorted(files, key=_train_first) if files[name]["rows"]}
+    files = {name: files[name] for name in sorted(files, key=_reading_order) if files[name]["rows"]}
     patterns = {}
     for name in files:
         shards = sorted((Path(plan.work) / "records").glob(f"{name}[-.]*"))
@@ -79,8 +80,9 @@ def collect(plan: Plan, folder: Path) -> dict[str, Any]:
     }
 
 
-def _train_first(name: str) -> tuple[bool, str]:
-    return not name.endswith("_train"), name
+def _reading_order(name: str) -> tuple[bool, int, str]:
+    """What is trained on first, and prompts after what has answers."""
+    return not name.endswith("_train"), FILE_KINDS.index(name.partition("_")[0]), name
 
 
 def link_or_copy(path: Path, target: Path) -> None:

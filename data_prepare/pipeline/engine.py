@@ -29,7 +29,7 @@ class Bar(Protocol):
     def advance(self, n: int, **shown: Any) -> None: ...
 
 
-MakeBar = Callable[[int, str], AbstractContextManager[Bar]]  # (number of tasks, title)
+MakeBar = Callable[[int, str], AbstractContextManager[Bar]]  # (number of tasks, stage)
 Run = Callable[[str, Iterable[int], Advance], Iterator[int]]  # tasks of a stage; yields how many have ended meanwhile
 
 
@@ -84,7 +84,8 @@ def _run_stages(plan: Plan, make_bar: MakeBar, run: Run) -> None:
         with make_bar(total, stage) as bar:
             bar.advance(total - len(missing))
             for ended in run(stage, missing, rows.advance):
-                bar.advance(ended, **{"rows/s": round(rows.count / (time.monotonic() - begun))})
+                speed = round(rows.count / (time.monotonic() - begun))
+                bar.advance(ended, **({"rows/s": speed} if speed else {}))
 
 
 class _Rows:

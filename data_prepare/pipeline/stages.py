@@ -170,7 +170,6 @@ def match(plan: Plan, number: int, advance: Advance) -> Stats:
 
     entries = _gathered(plan, "bands", number, BAND)
     save(_path(plan, "pairs", number), duplicate_pairs(entries, are_alike))
-    advance(len(entries))
     save(_path(plan, "shared", number), in_two_splits(_gathered(plan, "texts", number, TEXT)))
     return {}
 
@@ -193,7 +192,6 @@ def decide(plan: Plan, number: int, advance: Advance, before: dict[str, list[Sta
     keys = Counter()
     for stats in before["read"]:
         keys.update({int(key): count for key, count in stats["keys"].items()})
-    advance(len(removed))
     return {"parts": {str(key): -(-count // KEY_ITEMS) for key, count in keys.items() if count > KEY_ITEMS}}
 
 
@@ -245,7 +243,7 @@ def _keep_apart(plan: Plan, file: ItemFile, stays: np.ndarray, step: Step) -> di
             changed[place] = line_of(item)
         else:
             stays[place] = False
-            step.drop(f"a text that an earlier split has, in {file.split(place)}", _shown(item))
+            step.drop(f"{file.split(place)}: another split has one of its texts", _shown(item))
     step.rows_out = int(stays.sum())
     return changed
 
@@ -374,7 +372,6 @@ def check(plan: Plan, number: int, advance: Advance) -> Stats:
     entries = entries[np.lexsort((entries["split"], entries["hash"]))]
     is_same = entries["hash"][1:] == entries["hash"][:-1]
     assert not np.any(is_same & (entries["split"][1:] != entries["split"][:-1])), "a text is in two splits"
-    advance(len(entries))
     return {"texts": int(len(entries) - is_same.sum())}
 
 

@@ -7,7 +7,6 @@ A module's class is exchanged in place: parameters, their names, hooks and devic
 from __future__ import annotations
 
 import importlib
-import logging
 import pkgutil
 import sys
 
@@ -18,9 +17,6 @@ from keju.kernels.dispatch import choice
 from keju.kernels.lora import lora_linear
 from keju.models import accelerated
 from keju.models.layers import PEFT_LORA, as_lora
-
-# bitsandbytes, which PEFT imports where it is installed, warns of a CPU kernel on a hub that nothing here asks for.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def with_kernels(model: nn.Module) -> nn.Module:

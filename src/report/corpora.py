@@ -20,7 +20,11 @@ def write_corpus_report(found: Mapping[str, Any], path: Path, *, title: str) -> 
     # ranked_train of ranked_train-*-of-00012.jsonl
     files = [_file(pattern.partition(".")[0].partition("-*")[0], counts) for pattern, counts in found["files"].items()]
     page = page_environment().get_template("corpora.html.j2")
-    context = {"title": title, "files": files, "steps": found["steps"], "missing": found["missing_wrong_answers"]}
+    steps = [
+        step | {"did_something": number == 0 or bool(step["dropped"] or step.get("rows_changed"))}
+        for number, step in enumerate(found["steps"])
+    ]
+    context = {"title": title, "files": files, "steps": steps, "missing": found["missing_wrong_answers"]}
     write_whole(path, page.render(**context, **page_context()).encode())
 
 
@@ -29,6 +33,7 @@ def _file(name: str, counts: Mapping[str, Any]) -> dict[str, Any]:
     lengths = sorted((int(length), count) for length, count in counts["lengths"].items())
     sources = sorted(counts["sources"].items(), key=lambda source: (-source[1], source[0]))
     answers = {int(number): count for number, count in counts["answers"].items()}
+    num_answers = sum(number * count for number, count in answers.items())
     charts = [column_chart(dict(lengths), title=f"{name}: rows by length of what is learned", xlabel="characters")]
     if tokens := {int(length): count for length, count in counts.get("token_lengths", {}).items()}:
         title = f"{name}: the same in tokens, of {sum(tokens.values())} rows"
@@ -42,7 +47,9 @@ def _file(name: str, counts: Mapping[str, Any]) -> dict[str, Any]:
         "name": name,
         "rows": rows,
         "characters": sum(length * count for length, count in lengths),
-        "answers": sum(number * count for number, count in answers.items()) / rows if answers else None,
+        "answers": sum(number * count for number, count in answers.items()) / sum(answers.values())
+        if answers
+        else None,
         "charts": [Markup(chart) for chart in charts],
         "samples": [_sample(row) for row in counts["samples"]],
     }
