@@ -47,9 +47,7 @@ def _file(name: str, counts: Mapping[str, Any]) -> dict[str, Any]:
         "name": name,
         "rows": rows,
         "characters": sum(length * count for length, count in lengths),
-        "answers": sum(number * count for number, count in answers.items()) / sum(answers.values())
-        if answers
-        else None,
+        "answers": num_answers / sum(answers.values()) if answers else None,
         "charts": [Markup(chart) for chart in charts],
         "samples": [_sample(row) for row in counts["samples"]],
     }

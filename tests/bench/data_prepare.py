@@ -290,6 +290,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         seconds_a_row = []
+        write_classical(folder / "first", 1000)
+        ours("classical_modern", folder / "first", folder / "first.alone", 1)  # imports what the others have then
         for num_pairs in args.pairs:
             raw = folder / f"classical{num_pairs}"
             write_classical(raw, num_pairs)
