@@ -1,0 +1,89 @@
+"""Processes that do tasks: what they raise, and that they end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from keju.data_prepare.corpora import records
+from keju.data_prepare.pipeline.plan import Plan, in_portions
+from keju.data_prepare.pipeline.processes import Processes
+
+ROWS = '{"text": "学而时习之，不亦说乎？"}\n{"text": "有朋自远方来，不亦乐乎？"}\n'
+
+
+@pytest.fixture
+def plan(tmp_path) -> Plan:
+    raw, work = tmp_path / "raw", tmp_path / "work"
+    raw.mkdir()
+    work.mkdir()
+    for number in range(4):
+        (raw / f"{number}.jsonl").write_text(ROWS, encoding="utf-8")
+    portions = in_portions(raw, records.pieces(raw, 1), 1)
+    plan = Plan("records", 1, str(raw), "", str(work), 0, {}, portions, num_buckets=2, num_train_shards=1)
+    plan.save()
+    return plan
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def test_tasks_are_done_and_rows_counted(plan):
+    rows = []
+    with Processes(plan.work, 2) as processes:
+        assert len(children()) == 2
+        assert sum(processes.run("read", range(len(plan.portions)), rows.append)) == len(plan.portions)
+    assert sum(rows) == 8 and not children()
+    assert len(list((Path(plan.work) / "done" / "read").iterdir())) == len(plan.portions)
+
+
+def test_a_mistake_of_the_user_is_the_same_error_here(plan):
+    (Path(plan.raw_dir) / "2.jsonl").write_text('{"text": 5}\n', encoding="utf-8")
+    with Processes(plan.work, 2) as processes, pytest.raises(ValueError, match=r"2\.jsonl:1: ") as caught:
+        list(processes.run("read", range(len(plan.portions)), lambda count: None))
+    assert "\n" not in str(caught.value) and not children()
+
+
+def test_an_error_of_the_system_is_the_same_error_here(plan):
+    (Path(plan.raw_dir) / "1.jsonl").unlink()
+    with Processes(plan.work, 1) as processes, pytest.raises(FileNotFoundError, match=r"1\.jsonl"):
+        list(processes.run("read", range(len(plan.portions)), lambda count: None))
+
+
+def test_a_bug_brings_its_traceback(plan):
+    with Processes(plan.work, 1) as processes, pytest.raises(RuntimeError, match="in run_task(?s:.)*no_such"):
+        list(processes.run("no_such", [0], lambda count: None))
+
+
+def test_a_process_that_was_killed_is_said(plan):
+    with Processes(plan.work, 1) as processes:
+        for child in children():
+            child.kill()
+        with pytest.raises(ChildProcessError, match="give fewer --num_workers"):
+            list(processes.run("read", [0], lambda count: None))
+    assert not children()
+
+
+PARENT = """
+import sys, time
+from keju.data_prepare.pipeline.processes import Processes
+with Processes(sys.argv[1], 2):
+    print("there", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_they_end_with_the_process_that_began_them(plan, how):
+    with subprocess.Popen([sys.executable, "-c", PARENT, plan.work], stdout=subprocess.PIPE) as parent:
+        parent.stdout.readline()
+        workers = psutil.Process(parent.pid).children()
+        parent.send_signal(how)
+        _, alive = psutil.wait_procs(workers, timeout=30)
+        assert len(workers) == 2 and not alive
