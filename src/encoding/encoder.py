@@ -152,11 +152,19 @@ class Encoder:
             return ids if ids and ids[-1] in self.special_ids else [*ids, self.end]
         return [*self.tokenizer.encode(answer, add_special_tokens=False), self.end]
 
+    def answers_ids(
+        self, messages: Sequence[Message], answers: Sequence[str], prefix: str, prompt: list[int]
+    ) -> list[list[int]]:
+        """`answer_ids` of each of several answers to one prompt; without a template they are tokenised at once."""
+        if self.uses_template or _has_answers(messages):
+            return [self.answer_ids(messages, answer, prefix, prompt) for answer in answers]
+        return [[*ids, self.end] for ids in self.continuations_ids(_plain_prompt(messages) + prefix, answers, prompt)]
+
     def ranked_tree(self, record: RankedRecord, *, best_only: bool = False) -> Segment:
         """Prompt as root, answers as branches with their `score`. `best_only`: the best answer alone, for SFT."""
         prompt = self.prompt_ids(record.messages, record.prefix)
         answers = [record.best] if best_only else record.answers
-        encoded = [self.answer_ids(record.messages, answer.text, record.prefix, prompt) for answer in answers]
+        encoded = self.answers_ids(record.messages, [answer.text for answer in answers], record.prefix, prompt)
         prompt, encoded = self._fit(prompt, encoded, record.where)
         branches = [
             Segment(ids, trained=True, values={"score": float(answer.score)})
