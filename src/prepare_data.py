@@ -40,6 +40,7 @@ from keju.data_prepare.pipeline.plan import (
     bytes_in,
     in_portions,
     num_buckets,
+    num_train_parts,
     num_train_shards,
     piece_bytes,
 )
@@ -271,6 +272,7 @@ def build_from_files(
         portions=in_portions(raw, pieces, piece_bytes(size)),
         num_buckets=num_buckets(size),
         num_train_shards=num_train_shards(size),
+        num_train_parts=num_train_parts(size),
         near_duplicates=args.near_duplicates,
         on_bad_line=args.on_bad_line,
         compress=args.compress,

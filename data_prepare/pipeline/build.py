@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 from keju.data_prepare.pipeline import engine
 from keju.data_prepare.pipeline.plan import PLAN, Plan
 from keju.data_prepare.pipeline.rows import context_of, reply_of
-from keju.data_prepare.pipeline.shards import SAMPLES
+from keju.data_prepare.pipeline.shards import SAMPLES, put_together
 from keju.data_prepare.step import Step, merge
 from keju.records.opening import numbered_lines
 
@@ -68,8 +67,8 @@ def collect(plan: Plan, folder: Path) -> dict[str, Any]:
     patterns = {}
     for name in files:
         shards = sorted((Path(plan.work) / "records").glob(f"{name}[-.]*"))
-        for path in shards:
-            link_or_copy(path, folder / path.name)
+        for shard in shards:
+            put_together(sorted(shard.glob("[0-9]*")), folder / shard.name)
         patterns[name] = shards[0].name if len(shards) == 1 else shards[0].name.replace("-00001-", "-*-")
     missing = sum(figures["missing"] for stage in ("rank", "write") for figures in engine.figures(plan, stage))
     return {
@@ -83,14 +82,6 @@ def collect(plan: Plan, folder: Path) -> dict[str, Any]:
 def _reading_order(name: str) -> tuple[bool, int, str]:
     """What is trained on first, and prompts after what has answers."""
     return not name.endswith("_train"), FILE_KINDS.index(name.partition("_")[0]), name
-
-
-def link_or_copy(path: Path, target: Path) -> None:
-    """The same bytes under another name, without room of their own where the file system can do that."""
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)
 
 
 def steps(plan: Plan) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def num_tasks(plan: Plan, stage: str) -> int:
     if stage in ("read", "deal"):
         return len(plan.portions)
     if stage == "write":
-        return len(plan.shards)
+        return len(plan.parts)
     return 1 if stage == "decide" else plan.num_buckets
 
 

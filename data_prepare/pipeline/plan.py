@@ -21,8 +21,21 @@ PIECES = 256  # of one corpus, where their sizes allow it
 MIN_BUCKETS = 4  # so that several processes have something to do
 BUCKET_BYTES = 8 << 20  # of raw data for each bucket of hashes: about 40 MB of signatures
 SHARD_BYTES = 32 << 20  # of raw data for each shard of the training split
+PART_BYTES = 2 << 20  # of raw data for each part of a shard: several tasks write one, where there are few
+MOST_PARTS = 64  # of all shards together
 # From the one that keeps a text which several splits have.
 SPLITS = ("test", "dev", "prompts", "train")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one task writes: which part of which shard of a split; numbers from 0, and how many there are."""
+
+    split: str
+    shard: int
+    num_shards: int
+    part: int
+    num_parts: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class Plan:
         ones.
     cleaning: fields of CleaningSettings.
     decontaminate, evaluation_source: folders of evaluation sets, and what their files are known again by.
+    num_train_parts: how many tasks write a shard of the training split.
     mix: source -> weight; 1 for all others.
     options: keywords of the corpus's `pieces` and `read`.
     """
@@ -51,6 +65,7 @@ class Plan:
     portions: tuple[tuple[Piece, ...], ...]
     num_buckets: int
     num_train_shards: int
+    num_train_parts: int = 1
     near_duplicates: float = 0.8
     on_bad_line: str = "error"
     compress: bool = False
@@ -62,13 +77,14 @@ class Plan:
     pipeline: int = VERSION
 
     @property
-    def shards(self) -> list[tuple[str, int, int]]:
-        """(split, number from 0, how many the split has) of every shard."""
+    def parts(self) -> list[Part]:
+        """Those of a split follow each other, and those of a shard."""
         found = []
         for split in SPLITS:
             share = self.shares.get(split, 1 - sum(self.shares.values()))
-            count = max(1, round(self.num_train_shards * share))
-            found += [(split, number, count) for number in range(count)]
+            shards = max(1, round(self.num_train_shards * share))
+            parts = self.num_train_parts if split == "train" else 1
+            found += [Part(split, shard, shards, part, parts) for shard in range(shards) for part in range(parts)]
         return found
 
     def save(self) -> None:
@@ -115,3 +131,8 @@ def num_buckets(raw_bytes: int) -> int:
 
 def num_train_shards(raw_bytes: int) -> int:
     return max(1, math.ceil(raw_bytes / SHARD_BYTES))
+
+
+def num_train_parts(raw_bytes: int) -> int:
+    shards = num_train_shards(raw_bytes)
+    return max(1, min(math.ceil(raw_bytes / shards / PART_BYTES), MOST_PARTS // shards))

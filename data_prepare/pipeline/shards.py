@@ -1,20 +1,25 @@
-"""Files of records: one, or shards of it, plain or compressed."""
+"""Files of records: one, or shards of it, plain or compressed, each of one or more parts that tasks write."""
 
 from __future__ import annotations
 
 import bisect
 import contextlib
+import os
+import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 import zstandard
 
+from keju.data_prepare.pipeline.plan import Part
 from keju.data_prepare.pipeline.rows import KINDS, kind_of, reply_of
 
 SAMPLES = 3
 LEVEL = 6  # of compression
+COPIED_BYTES = 1 << 20
 
 
 def file_name(kind: str, split: str) -> str:
@@ -27,22 +32,39 @@ def shard_name(name: str, shard: int, count: int, *, compress: bool) -> str:
     return f"{name}{part}.jsonl{'.zst' * compress}"
 
 
-class ShardWriter:
-    """Writes one shard of every kind of record of a split, whole or not at all, and counts what it writes."""
+def put_together(parts: Sequence[Path], target: Path) -> None:
+    """A file of the bytes of its parts, in their order; one part is not copied where the file system can do that."""
+    if len(parts) == 1:
+        with contextlib.suppress(OSError):
+            os.link(parts[0], target)
+            return
+    with target.open("wb") as file:
+        for path in parts:
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, file, COPIED_BYTES)
 
-    def __init__(self, folder: Path, split: str, shard: int, count: int, *, compress: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._split = split
+
+class PartWriter:
+    """Writes a part of a shard of every kind of record, whole or not at all, and counts what it writes.
+
+    Parts lie in a folder that has the name of their shard.
+    """
+
+    def __init__(self, folder: Path, part: Part, *, compress: bool) -> None:
+        self._split = part.split
         self._counts: dict[str, FileCounts] = {}
-        self._paths = {
-            name: folder / shard_name(name, shard, count, compress=compress)
-            for name in {file_name(kind, split) for kind in KINDS if (kind, split) != ("prompts", "train")}
-        }
+        self._paths = {}
+        for kind in KINDS:
+            if (kind, part.split) != ("prompts", "train"):
+                name = file_name(kind, part.split)
+                shard = folder / shard_name(name, part.shard, part.num_shards, compress=compress)
+                shard.mkdir(parents=True, exist_ok=True)
+                self._paths[name] = shard / f"{part.part:05}"
         self._compress = compress
         self._stack = contextlib.ExitStack()
         self._files: dict[str, Any] = {}
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> PartWriter:
         for name, path in self._paths.items():
             file = self._stack.enter_context(path.with_name(f".{path.name}.part").open("wb"))
             if self._compress:

@@ -5,8 +5,8 @@ stage are done before the next begins.
     match   a bucket of hashes     -> pairs of duplicates, texts in two splits
     decide  everything             -> which items and texts go
     deal    a portion              -> what stays of its items, to those with the same nearest key
-    rank    a bucket of keys       -> near wrong answers; items go to the shard that a hash draws
-    write   a shard                -> far wrong answers, records in an order that a hash draws
+    rank    a bucket of keys       -> near wrong answers; items go to the part of a shard that a hash draws
+    write   a part of a shard      -> far wrong answers, records in an order that a hash draws
     check   a bucket of hashes     -> no text is in two splits
 
 What lies between them is in files of the work folder, none of them larger than a portion, a bucket or a shard, whatever
@@ -39,7 +39,7 @@ from keju.data_prepare.pipeline.item_files import ENTRY, ItemFile, ItemsOfSlice,
 from keju.data_prepare.pipeline.matching import EDGE, duplicate_pairs, in_two_splits, to_remove
 from keju.data_prepare.pipeline.plan import SPLITS, Plan
 from keju.data_prepare.pipeline.rows import kept_apart, kind_of
-from keju.data_prepare.pipeline.shards import ShardWriter
+from keju.data_prepare.pipeline.shards import PartWriter
 from keju.data_prepare.pipeline.signatures import (
     BAND,
     NUMBER_MASK,
@@ -304,13 +304,11 @@ def rank(plan: Plan, number: int, advance: Advance) -> Stats:
             else:
                 lines[place] = items.line(place)
         advance(end - start)
-    first, count = _shards(plan)
-    splits = items.entries["split"]
-    shards = first[splits] + items.entries["order"] % count[splits]
+    parts = _parts(plan, items.entries)
     with ItemWriter(_path(plan, "ranked", number)) as writer:
-        for shard in range(len(plan.shards)):
+        for part in range(len(plan.parts)):
             writer.add_slice()
-            writer.write(items.entries[shards == shard], lines[shards == shard])
+            writer.write(items.entries[parts == part], lines[parts == part])
     return {"missing": missing}
 
 
@@ -320,15 +318,21 @@ def _with_answers(row: dict[str, Any], more: list[dict[str, Any]]) -> dict[str, 
     return row | {"answers": answers}
 
 
-def _shards(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """The number of the first shard of each split, and how many it has, in the order of SPLITS."""
-    splits = [split for split, _, _ in plan.shards]
-    return np.array(list(map(splits.index, SPLITS)), np.uint64), np.array(list(map(splits.count, SPLITS)), np.uint64)
+def _parts(plan: Plan, entries: np.ndarray) -> np.ndarray:
+    """Which of plan.parts each item is in. Parts follow each other in the order of their items."""
+    found = np.zeros(len(entries), np.uint64)
+    for first, one in enumerate(plan.parts):
+        if one.shard == one.part == 0:
+            own = entries["split"] == SPLITS.index(one.split)
+            order = entries["order"][own]
+            shards, parts = order % np.uint64(one.num_shards), bucket_of(order, one.num_parts)
+            found[own] = np.uint64(first) + shards * np.uint64(one.num_parts) + parts
+    return found
 
 
 def write(plan: Plan, number: int, advance: Advance) -> Stats:
     wrong = corpus_module(plan.corpus).WRONG
-    split, shard, count = plan.shards[number]
+    part = plan.parts[number]
     files = [ItemFile(_path(plan, "ranked", bucket)) for bucket in range(plan.num_buckets)]
     items = ItemsOfSlice(files, number, ("order",))
     tasks = items.entries["task"].tolist()
@@ -337,7 +341,7 @@ def write(plan: Plan, number: int, advance: Advance) -> Stats:
         exchange.setdefault(task, []).append(place)
     position: Counter[int] = Counter()
     missing, hashes = 0, array("Q")
-    with ShardWriter(Path(plan.work) / "records", split, shard, count, compress=plan.compress) as writer:
+    with PartWriter(Path(plan.work) / "records", part, compress=plan.compress) as writer:
         for place, task in enumerate(tasks):
             item = items.item(place)
             row = item.row
@@ -353,7 +357,7 @@ def write(plan: Plan, number: int, advance: Advance) -> Stats:
             advance(1)
     different = np.unique(np.array(hashes, np.uint64))
     written = np.empty(len(different), WRITTEN)
-    written["hash"], written["split"] = different, SPLITS.index(split)
+    written["hash"], written["split"] = different, SPLITS.index(part.split)
     entries, begins = by_bucket(written, plan.num_buckets)
     save(_path(plan, "written", number), entries)
     save(_path(plan, "written-begins", number), begins)
@@ -365,9 +369,9 @@ WRITTEN = np.dtype([("hash", "<u8"), ("split", "u1")])
 
 def check(plan: Plan, number: int, advance: Advance) -> Stats:
     parts = [np.empty(0, WRITTEN)]
-    for shard in range(len(plan.shards)):
-        begins = load(_path(plan, "written-begins", shard))
-        parts.append(load(_path(plan, "written", shard))[begins[number] : begins[number + 1]])
+    for part in range(len(plan.parts)):
+        begins = load(_path(plan, "written-begins", part))
+        parts.append(load(_path(plan, "written", part))[begins[number] : begins[number + 1]])
     entries = np.concatenate(parts)
     entries = entries[np.lexsort((entries["split"], entries["hash"]))]
     is_same = entries["hash"][1:] == entries["hash"][:-1]

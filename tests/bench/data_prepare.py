@@ -38,7 +38,15 @@ from keju.data_prepare.corpora import classical_modern
 from keju.data_prepare.data_set import corpus_module
 from keju.data_prepare.pipeline import engine
 from keju.data_prepare.pipeline.build import collect
-from keju.data_prepare.pipeline.plan import Plan, bytes_in, in_portions, num_buckets, num_train_shards, piece_bytes
+from keju.data_prepare.pipeline.plan import (
+    Plan,
+    bytes_in,
+    in_portions,
+    num_buckets,
+    num_train_parts,
+    num_train_shards,
+    piece_bytes,
+)
 from keju.records.writing import write_jsonl
 
 RAW = shared_folder() / "data"
@@ -193,6 +201,7 @@ def ours(corpus: str, folder: Path, output: Path, num_workers: int) -> dict[str,
         portions=in_portions(folder, module.pieces(folder, piece_bytes(size)), piece_bytes(size)),
         num_buckets=num_buckets(size),
         num_train_shards=num_train_shards(size),
+        num_train_parts=num_train_parts(size),
         on_bad_line="skip",
         cleaning={"simplify": False},
     )

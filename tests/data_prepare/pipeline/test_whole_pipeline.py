@@ -18,6 +18,7 @@ import pytest
 from keju import prepare_data
 from keju.data_prepare.pipeline import engine, plan, stages
 from keju.data_prepare.pipeline.rows import kept_apart
+from keju.records.opening import numbered_lines
 from keju.records.reading import read_records
 from keju.records.record import RankedRecord
 from keju.training.launch import run_guarded
@@ -40,10 +41,11 @@ def prepare(monkeypatch, corpus: str, raw: Path, output: Path, *flags) -> int:
 
 @pytest.fixture
 def many_pieces(monkeypatch):
-    """The corpora here are small: pieces, buckets and shards are made small, too."""
+    """The corpora here are small: pieces, buckets, shards and their parts are made small, too."""
     monkeypatch.setattr(plan, "PIECE_BYTES", (20_000, 20_000))
     monkeypatch.setattr(plan, "BUCKET_BYTES", 200_000)
     monkeypatch.setattr(plan, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(plan, "PART_BYTES", 100_000)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,10 @@ def classical(tmp_path_factory) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if ".jsonl" in path.name}
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for _, line in numbered_lines(path)]
 
 
 def rows(folder: Path, name: str) -> list[dict]:
@@ -129,6 +135,19 @@ def test_any_number_of_processes_and_any_engine_gives_the_same_bytes(many_pieces
     assert len(expected) >= 4 and all(name.endswith(".jsonl.zst") for name in expected)
     assert contents(tmp_path / "others") == expected
     assert not list(tmp_path.glob(".*work"))
+
+
+def test_a_file_in_parts_has_the_same_rows_in_the_same_order(monkeypatch, tmp_path):
+    for name, num_bytes in (("whole", 1 << 30), ("parts", 50_000)):
+        monkeypatch.setattr(plan, "PART_BYTES", num_bytes)
+        assert prepare(monkeypatch, "couplet", COUPLET, tmp_path / name, "--num_workers", "1", "--compress") == 0
+    whole, parts = (
+        [(row["prompt"], row["answers"][0]) for row in read_rows(tmp_path / name / "ranked_train.jsonl.zst")]
+        for name in ("whole", "parts")
+    )
+    assert whole == parts and len(whole) > 3000
+    # Each of the parts draws its wrong answers from its own rows.
+    assert contents(tmp_path / "whole") != contents(tmp_path / "parts")
 
 
 def test_another_seed_gives_others_and_the_same_command_nothing_new(classical, monkeypatch, tmp_path, capsys):
