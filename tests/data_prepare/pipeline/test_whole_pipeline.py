@@ -145,7 +145,7 @@ def test_a_file_in_parts_has_the_same_rows_in_the_same_order(monkeypatch, tmp_pa
         [(row["prompt"], row["answers"][0]) for row in read_rows(tmp_path / name / "ranked_train.jsonl.zst")]
         for name in ("whole", "parts")
     )
-    assert whole == parts and len(whole) > 3000
+    assert whole == parts and len(whole) > 2500
     # Each of the parts draws its wrong answers from its own rows.
     assert contents(tmp_path / "whole") != contents(tmp_path / "parts")
 
