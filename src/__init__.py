@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
-from importlib.util import find_spec
 from types import ModuleType
 
 # How long a thread of GNU OpenMP spins before it sleeps while it waits for another. Its default makes training on CPUs
@@ -37,14 +36,15 @@ class _Finder(MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name != self.name:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, others), None)
         if spec is None:  # it is not installed
             return None
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
+            sys.meta_path.remove(self)  # and not before: many look for a spec without importing anything
             self.then(sys.modules[name])  # a module may put another in its place, as transformers does
 
         spec.loader.exec_module = exec_module

@@ -7,6 +7,7 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
 from transformers import AutoConfig, PreTrainedConfig
 
 import keju.models
@@ -44,6 +45,49 @@ print(type(AutoConfig.for_model("pangu")).__name__)
 print([name for name in ("jieba", "peft", "datasets", "trl") if name in sys.modules])
 """
     assert run(code).splitlines() == ["PanguConfig", "[]"]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import keju",
+        "import keju, importlib.util; importlib.util.find_spec('transformers')",
+        "import keju, accelerate, datasets",
+        "import transformers, keju",
+        "from keju.models.pangu import PanguConfig",
+        "from keju.tokenizers.glm import GLMChineseTokenizer",
+        "import keju.models.layers",
+    ],
+)
+def test_families_are_registered_whatever_is_imported_first(first):
+    code = f"""
+{first}
+from transformers import AutoConfig, AutoModelForCausalLM
+config = AutoConfig.for_model("pangu", num_layers=1, hidden_size=8, num_heads=1, vocab_size=9)
+print(type(config).__name__, type(AutoModelForCausalLM.from_config(config)).__name__)
+import keju.models.pangu
+assert type(config) is keju.models.pangu.PanguConfig
+"""
+    assert run(code) == "PanguConfig PanguForCausalLM"
+
+
+def test_data_is_prepared_without_torch():
+    code = """
+import sys
+import keju.data_prepare.pipeline.worker
+print([name for name in ("torch", "transformers", "rich", "pandas", "datasets") if name in sys.modules])
+"""
+    assert run(code) == "[]"
+
+
+def test_a_process_may_leave_the_families_out():
+    code = """
+import sys, keju
+keju.leave_out_families()
+import transformers
+print([name for name in sys.modules if name.startswith("keju.")])
+"""
+    assert run(code) == "[]"
 
 
 def test_kernels_import_without_transformers():
