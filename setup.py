@@ -27,7 +27,7 @@ setup(
     version="0.1.0",
     description="From raw Chinese text to an aligned, evaluated language model, in shell-invoked stages",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.11,<3.13",
     packages=[
         package
         for name, folder in MOUNTS.items()
@@ -38,14 +38,14 @@ setup(
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
-        "transformers>=5.17,<6",
+        "transformers>=5.23,<6",
         "tokenizers>=0.22",
         "datasets>=4",
         "accelerate>=1.10",
         "deepspeed>=0.18",
         "psutil>=5.9",
         "filelock>=3.12",
-        "trl>=1",
+        "trl>=1.16,<2",
         "peft>=0.18",
         "safetensors>=0.5",
         "sentencepiece>=0.2",

@@ -1,6 +1,6 @@
 # Sourced by every script here: finds the repository, makes or enters the Python environment, installs what is missing.
 #
-#   PYTHON=python3.12    interpreter for a new environment (default: the newest of 3.12, 3.11, 3.10 that is there)
+#   PYTHON=python3.12    interpreter for a new environment (default: 3.12 or 3.11, what is there)
 #   KEJU_VENV=DIR        the environment's folder (default: .venv in the repository; an active one is used as it is)
 #   KEJU_EXTRAS=test     optional dependencies to install as well
 
@@ -13,13 +13,13 @@ _fail() {
 
 _find_python() {
     local candidate
-    for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3 python}; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+    for candidate in ${PYTHON:-python3.12 python3.11 python3 python}; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    _fail "Python 3.10, 3.11 or 3.12 is needed${PYTHON:+ (PYTHON=$PYTHON is not one of them)}"
+    _fail "Python 3.11 or 3.12 is needed${PYTHON:+ (PYTHON=$PYTHON is not one of them)}"
 }
 
 _enter_environment() {

@@ -131,7 +131,7 @@ def heading(setting: Setting) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if is_cuda else f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
         "device_type": setting.device,
         "threads": torch.get_num_threads(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions,
         "keju_runs": "Triton" if use_triton(probe) else "plain torch",
         "dtype": str(setting.dtype).removeprefix("torch."),

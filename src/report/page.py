@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -29,7 +29,7 @@ def page_context() -> dict[str, Any]:
     """Values of page.html.j2."""
     origin = describe_versions()
     return {
-        "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": origin["machine"],
         "versions": origin["versions"],
         "commit": origin["git_commit"],

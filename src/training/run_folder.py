@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ class RunFolder:
     def _describe(self) -> dict[str, Any]:
         return {
             "stage": self.stage,
-            "started": datetime.fromtimestamp(self.started, timezone.utc).isoformat(timespec="seconds"),
+            "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
             "command": without_secrets(list(sys.orig_argv)),
             "argv": self.argv,
             "resumed_from": str(self.checkpoint) if self.checkpoint else None,
