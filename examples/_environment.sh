@@ -1,6 +1,6 @@
 # Sourced by every script here: finds the repository, makes or enters the Python environment, installs what is missing.
 #
-#   PYTHON=python3.12    interpreter for a new environment (default: 3.12 or 3.11, what is there)
+#   PYTHON=python3.12    interpreter for a new environment (default: python3.12 or python3.11)
 #   KEJU_VENV=DIR        the environment's folder (default: .venv in the repository; an active one is used as it is)
 #   KEJU_EXTRAS=test     optional dependencies to install as well
 

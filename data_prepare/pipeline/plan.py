@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections import Counter
@@ -76,7 +77,7 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
     pipeline: int = VERSION
 
-    @property
+    @functools.cached_property
     def parts(self) -> list[Part]:
         """Those of a split follow each other, and those of a shard."""
         found = []
