@@ -74,6 +74,12 @@ class ItemWriter:
         self._aside.replace(self._path)
 
 
+def places_of(numbers: np.ndarray, count: int) -> list[np.ndarray]:
+    """Where each of the numbers from 0 to count - 1 is, in ascending order."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.searchsorted(numbers[order], np.arange(1, count, dtype=numbers.dtype)))
+
+
 def save(path: Path, array: np.ndarray) -> None:
     """An array as a file that is whole or not there."""
     aside = path.with_name(f"{path.name}.part")

@@ -35,7 +35,16 @@ from keju.data_prepare.data_set import corpus_module
 from keju.data_prepare.mixing import copies
 from keju.data_prepare.pipeline.drawing import wrong_answers
 from keju.data_prepare.pipeline.hashing import bucket_of, fraction, hash64, mixed, remembered_hash64, text_hash
-from keju.data_prepare.pipeline.item_files import ENTRY, ItemFile, ItemsOfSlice, ItemWriter, line_of, load, save
+from keju.data_prepare.pipeline.item_files import (
+    ENTRY,
+    ItemFile,
+    ItemsOfSlice,
+    ItemWriter,
+    line_of,
+    load,
+    places_of,
+    save,
+)
 from keju.data_prepare.pipeline.matching import EDGE, duplicate_pairs, in_two_splits, to_remove
 from keju.data_prepare.pipeline.plan import SPLITS, Plan
 from keju.data_prepare.pipeline.rows import kept_apart, kind_of
@@ -210,9 +219,8 @@ def deal(plan: Plan, number: int, advance: Advance, before: dict[str, list[Stats
     entries["order"] = _order(plan, entries["number"], (np.arange(len(places)) - firsts).astype(np.uint64))
     buckets = bucket_of(_dealt_by(file, places, entries, parts), plan.num_buckets)
     with ItemWriter(_path(plan, "dealt", number)) as writer:
-        for bucket in range(plan.num_buckets):
+        for chosen in places_of(buckets, plan.num_buckets):
             writer.add_slice()
-            chosen = buckets == bucket
             writer.write(entries[chosen], (changed.get(place) or file.line(place) for place in places[chosen].tolist()))
     advance(len(file))
     return {"steps": [duplicates.as_row(), apart.as_row()]}
@@ -306,9 +314,9 @@ def rank(plan: Plan, number: int, advance: Advance) -> Stats:
         advance(end - start)
     parts = _parts(plan, items.entries)
     with ItemWriter(_path(plan, "ranked", number)) as writer:
-        for part in range(len(plan.parts)):
+        for chosen in places_of(parts, len(plan.parts)):
             writer.add_slice()
-            writer.write(items.entries[parts == part], lines[parts == part])
+            writer.write(items.entries[chosen], lines[chosen])
     return {"missing": missing}
 
 

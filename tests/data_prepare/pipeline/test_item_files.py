@@ -7,7 +7,7 @@ import pytest
 
 from keju.data_prepare.corpus import Item
 from keju.data_prepare.pipeline.hashing import bucket_of, mixed
-from keju.data_prepare.pipeline.item_files import ENTRY, ItemFile, ItemsOfSlice, ItemWriter, line_of
+from keju.data_prepare.pipeline.item_files import ENTRY, ItemFile, ItemsOfSlice, ItemWriter, line_of, places_of
 
 
 def item(number: int) -> Item:
@@ -67,6 +67,14 @@ def test_a_slice_of_several_files_in_the_order_drawn(tmp_path):
     assert [items.item(place) for place in range(len(items))] == list(map(item, expected))
     assert items.entries["number"].tolist() == expected
     assert [items.line(place) for place in range(len(items))] == list(map(line_of, map(item, expected)))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_places_of_numbers(count):
+    numbers = np.array([3, 0, 3, 1, 0] if count == 4 else [0, 0], np.uint64)
+    expected = [[place for place, number in enumerate(numbers) if number == one] for one in range(count)]
+    assert [places.tolist() for places in places_of(numbers, count)] == expected
+    assert [len(places) for places in places_of(numbers[:0], count)] == [0] * count
 
 
 def test_numbers_are_those_of_splitmix64_and_evenly_spread():

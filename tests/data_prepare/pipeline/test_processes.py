@@ -70,8 +70,10 @@ def test_a_process_that_was_killed_is_said(plan):
     assert not children()
 
 
+# Ctrl-C is ignored by what a shell runs in the background, this test, too.
 PARENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from keju.data_prepare.pipeline.processes import Processes
 with Processes(sys.argv[1], 2):
     print("there", flush=True)
@@ -86,4 +88,5 @@ def test_they_end_with_the_process_that_began_them(plan, how):
         workers = psutil.Process(parent.pid).children()
         parent.send_signal(how)
         _, alive = psutil.wait_procs(workers, timeout=30)
+        parent.kill()
         assert len(workers) == 2 and not alive
