@@ -43,18 +43,23 @@ def _where(number: int) -> tuple[int, int]:
     return number, os.getpid()
 
 
-def _sleeps_but_for_the_first(number: int) -> int:
-    time.sleep(60 if number else 0)
+def _sleeps_but_for_the_first(item: tuple[Path, int]) -> int:
+    folder, number = item
+    if number:
+        (folder / f"begun{number}").touch()
+        time.sleep(60)
+        (folder / f"ended{number}").touch()
+    while not any(folder.iterdir()):  # until another process is in the middle of its item
+        time.sleep(0.05)
     return number
 
 
-def test_workers_end_in_the_middle_of_an_item(monkeypatch):
+def test_workers_end_in_the_middle_of_an_item(monkeypatch, tmp_path):
     monkeypatch.setattr(workers, "HELP_WHILE_THEY_START", False)
-    results = map_in_order(_sleeps_but_for_the_first, range(9), 2)
-    start = time.monotonic()
+    results = map_in_order(_sleeps_but_for_the_first, [(tmp_path, number) for number in range(4)], 2)
     assert next(results) == 0
     results.close()
-    assert time.monotonic() - start < 50 and not psutil.Process().children(recursive=True)
+    assert not list(tmp_path.glob("ended*")) and not psutil.Process().children(recursive=True)
 
 
 def test_this_process_works_until_others_have_started():
