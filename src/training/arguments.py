@@ -11,6 +11,7 @@ import difflib
 import re
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -25,6 +26,13 @@ from keju.training.stage_arguments import (  # noqa: F401  (stages import the da
     TokenCacheArguments,
 )
 from keju.training.yaml_config import Setting, read_settings
+
+_parsed: dict[str, Any] = {}
+
+
+def parsed_arguments() -> Mapping[str, Any]:
+    """What `parse_arguments` has read last, by name."""
+    return _parsed
 
 
 def parse_arguments(
@@ -53,6 +61,8 @@ def parse_arguments(
     namespace, unknown = parser.parse_known_args(flags)
     if unknown:
         parser.error(_unknown(unknown[0], "unknown flag ", "--", parser.names()))
+    _parsed.clear()
+    _parsed.update(vars(namespace))
     given = {setting.key for setting in settings}
     given |= {flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
     try:

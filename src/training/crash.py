@@ -147,6 +147,8 @@ def _disk_full(error: BaseException, flags: _Flags) -> list[str]:
     if not flags.now("save_only_model"):
         lines += flags.change("save_only_model", "true", "a third of the size; such a checkpoint cannot be resumed")
     lines += flags.change("output_dir", "<folder on another disk>", "more space")
+    if flags.arguments and "resume_from_checkpoint" not in flags.arguments:
+        return [*lines, "or make room, and give the same command again"]
     return lines + flags.change("resume_from_checkpoint", "auto", "then goes on from the last whole checkpoint")
 
 

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from keju.records.mistakes import is_raised_by_us
+from keju.training.arguments import parsed_arguments
 from keju.training.crash import explain
 from keju.training.processes import process_index
 from keju.training.run_folder import RunFolder, current_run
@@ -89,7 +90,7 @@ def _report(error: BaseException, run: RunFolder | None) -> int:
         if run is not None:
             run.discard_if_untouched()
         return USAGE
-    what, *remedies = explain(error, run.arguments if run is not None else None) or [""]
+    what, *remedies = explain(error, run.arguments if run is not None else parsed_arguments()) or [""]
     lines = [] if what else [f"{prefix}{type(error).__name__}: {_one_line(error)}"]
     lines += [f"{prefix}{what}", *(f"  - {remedy}" for remedy in remedies)] if what else []
     if run is not None and run.is_main:
