@@ -147,9 +147,14 @@ def _disk_full(error: BaseException, flags: _Flags) -> list[str]:
     if not flags.now("save_only_model"):
         lines += flags.change("save_only_model", "true", "a third of the size; such a checkpoint cannot be resumed")
     lines += flags.change("output_dir", "<folder on another disk>", "more space")
+    return lines + _again(flags, "then goes on from the last whole checkpoint")
+
+
+def _again(flags: _Flags, why: str) -> list[str]:
+    """How to go on where the run ended; stages without checkpoints keep what they have done."""
     if flags.arguments and "resume_from_checkpoint" not in flags.arguments:
-        return [*lines, "or make room, and give the same command again"]
-    return lines + flags.change("resume_from_checkpoint", "auto", "then goes on from the last whole checkpoint")
+        return ["the same command again goes on with what is done, or begins anew"]
+    return flags.change("resume_from_checkpoint", "auto", why)
 
 
 def _lost_loader(_: BaseException, flags: _Flags) -> list[str]:
@@ -185,7 +190,11 @@ def _device_assert(_: BaseException, flags: _Flags) -> list[str]:
 
 def _interrupted(_: BaseException, flags: _Flags) -> list[str]:
     lines = ["Stopped from outside (Ctrl-C or a signal)."]
-    return lines + flags.change("resume_from_checkpoint", "auto", "goes on from the last checkpoint")
+    return lines + _again(flags, "goes on from the last checkpoint")
+
+
+def _lost_worker(error: BaseException, flags: _Flags) -> list[str]:
+    return [str(error), *_again(flags, "goes on from the last checkpoint")]
 
 
 Known = tuple[Callable[[BaseException], bool], Callable[[BaseException, _Flags], list[str]]]
@@ -195,6 +204,7 @@ KNOWN: list[Known] = [
     (lambda error: isinstance(error, NonFiniteLoss), _not_finite),
     (lambda error: isinstance(error, MissingEos), _no_end),
     (_is_disk_full, _disk_full),
+    (lambda error: isinstance(error, ChildProcessError), _lost_worker),
     (_says("DataLoader worker"), _lost_loader),
     (_is_gpu_memory, _gpu_memory),
     (_is_cpu_memory, _cpu_memory),

@@ -57,6 +57,11 @@ ARGUMENTS = {
         (MissingEos(3, 1.0), "does not end", ["--max_new_tokens 128"]),
         (RuntimeError("CUDA error: device-side assert triggered"), "token id", []),
         (KeyboardInterrupt(), "Ctrl-C", ["--resume_from_checkpoint auto"]),
+        (
+            ChildProcessError("a process was killed; give fewer --num_workers"),
+            "was killed",
+            ["--resume_from_checkpoint"],
+        ),
     ],
 )
 def test_says_what_happened_and_which_flags(error, happened, flags):
@@ -73,6 +78,13 @@ def test_present_values_are_named():
 def test_only_flags_that_the_run_has():
     remedies = explain(torch.OutOfMemoryError("x"), {"token_budget": 100})[1:]
     assert remedies and all("token_budget" in remedy for remedy in remedies)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), ChildProcessError("")])
+def test_stages_without_checkpoints(error):
+    _, *remedies = explain(error, {"output_dir": "runs/data", "num_workers": 2})
+    assert remedies[-1].startswith("the same command again")
+    assert not any(name in remedy for remedy in remedies for name in ("checkpoint", "save_"))
 
 
 def test_nothing_that_is_set_already_is_proposed():

@@ -259,7 +259,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(many_pieces, monkeypatch, tmp_p
         assert prepare(patch, "couplet", COUPLET, tmp_path / "out", "--num_workers", "1") == 1
     said = capsys.readouterr().err
     assert f"The disk is full: {tmp_path / 'out'} could" in said or "The disk is full: somewhere could" in said
-    assert "--output_dir <folder on another disk>" in said and "give the same command again" in said
+    assert "--output_dir <folder on another disk>" in said and "the same command again" in said
     assert "--save_total_limit" not in said and not (tmp_path / "out").exists()
     assert prepare(monkeypatch, "couplet", COUPLET, tmp_path / "out", "--num_workers", "1") == 0
     assert prepare(monkeypatch, "couplet", COUPLET, tmp_path / "whole", "--num_workers", "1") == 0
