@@ -9,6 +9,7 @@ run that was interrupted goes on where it was.
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import tempfile
@@ -34,16 +35,7 @@ from keju.data_prepare.folder import REPORT, describe, new_folder, reusable_repo
 from keju.data_prepare.mixing import parse_mix
 from keju.data_prepare.pipeline import engine
 from keju.data_prepare.pipeline.build import begin, collect, fingerprint, json_rows, training_texts
-from keju.data_prepare.pipeline.plan import (
-    VERSION,
-    Plan,
-    bytes_in,
-    in_portions,
-    num_buckets,
-    num_train_parts,
-    num_train_shards,
-    piece_bytes,
-)
+from keju.data_prepare.pipeline.plan import VERSION, Plan, fields_by_size
 from keju.data_prepare.pipeline.rows import reply_of
 from keju.data_prepare.pipeline.shards import FileCounts, length_class
 from keju.data_prepare.pipeline.stages import evaluation_ngrams
@@ -71,15 +63,6 @@ OF_ALL = (
     "decontaminate",
     "overwrite_output_dir",
 )
-STAGE_TITLES = {
-    "read": "reading and cleaning",
-    "match": "looking for duplicates",
-    "decide": "choosing what stays",
-    "deal": "leaving out the others",
-    "rank": "near wrong answers",
-    "write": "far wrong answers, writing",
-    "check": "comparing the splits",
-}
 EXECUTORS = ("here", "local", "slurm", "ray")
 
 
@@ -258,9 +241,8 @@ def build_from_files(
 ) -> dict[str, Any] | None:
     """The report; None where jobs were only submitted."""
     raw, output = Path(args.raw_dir).absolute(), Path(args.output_dir).absolute()
-    size = bytes_in(raw)
     options = {"document": args.document} if args.corpus == "records" else {}
-    pieces = corpus.pieces(raw, piece_bytes(size), **options)
+    by_size = fields_by_size(raw, functools.partial(corpus.pieces, raw, **options))
     plan = Plan(
         corpus=args.corpus,
         raw_dir=str(raw),
@@ -269,17 +251,14 @@ def build_from_files(
         work=str(output.with_name(f".{output.name}.work")),
         seed=args.seed,
         shares={"test": args.test_share, "dev": args.dev_share, "prompts": args.prompts_share},
-        portions=in_portions(raw, pieces, piece_bytes(size)),
-        num_buckets=num_buckets(size),
-        num_train_shards=num_train_shards(size),
-        num_train_parts=num_train_parts(size),
+        **by_size,
         near_duplicates=args.near_duplicates,
         on_bad_line=args.on_bad_line,
         compress=args.compress,
         cleaning=asdict(cleaning),
         decontaminate=tuple(str(Path(folder).absolute()) for folder in args.decontaminate),
         evaluation_source=" ".join(made_from["decontaminate"]),
-        mix=parse_mix(args.mix, {piece.path for piece in pieces}) if args.mix else {},
+        mix=parse_mix(args.mix, {piece.path for pieces in by_size["portions"] for piece in pieces}) if args.mix else {},
         options=options,
     )
     if begin(plan):
@@ -314,8 +293,8 @@ def count_tokens(found: dict[str, Any], folder: Path, tokenizer: PreTrainedToken
         counts["token_lengths"] = dict(sorted(lengths.items()))
 
 
-def stage_bar(total: int, stage: str) -> Progress:
-    return Progress(total, STAGE_TITLES[stage], unit="tasks")
+def stage_bar(total: int, title: str) -> Progress:
+    return Progress(total, title, unit="tasks")
 
 
 def write_vocabulary(texts: list[str], vocab_size: int, folder: Path, console: Console) -> None:

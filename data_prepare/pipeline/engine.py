@@ -21,7 +21,15 @@ from keju.data_prepare.pipeline.plan import Plan
 from keju.data_prepare.pipeline.processes import Advance, Processes
 from keju.records.writing import write_json
 
-STAGES = ("read", "match", "decide", "deal", "rank", "write", "check")
+STAGES = {  # in their order, and what a progress bar calls them
+    "read": "reading and cleaning",
+    "match": "looking for duplicates",
+    "decide": "choosing what stays",
+    "deal": "leaving out the others",
+    "rank": "near wrong answers",
+    "write": "far wrong answers, writing",
+    "check": "comparing the splits",
+}
 NEEDS_FIGURES = {"decide": ("read",), "deal": ("decide",)}  # of earlier stages
 
 
@@ -29,7 +37,7 @@ class Bar(Protocol):
     def advance(self, n: int, **shown: Any) -> None: ...
 
 
-MakeBar = Callable[[int, str], AbstractContextManager[Bar]]  # (number of tasks, stage)
+MakeBar = Callable[[int, str], AbstractContextManager[Bar]]  # (number of tasks, title)
 Run = Callable[[str, Iterable[int], Advance], Iterator[int]]  # tasks of a stage; yields how many have ended meanwhile
 
 
@@ -60,7 +68,8 @@ def figures(plan: Plan, stage: str) -> list[dict[str, Any]]:
 
 
 def is_done(plan: Plan) -> bool:
-    return all(_mark(plan, STAGES[-1], number).exists() for number in range(num_tasks(plan, STAGES[-1])))
+    *_, last = STAGES
+    return all(_mark(plan, last, number).exists() for number in range(num_tasks(plan, last)))
 
 
 def run_here(plan: Plan, num_workers: int, make_bar: MakeBar) -> None:
@@ -75,13 +84,13 @@ def run_here(plan: Plan, num_workers: int, make_bar: MakeBar) -> None:
 
 
 def _run_stages(plan: Plan, make_bar: MakeBar, run: Run) -> None:
-    for stage in STAGES:
+    for stage, title in STAGES.items():
         total = num_tasks(plan, stage)
         missing = [number for number in range(total) if not _mark(plan, stage, number).exists()]
         if not missing:
             continue
         rows, begun = _Rows(), time.monotonic()
-        with make_bar(total, stage) as bar:
+        with make_bar(total, title) as bar:
             bar.advance(total - len(missing))
             for ended in run(stage, missing, rows.advance):
                 speed = round(rows.count / (time.monotonic() - begun))

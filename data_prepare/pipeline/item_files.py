@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mmap
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ import orjson
 
 from keju.data_prepare.corpus import Item
 from keju.data_prepare.pipeline.plan import SPLITS
+from keju.records.writing import whole_file
 
 # number: the portion in the upper 32 bits, the place in the portion in the lower ones. split: its place in SPLITS.
 # task: a number that is the same for items that exchange answers, 0 for those that take none.
@@ -41,13 +42,14 @@ class ItemWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._aside = path.with_name(f"{path.name}.part")
+        self._stack = contextlib.ExitStack()
         self._entries: list[np.ndarray] = []
         self._sizes: list[int] = []
         self._first_lines: list[int] = []
 
     def __enter__(self) -> ItemWriter:
-        self._file = self._aside.open("wb")
+        aside = self._stack.enter_context(whole_file(self._path))
+        self._file = self._stack.enter_context(aside.open("wb"))
         return self
 
     def add_slice(self) -> None:
@@ -60,18 +62,15 @@ class ItemWriter:
         self._sizes += map(self._file.write, lines)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType) -> None:
-        with self._file:
-            if error is not None:
-                return
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        self._stack.__exit__(kind, error, trace)
+        if error is not None:
+            return
         entries = np.concatenate([np.empty(0, ENTRY), *self._entries])
         assert len(entries) == len(self._sizes), "a line has no entry, or an entry no line"
         begins = np.concatenate([[0], np.cumsum(self._sizes, dtype=np.int64)]).astype(np.int64)
         slices = np.array([*self._first_lines, len(self._sizes)], np.int64)
         for name, table in (("entries", entries), ("begins", begins), ("slices", slices)):
             save(Path(f"{self._path}.{name}"), table)
-        self._aside.replace(self._path)
 
 
 def places_of(numbers: np.ndarray, count: int) -> list[np.ndarray]:
@@ -82,12 +81,8 @@ def places_of(numbers: np.ndarray, count: int) -> list[np.ndarray]:
 
 def save(path: Path, array: np.ndarray) -> None:
     """An array as a file that is whole or not there."""
-    aside = path.with_name(f"{path.name}.part")
-    with aside.open("wb") as file:
+    with whole_file(path) as aside, aside.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def load(path: Path) -> np.ndarray:

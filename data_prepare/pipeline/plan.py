@@ -7,7 +7,7 @@ import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,17 @@ class Plan:
         fields = json.loads((Path(work) / PLAN).read_text(encoding="utf-8"))
         portions = tuple(tuple(Piece(**piece) for piece in pieces) for pieces in fields["portions"])
         return cls(**fields | {"portions": portions, "decontaminate": tuple(fields["decontaminate"])})
+
+
+def fields_by_size(raw: Path, pieces: Callable[[int], list[Piece]]) -> dict[str, Any]:
+    """The fields of a plan that follow from how much raw data there is. pieces: of at least so many bytes."""
+    size = bytes_in(raw)
+    return {
+        "portions": in_portions(raw, pieces(piece_bytes(size)), piece_bytes(size)),
+        "num_buckets": num_buckets(size),
+        "num_train_shards": num_train_shards(size),
+        "num_train_parts": num_train_parts(size),
+    }
 
 
 def bytes_in(path: Path) -> int:

@@ -16,6 +16,7 @@ import zstandard
 
 from keju.data_prepare.pipeline.plan import Part
 from keju.data_prepare.pipeline.rows import KINDS, kind_of, reply_of
+from keju.records.writing import whole_file
 
 SAMPLES = 3
 LEVEL = 6  # of compression
@@ -58,7 +59,6 @@ class PartWriter:
             if (kind, part.split) != ("prompts", "train"):
                 name = file_name(kind, part.split)
                 shard = folder / shard_name(name, part.shard, part.num_shards, compress=compress)
-                shard.mkdir(parents=True, exist_ok=True)
                 self._paths[name] = shard / f"{part.part:05}"
         self._compress = compress
         self._stack = contextlib.ExitStack()
@@ -66,7 +66,8 @@ class PartWriter:
 
     def __enter__(self) -> PartWriter:
         for name, path in self._paths.items():
-            file = self._stack.enter_context(path.with_name(f".{path.name}.part").open("wb"))
+            aside = self._stack.enter_context(whole_file(path))
+            file = self._stack.enter_context(aside.open("wb"))
             if self._compress:
                 writer = zstandard.ZstdCompressor(LEVEL).stream_writer(file, closefd=False)
                 file = self._stack.enter_context(writer)
@@ -75,13 +76,7 @@ class PartWriter:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        self._stack.close()
-        for path in self._paths.values():
-            aside = path.with_name(f".{path.name}.part")
-            if error is None:
-                aside.replace(path)
-            else:
-                aside.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, trace)
 
     def add(self, row: dict[str, Any], source: str) -> None:
         name = file_name(kind_of(row), self._split)

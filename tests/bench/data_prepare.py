@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import os
 import random
@@ -38,15 +39,7 @@ from keju.data_prepare.corpora import classical_modern
 from keju.data_prepare.data_set import corpus_module
 from keju.data_prepare.pipeline import engine
 from keju.data_prepare.pipeline.build import collect
-from keju.data_prepare.pipeline.plan import (
-    Plan,
-    bytes_in,
-    in_portions,
-    num_buckets,
-    num_train_parts,
-    num_train_shards,
-    piece_bytes,
-)
+from keju.data_prepare.pipeline.plan import Plan, fields_by_size
 from keju.records.writing import write_jsonl
 
 RAW = shared_folder() / "data"
@@ -187,26 +180,28 @@ def _ranked(prompt: str, right: str, *candidates: tuple[Any, int, int]) -> Pair:
     return {"prompt": prompt, "answers": answers}
 
 
-def ours(corpus: str, folder: Path, output: Path, num_workers: int) -> dict[str, Any]:
-    """Everything but the vocabulary and the page; what `collect` says of it."""
-    module, size = corpus_module(corpus), bytes_in(folder)
+def saved_plan(corpus: str, folder: Path, work: Path, cleaning: dict[str, Any]) -> Plan:
+    module = corpus_module(corpus)
     plan = Plan(
         corpus=corpus,
         version=module.VERSION,
         raw_dir=str(folder),
         source="",
-        work=str(output) + ".work",
+        work=str(work),
         seed=0,
         shares=SHARES,
-        portions=in_portions(folder, module.pieces(folder, piece_bytes(size)), piece_bytes(size)),
-        num_buckets=num_buckets(size),
-        num_train_shards=num_train_shards(size),
-        num_train_parts=num_train_parts(size),
+        **fields_by_size(folder, functools.partial(module.pieces, folder)),
         on_bad_line="skip",
-        cleaning={"simplify": False},
+        cleaning=cleaning,
     )
-    Path(plan.work).mkdir()
+    work.mkdir()
     plan.save()
+    return plan
+
+
+def ours(corpus: str, folder: Path, output: Path, num_workers: int) -> dict[str, Any]:
+    """Everything but the vocabulary and the page; what `collect` says of it."""
+    plan = saved_plan(corpus, folder, Path(f"{output}.work"), {"simplify": False})
     engine.run_here(plan, num_workers, lambda total, title: nullcontext(NoBar()))
     output.mkdir()
     found = collect(plan, output)
@@ -275,12 +270,8 @@ def deduplication(num_texts: int, num_workers: int) -> float:
         with (folder / "texts.txt").open("w", encoding="utf-8") as file:
             for _ in range(num_texts):
                 file.write("，".join(rng.choices(texts, k=3)) + "\n")
-        module = corpus_module("records")
-        plan = Plan("records", 1, str(folder), "", str(folder / "work"), 0, SHARES,
-                    in_portions(folder, module.pieces(folder, 1 << 20), 1 << 20), 4, 1, cleaning={})  # fmt: skip
-        (folder / "work").mkdir()
-        plan.save()
-        stages, engine.STAGES = engine.STAGES, ("read", "match", "decide")
+        plan = saved_plan("records", folder / "texts.txt", folder / "work", {})
+        stages, engine.STAGES = engine.STAGES, dict(list(engine.STAGES.items())[:3])  # up to what goes
         seconds, _ = timed(lambda: engine.run_here(plan, num_workers, lambda total, title: nullcontext(NoBar())))
         engine.STAGES = stages
     return seconds
