@@ -34,7 +34,7 @@ from keju.data_prepare.data_set import DataSet, corpus_module
 from keju.data_prepare.folder import REPORT, describe, new_folder, reusable_report
 from keju.data_prepare.mixing import parse_mix
 from keju.data_prepare.pipeline import engine
-from keju.data_prepare.pipeline.build import begin, collect, fingerprint, json_rows, training_texts
+from keju.data_prepare.pipeline.build import begin, collect, fingerprint, training_texts
 from keju.data_prepare.pipeline.plan import VERSION, Plan, fields_by_size
 from keju.data_prepare.pipeline.rows import reply_of
 from keju.data_prepare.pipeline.shards import FileCounts, length_class
@@ -42,6 +42,7 @@ from keju.data_prepare.pipeline.stages import evaluation_ngrams
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
 from keju.encoding.workers import usable_cores
 from keju.models.loading import load_tokenizer, named_sizes, size_fields
+from keju.records.json_text import json_rows
 from keju.records.reading import ON_BAD_LINE
 from keju.records.writing import write_json, write_jsonl
 from keju.report.corpora import write_corpus_report

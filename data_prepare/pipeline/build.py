@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from keju.data_prepare.pipeline.plan import PLAN, Plan
 from keju.data_prepare.pipeline.rows import context_of, reply_of
 from keju.data_prepare.pipeline.shards import SAMPLES, put_together
 from keju.data_prepare.step import Step, merge
-from keju.records.opening import numbered_lines
+from keju.records.json_text import json_rows
 
 FILE_KINDS = ("ranked", "chat", "pretrain", "prompts")  # from the one to look at first
 VOCABULARY_ROWS = 50_000
@@ -116,8 +114,3 @@ def training_texts(folder: Path) -> list[str]:
                 break
             texts += filter(None, (context_of(row), reply_of(row)))
     return texts
-
-
-def json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a file that this pipeline has written."""
-    return (json.loads(line) for _, line in numbered_lines(path))

@@ -6,11 +6,19 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+
+from keju.records.opening import numbered_lines
 
 MAX_ITEM = 1 << 26  # characters; where an item does not end within them, it is malformed
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+
+
+def json_rows(path: Path) -> Iterator[Any]:
+    """The values of a file of lines that a stage of ours has written, plain or compressed."""
+    return (json.loads(line) for _, line in numbered_lines(path))
 
 
 def parsed(text: str) -> Any:
