@@ -12,18 +12,36 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `role` is one of `ROLES`."""
+    """One turn of a conversation.
+
+    role: one of `ROLES`.
+    content: may be empty where the turn calls tools.
+    reasoning: what an assistant thought before `content`, without the marks that a template puts around it.
+    tool_calls: the calls of an assistant turn, as the text of a JSON array in OpenAI's form ("" for none).
+    name: of the tool that a tool turn answers for, where the record says so.
+    weight: of an assistant turn in the loss of SFT; 0 leaves it untrained.
+    """
 
     role: str
     content: str
+    reasoning: str = ""
+    tool_calls: str = ""
+    name: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A possible answer; a higher score is a better answer, and only the order of scores has a meaning."""
+    """A possible answer; a higher score is a better answer, and only the order of scores has a meaning.
+
+    is_good: a mark that the record gives to this answer by itself (KTO); None where it gives none.
+    reasoning: what was thought before `text`, as of a Message.
+    """
 
     text: str
     score: float
+    is_good: bool | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +59,14 @@ class TextRecord:
 
 @dataclass(frozen=True, slots=True)
 class ChatRecord:
-    """A conversation whose assistant turns are learned. A record of a prompt alone ends with a user turn."""
+    """A conversation whose assistant turns are learned. A record of a prompt alone ends with a user turn.
+
+    tools: what the assistant may call, as the text of a JSON array in OpenAI's form ("" for none).
+    """
 
     messages: tuple[Message, ...]
     where: str = field(default="", compare=False)
+    tools: str = ""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -62,12 +84,14 @@ class RankedRecord:
     messages: ends with a user (or tool) turn; a system turn, if any, comes first.
     answers: at least one, none empty, in the order of the file.
     prefix: a given beginning of the answer, which is not trained.
+    tools: as of a ChatRecord.
     """
 
     messages: tuple[Message, ...]
     answers: tuple[Answer, ...]
     prefix: str = ""
     where: str = field(default="", compare=False)
+    tools: str = ""
 
     @property
     def best(self) -> Answer:
