@@ -112,6 +112,7 @@ def main() -> None:
         args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
     )
     model, key, max_length = load_examinee(args, tokenizer)
+    folder.begin()
     recorded = RecordedModel(model, folder.path / "scores.jsonl", key)
     encoder = Encoder(tokenizer, max_length)
 

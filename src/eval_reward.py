@@ -62,6 +62,7 @@ def main() -> None:
         for tree, numbers in zip(encoded.trees, rewards, strict=True)
     ]
     figures = {"model": args.model_name_or_path, **reward_figures(records), "num_left_out": len(encoded.skipped)}
+    folder.begin()
     write_json(folder.path / "results.json", figures)
     write_jsonl(
         folder.path / "rewards.jsonl",

@@ -89,6 +89,7 @@ def main() -> None:
             on_batch=lambda num_prompts, num_tokens: bar.advance(num_prompts, tokens=num_tokens),
         )
     rows = [as_row(record, answers, tokenizer) for record, answers in zip(records, responses, strict=True)]
+    folder.begin()
     write_jsonl(folder.path / "predictions.jsonl", rows)
     figures = measure(rows)
     write_json(folder.path / "results.json", {"model": args.model_name_or_path, **figures})

@@ -68,6 +68,7 @@ def main() -> None:
     for members, numbers in zip(owners, scored, strict=True):
         for index, number in zip(members, numbers, strict=True):
             rewards[index].append(number)
+    folder.begin()
     write_jsonl(
         folder.path / "rewards.jsonl",
         ({**row.fields, "rewards": numbers} for row, numbers in zip(located, rewards, strict=True)),

@@ -19,13 +19,14 @@ from keju.losses.preference_mix import loss_names
 from keju.losses.preference_pairs import LossSettings
 from keju.models.loading import load_causal_lm
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
+from keju.training.cache_folder import cache_folder
 from keju.training.engines import deepspeed_config, readable
 from keju.training.launch import run_stage
 from keju.training.objectives.kto import KTOObjective, MismatchedAnswers
 from keju.training.objectives.preference import PreferenceObjective
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
-from keju.training.reference_cache import default_cache_dir, reference_trees
+from keju.training.reference_cache import reference_trees
 from keju.training.stage import (
     add_adapters,
     base_quantization,
@@ -33,10 +34,10 @@ from keju.training.stage import (
     num_shared,
     open_run,
     prepare,
+    read_records,
     train,
 )
 from keju.training.stage_model import passes_of
-from keju.training.tree_reading import read_splits
 from keju.trees.lazy_trees import ChosenTrees, JoinedTrees, lengths_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.packing import pack_arrays
@@ -72,7 +73,8 @@ class DPOArguments(StageTrainingArguments):
     desirable_weight: float = field(default=1.0, metadata={"help": "Weight of good answers in kto."})
     undesirable_weight: float = field(default=1.0, metadata={"help": "Weight of bad answers in kto."})
     reference_cache_dir: str = field(
-        default=str(default_cache_dir()), metadata={"help": "Where reference log-probabilities are kept."}
+        default=str(cache_folder("reference_logprobs")),
+        metadata={"help": "Where reference log-probabilities are kept."},
     )
 
 
@@ -83,14 +85,14 @@ def main() -> None:
     if model_args.use_peft and model_args.init_lora_weights == "loftq" and objective.needs_reference:
         raise ValueError("--init_lora_weights loftq starts away from the 4-bit base, which is the reference")
     folder = open_run("dpo", model_args, data, training)
-    tokenizer, encoder = prepare(model_args, data, training)
+    tokenizer, encoder = prepare(folder, model_args, data, training)
     model = load_causal_lm(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
         tokenizer=tokenizer,
         quantization=base_quantization(model_args, training),
     )
-    records, held_out = read_splits(data, encoder, "ranked")
+    records, held_out = read_records(folder, data, encoder, "ranked")
     inspect(records, tokenizer, model, form="ranked")
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
     splits = [split for split in (records, held_out) if split]

@@ -132,9 +132,9 @@ def main() -> None:
         position_by_mask(trainer.ref_model)
     trainer.train()
     policy = trainer.accelerator.unwrap_model(trainer.model)
+    save_model(policy, tokenizer, folder.path)  # before the evaluation, in which a kill would cost the training
     after = rewards.of_policy(policy, sampler, held_out, grpo.seed)
     print(f"held-out prompts, after: reward {after:.3f}")
-    save_model(policy, tokenizer, folder.path)
     plot_loss(folder.metrics_path, folder.path / "loss.png")
     plot_panels(folder.metrics_path, folder.path / "curves.png", PANELS)
     folder.finish(num_prompts=len(prompts), reward_before=before, reward_after=after)

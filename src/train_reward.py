@@ -23,9 +23,9 @@ from keju.training.stage import (
     num_shared,
     open_run,
     prepare,
+    read_records,
     train,
 )
-from keju.training.tree_reading import read_splits
 
 
 @dataclass
@@ -72,7 +72,7 @@ def main() -> None:
         center_coef=training.center_rewards_coefficient,
     )
     folder = open_run("reward", model_args, data, training)
-    tokenizer, encoder = prepare(model_args, data, training)
+    tokenizer, encoder = prepare(folder, model_args, data, training)
     model = load_scalar_model(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
@@ -80,7 +80,7 @@ def main() -> None:
         quantization=base_quantization(model_args, training),
     )
     model.config.pad_token_id = tokenizer.pad_token_id
-    records, held_out = read_splits(data, encoder, "ranked", fold=Fold(data.fold))
+    records, held_out = read_records(folder, data, encoder, "ranked", fold=Fold(data.fold))
     inspect(records, tokenizer, model, form="ranked")
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
     model = add_adapters(model, model_args, task_type="SEQ_CLS")

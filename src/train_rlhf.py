@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
+from keju.encoding.store_key import tokenizer_digest
 from keju.models.gathering import gathered
 from keju.models.loading import DTYPES, load_scalar_model, load_tokenizer
 from keju.models.quantization import nf4
@@ -44,7 +45,7 @@ from keju.training.plots import plot_loss
 from keju.training.processes import process_index, start_deepspeed, wait_for_all
 from keju.training.progress import describe
 from keju.training.run_folder import RunFolder
-from keju.training.stage import inspect
+from keju.training.stage import inspect, start_of
 from keju.training.stage_model import verify_head
 from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import Chosen, ChosenTrees, RootTokens, lengths_of
@@ -59,27 +60,37 @@ def main() -> None:
         arguments=[models, data, ppo],
         overwrite=ppo.overwrite_output_dir,
         resume=ppo.resume_from_checkpoint,
+        accept_changes=ppo.resume_with_changes,
     )
     set_seed(ppo.seed)
     start_processes(ppo)
     tokenizer = load_tokenizer(
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
     )
-    records, held_out, ptx_trees, ranked_trees = read_data(data, ppo, tokenizer)
+    paths = ("reward_model_path", "critic_model_path", "judge_model_path")
+    folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(ppo.deepspeed, models, *paths))
+    records, held_out, ptx, ranked = read_data(data, ppo, tokenizer)
+    files = {"train_filename": records, "ptx_filename": ptx, "ranked_filename": ranked}
+    folder.identify(**{flag: encoded.digest for flag, encoded in files.items()})
     prompts = RootTokens(records.trees)
-    trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx_trees, ranked_trees)
+    trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx.trees, ranked.trees)
     trainer.where = records.where
     inspect(records, tokenizer, trainer.actor, form="prompt")
     with gathered(trainer.passes(trainer.actor)):
         verify_head(trainer.actor, list(prompts[0]))
     before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
     if folder.checkpoint:
-        load_checkpoint(trainer, folder.checkpoint)
+        load_checkpoint(trainer, folder.checkpoint, folder.changed)
 
     saves = {} if ppo.save_strategy == "steps" else {"save_steps": 0}
     monitor = HealthMonitor(ppo.alarm_window, max_kl=ppo.alarm_kl)
     loop = TrainingLoop(trainer, tokenizer, folder, monitor, **same_names(ppo, TrainingLoop) | saves)
     loop.run()
+    # Before the evaluation, in which a kill would cost the training
+    save_model(trainer.actor, tokenizer, folder.path)
+    save_model(trainer.critic, tokenizer, folder.path / "critic")
+    if trainer.average is not None:
+        save_model(trainer.actor, tokenizer, folder.path / "ema", trainer.average.state_dict(trainer.actor))
     if trainer.is_joint:
         with reward_alone(trainer.reward_model) as state:
             save_model(trainer.reward_model, tokenizer, folder.path / "reward", state)
@@ -88,11 +99,6 @@ def main() -> None:
             models.reward_model_path, "--reward_model_path", models, data, tokenizer
         ).model
     after = evaluate(trainer, held_out, ppo, tokenizer, "after") if held_out else {}
-
-    save_model(trainer.actor, tokenizer, folder.path)
-    save_model(trainer.critic, tokenizer, folder.path / "critic")
-    if trainer.average is not None:
-        save_model(trainer.actor, tokenizer, folder.path / "ema", trainer.average.state_dict(trainer.actor))
     if folder.is_main:
         plot_loss(folder.metrics_path, folder.path / "loss.png", title="Policy loss")
     figures = {"num_prompts": len(prompts), "num_alarms": len(loop.alarms)}
@@ -119,7 +125,7 @@ def start_processes(ppo: PPOArguments) -> None:
 
 
 def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTokenizerBase):
-    """-> prompts to learn from, held-out prompts (token ids), ptx trees, ranked trees; the first with their places."""
+    """-> prompts to learn from, held-out prompts (token ids), ptx records, ranked records (none: empty)."""
     encoder = Encoder(tokenizer, max_length=10**9)  # whole; what is too long is left out here, by this stage's flags
 
     def prompts_of(filename: str, flag: str, max_samples: int | None) -> EncodedRecords:
@@ -130,21 +136,19 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
     held_out = []
     if data.eval_filename:
         held_out = RootTokens(prompts_of(data.eval_filename, "--eval_filename", data.max_eval_samples).trees)
-    ptx_trees = []
+    ptx = ranked = EncodedRecords()
     if data.ptx_filename:
         encoder = Encoder(tokenizer, max_length=min(data.token_budget, data.max_prompt_length + ppo.max_new_tokens))
         path = data.path(data.ptx_filename)
         is_text = isinstance(next(iterate_records(path, on_bad_line=data.on_bad_line), None), TextRecord)
         form = "text" if is_text else "sft"
-        ptx_trees = read_trees(data, data.ptx_filename, encoder, form, flag="--ptx_filename", max_samples=None).trees
-    ranked_trees = []
+        ptx = read_trees(data, data.ptx_filename, encoder, form, flag="--ptx_filename", max_samples=None)
     if ppo.enable_joint_optimization:
         encoder = Encoder(tokenizer, max_length=data.token_budget)
         ranked = read_trees(
             data, data.ranked_filename, encoder, "ranked", flag="--ranked_filename", max_samples=data.max_train_samples
         )
-        ranked_trees = ranked.trees
-    return prompts, held_out, ptx_trees, ranked_trees
+    return prompts, held_out, ptx, ranked
 
 
 def fitting(encoded: EncodedRecords, limit: int, flag: str) -> EncodedRecords:
@@ -153,7 +157,7 @@ def fitting(encoded: EncodedRecords, limit: int, flag: str) -> EncodedRecords:
         raise ValueError(f"{flag} {limit}: all {len(encoded)} prompts are longer; first {encoded.where[0]}")
     if len(kept) < len(encoded):
         print(f"left out {len(encoded) - len(kept)} of {len(encoded)} prompts, longer than {flag} {limit}")
-    return EncodedRecords(ChosenTrees(encoded.trees, kept), Chosen(encoded.where, kept))
+    return EncodedRecords(ChosenTrees(encoded.trees, kept), Chosen(encoded.where, kept), digest=encoded.digest)
 
 
 def reader_settings(

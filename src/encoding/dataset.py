@@ -21,6 +21,7 @@ class EncodedRecords:
     where: Sequence[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     unlisted: int = 0
+    digest: str = ""  # a hash of the bytes of the files
 
     @property
     def num_skipped(self) -> int:

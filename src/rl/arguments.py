@@ -100,6 +100,9 @@ class PPOArguments:
     tensor_parallel_size: int = setting(1, TENSOR_PARALLEL_HELP)
     overwrite_output_dir: bool = setting(False, "Delete the run that --output_dir holds and start again.")
     resume_from_checkpoint: str | None = setting(None, "A checkpoint folder, or `auto`: the newest in --output_dir.")
+    resume_with_changes: bool = setting(
+        False, "Go on from a checkpoint although settings or data are others than those it was made with."
+    )
     seed: int = setting(42, "Of prompts, samples and minibatches.")
 
     num_train_epochs: float = setting(1.0, "Passes over the prompts.")

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +20,7 @@ from keju.rl.ppo_trainer import PPOTrainer
 from keju.training.adapters import has_adapters, load_adapters
 from keju.training.checkpoints import STATE, checkpoint_aside
 from keju.training.processes import process_index
+from keju.training.resuming import OPTIMIZER, apply_settings
 
 ENGINE = "deepspeed"
 
@@ -47,9 +50,14 @@ def save_model(
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def save_checkpoint(trainer: PPOTrainer, tokenizer: PreTrainedTokenizerBase, run: Path, keep: int) -> None:
-    """Writes `run`/checkpoint-<step> with all that the next step depends on; deletes all but the newest `keep`."""
-    with checkpoint_aside(run, trainer.step, keep=keep) as aside:
+def save_checkpoint(
+    trainer: PPOTrainer, tokenizer: PreTrainedTokenizerBase, run: Path, keep: int, made_with: Mapping[str, Any] | None
+) -> None:
+    """Writes `run`/checkpoint-<step> with all that the next step depends on; deletes all but the newest `keep`.
+
+    made_with: see keju.training.resuming.
+    """
+    with checkpoint_aside(run, trainer.step, keep=keep, made_with=made_with) as aside:
         for name, learner in trainer.learners.items():
             save_model(learner.model, tokenizer, aside / name)
             if learner.engine is not None:
@@ -62,8 +70,16 @@ def save_checkpoint(trainer: PPOTrainer, tokenizer: PreTrainedTokenizerBase, run
             write_json(aside / STATE, {"global_step": trainer.step, **_numbers(trainer)})
 
 
-def load_checkpoint(trainer: PPOTrainer, folder: Path) -> None:
-    """Brings a fresh trainer to where the checkpoint was. ValueError when it is not one of this run's models."""
+def load_checkpoint(trainer: PPOTrainer, folder: Path, changed: Collection[str] = ()) -> None:
+    """Brings a fresh trainer to where the checkpoint was. ValueError when it is not one of this run's models.
+
+    changed: settings in which this run differs from the one that wrote the checkpoint; those of this run hold.
+    """
+    has_new_schedule = not OPTIMIZER.isdisjoint(changed)
+    if has_new_schedule and any(learner.engine is not None for learner in trainer.learners.values()):
+        raise ValueError("--resume_with_changes: under DeepSpeed learning rates and schedule cannot change on the way")
+    groups = {name: [dict(g) for g in learner.optimizer.param_groups] for name, learner in trainer.learners.items()}
+    kl_coef = trainer.shaping.kl_controller.coef
     try:
         for name, learner in trainer.learners.items():
             _load_learner(learner, folder, name)
@@ -79,7 +95,11 @@ def load_checkpoint(trainer: PPOTrainer, folder: Path) -> None:
     trainer.step = state["global_step"]
     for name, learner in trainer.learners.items():
         learner.scheduler.load_state_dict(state["schedulers"][name])
+        if has_new_schedule:
+            apply_settings(learner.optimizer, learner.scheduler, groups[name])
     trainer.shaping.kl_controller.load_state_dict(state["kl_controller"])
+    if "kl_coef" in changed:
+        trainer.shaping.kl_controller.coef = kl_coef
     if trainer.shaping.moments is not None:
         trainer.shaping.moments.load_state_dict(state["moments"])
 

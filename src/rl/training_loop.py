@@ -37,7 +37,7 @@ MAX_ROLLBACKS = 3
 @dataclass
 class TrainingLoop:
     """on_alarm: "warn" only says so; "stop" ends the run; "rollback" goes back to a checkpoint from before the trouble,
-    with twice the KL coefficient. save_steps 0: no checkpoints."""
+    with twice the KL coefficient. save_steps 0: no checkpoints. The last step has one, too: what comes after it may fail."""
 
     trainer: PPOTrainer
     tokenizer: PreTrainedTokenizerBase
@@ -61,6 +61,7 @@ class TrainingLoop:
         start = time.perf_counter() - logged.get("elapsed", 0.0)
         drawn = time.perf_counter()
         if self.on_alarm == "rollback" and not trainer.step:
+            folder.begin()
             self._save()  # there is always a place to go back to
         with stopping_gracefully(), Progress(trainer.max_steps, "rlhf", unit="rollouts", done=trainer.step) as bar:
             while trainer.step < trainer.max_steps:
@@ -86,9 +87,10 @@ class TrainingLoop:
                     break
                 is_stopped = stop_asked(trainer.actor.device)
                 is_due = self.save_steps and trainer.step % self.save_steps == 0
-                if trainer.step != trainer.max_steps and (is_due or is_stopped):
+                is_last = trainer.step >= trainer.max_steps
+                if self.save_steps and (is_due or is_last) or is_stopped:
                     self._save()
-                    if is_stopped:
+                    if is_stopped and not is_last:
                         raise Stopped(trainer.step, folder.path / f"checkpoint-{trainer.step}")
                 if folder.is_main and time.perf_counter() - drawn > SECONDS_BETWEEN_DRAWINGS:
                     self.draw()
@@ -110,7 +112,13 @@ class TrainingLoop:
 
     def _save(self) -> None:
         if self._saved_step != self.trainer.step:  # a step back has saved: once more would put the only one at risk
-            save_checkpoint(self.trainer, self.tokenizer, self.folder.path, keep=self.save_total_limit)
+            save_checkpoint(
+                self.trainer,
+                self.tokenizer,
+                self.folder.path,
+                keep=self.save_total_limit,
+                made_with=self.folder.made_with,
+            )
         self._saved_step = self.trainer.step
 
     def _react(self, alarms: list[Alarm]) -> bool:

@@ -1,7 +1,7 @@
 """Checkpoints of a run: written aside, checksummed, renamed; the last whole one is always there.
 
 `manifest.json`, written last, lists every file with its size and hash, and how many processes wrote them. A folder
-without one was never finished.
+without one was never finished. `made_with` in it says what decided the run (see keju.training.resuming).
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from keju.records.writing import write_json
 from keju.training.processes import num_processes, process_index, wait_for_all
@@ -29,13 +30,20 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 @contextmanager
-def checkpoint_aside(run: Path, step: int, *, keep: int | None, spare: Iterable[Path | None] = ()) -> Iterator[Path]:
+def checkpoint_aside(
+    run: Path,
+    step: int,
+    *,
+    keep: int | None,
+    spare: Iterable[Path | None] = (),
+    made_with: Mapping[str, Any] | None = None,
+) -> Iterator[Path]:
     """A folder to write the checkpoint of `step` to; as the block ends it becomes `run`/checkpoint-<step>.
 
     All processes enter; each may write files of its own. Only then are other checkpoints deleted: older ones but for
     the newest, with which `keep` are left (None: all of them), and those in `spare`; and those of later steps, which
     are damaged or of a course that the run has left by resuming from an older one. When the block fails, what was
-    written goes and nothing else.
+    written goes and nothing else. made_with: see keju.training.resuming.
     """
     aside, folder = run / f".checkpoint-{step}", run / f"checkpoint-{step}"
     is_main = process_index() == 0
@@ -48,7 +56,7 @@ def checkpoint_aside(run: Path, step: int, *, keep: int | None, spare: Iterable[
         yield aside
         wait_for_all()
         if is_main:
-            _finish(aside, folder)
+            _finish(aside, folder, made_with)
             _delete(run, step, keep, {path.resolve() for path in spare if path is not None})
     except BaseException:
         if is_main:
@@ -57,10 +65,11 @@ def checkpoint_aside(run: Path, step: int, *, keep: int | None, spare: Iterable[
     wait_for_all()
 
 
-def _finish(aside: Path, folder: Path) -> None:
+def _finish(aside: Path, folder: Path, made_with: Mapping[str, Any] | None) -> None:
     files = sorted(path for path in aside.rglob("*") if path.is_file())
     described = {path.relative_to(aside).as_posix(): _describe(path, flush=True) for path in files}
-    write_json(aside / MANIFEST, {"num_processes": num_processes(), "files": described})
+    manifest = {"num_processes": num_processes(), "made_with": made_with, "files": described}
+    write_json(aside / MANIFEST, manifest)
     if folder.exists():
         _remove(folder)
     os.replace(aside, folder)
@@ -98,14 +107,30 @@ def _describe(path: Path, *, flush: bool = False) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """{"num_processes", "made_with", "files"}. Raises ValueError, in a few words, where there is none of this form."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"not a whole checkpoint (no {MANIFEST})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError(f"{MANIFEST} is damaged") from None
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not isinstance(manifest.get("num_processes"), int):
+        raise ValueError(f"{MANIFEST} is of another form")
+    for name, known in files.items():
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        if not (inside and isinstance(known, dict) and isinstance(known.get("bytes"), int) and "sha256" in known):
+            raise ValueError(f"{MANIFEST} is of another form")
+    return manifest
+
+
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None when every file is as it was written."""
     try:
-        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
-        return f"not a whole checkpoint (no {MANIFEST})"
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        return f"{MANIFEST} is damaged"
+        listed = read_manifest(checkpoint)["files"]
+    except ValueError as error:
+        return str(error)
     for name, known in listed.items():
         path = checkpoint / name
         if not path.is_file():
@@ -137,7 +162,7 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 def check_num_processes(checkpoint: Path) -> None:
     """Raises ValueError unless a whole checkpoint is of a run of as many processes as this."""
-    before = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["num_processes"]
+    before = read_manifest(checkpoint)["num_processes"]
     now = int(os.environ.get("WORLD_SIZE", "1"))
     if before != now:
         raise ValueError(

@@ -153,6 +153,7 @@ class RunCallback(TrainerCallback):
         self._mark = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.folder.begin()
         self._tick()
         self.bar.advance()
         if state.global_step < state.max_steps and stop_asked(args.device):

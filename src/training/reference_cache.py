@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,10 +26,6 @@ from keju.trees.segment import Segment
 
 NAME = "ref_logprob"
 KEY_BYTES = 16
-
-
-def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keju" / "reference_logprobs"
 
 
 def model_key(model: nn.Module) -> str:

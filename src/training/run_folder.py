@@ -16,9 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from keju.records.writing import write_json, write_jsonl
-from keju.training.checkpoints import check_checkpoint, check_num_processes, checkpoints, newest_whole, step_of
+from keju.training.checkpoints import (
+    check_checkpoint,
+    check_num_processes,
+    checkpoints,
+    newest_whole,
+    read_manifest,
+    step_of,
+)
+from keju.training.old_files import all_within, delete, remove_leftovers
 from keju.training.provenance import describe_versions, plain_arguments, without_secrets
+from keju.training.resuming import OPTIMIZER, changed_inputs, changed_settings, deciding
 from keju.training.tee import TerminalLog
+
+BESIDE = ".new"  # in a folder whose run is to be replaced: the new run, until it has begun
 
 _current: RunFolder | None = None
 
@@ -37,8 +48,10 @@ class RunFolder:
     """Opens `output_dir` for one run of `stage`, and from then on logs the terminal into it.
 
     arguments: the dataclasses of the run, kept in args.json.
-    overwrite: a run that is there is deleted.  resume: a checkpoint folder, or "auto" for the newest one in
-    `output_dir` (none there: the run starts from the beginning). The checkpoint to load is `self.checkpoint`.
+    overwrite: a run that is there gives its place to this one, when `begin` is called.
+    resume: a checkpoint folder, or "auto" for the newest one in `output_dir` (none there: the run starts from the
+    beginning). The checkpoint to load is `self.checkpoint`; what differs between this run and the one that wrote it is
+    an error, or, with `accept_changes`, said, and named in `self.changed`.
     goes_on: an unfinished run that is equal in the arguments named here is taken up, by a stage that finds in the
     folder what it need not do again.
     Raises ValueError, naming the flag, when the folder holds another run or files that no run wrote.
@@ -53,6 +66,7 @@ class RunFolder:
         arguments: Iterable[Any] = (),
         overwrite: bool = False,
         resume: str | None = None,
+        accept_changes: bool = False,
         goes_on: Sequence[str] | None = None,
         argv: list[str] | None = None,
     ):
@@ -65,25 +79,62 @@ class RunFolder:
         self.is_main = is_main_process()
         self._resumes = _is_given(resume)
         self.checkpoint = _find_checkpoint(self.path, resume) if self._resumes else None
+        self.accepts_changes = accept_changes
+        self.made_with: dict[str, Any] = deciding(stage, self.arguments) | {"inputs": {}}
+        self._known = read_manifest(self.checkpoint).get("made_with") if self.checkpoint else None
+        self.changed = changed_settings(self.checkpoint, self._known, self.made_with, accept=accept_changes)
         self._terminal: TerminalLog | None = None
         self._silence = contextlib.ExitStack()  # processes say the same; the first one is heard
         self._created = False
+        self._replaces: list[Path] = []  # what goes when the run begins
+        self._home = self.path  # where it writes until then
         if self.is_main:
             self._prepare(overwrite, goes_on)
             self._terminal = TerminalLog(self.log_path)
             try:
                 _lock(self._terminal.log.fileno(), self.path)
-                write_json(self.path / "args.json", self._describe())
+                write_json(self._home / "args.json", self._describe())
             except BaseException:
                 self.close()
                 raise
         else:
             self._silence.enter_context(_silent_stdout())
         _current = self
+        for name, (before, now) in self.changed.items():
+            print(f"changed since {self.checkpoint.name}: --{name} {before} -> {now}")
+
+    @property
+    def has_new_schedule(self) -> bool:
+        """Whether optimizers that were loaded from the checkpoint must be given the settings of this run."""
+        return not OPTIMIZER.isdisjoint(self.changed)
+
+    def identify(self, **inputs: str | None) -> None:
+        """Adds to what decides the run: hashes of the records, models and tokenizer that flags name (None: none).
+
+        Raises ValueError, or says so with `accept_changes`, where the checkpoint was made with others.
+        """
+        given = {name: digest for name, digest in inputs.items() if digest is not None}
+        self.made_with["inputs"] |= given
+        for name in changed_inputs(self.checkpoint, self._known, given, accept=self.accepts_changes):
+            print(f"changed since {self.checkpoint.name}: what --{name} names")
+
+    def begin(self) -> None:
+        """The run takes the place of the one that it replaces, which goes: call it when nothing but the work itself can
+        fail, and before anything is written to `path`. Without such a one, and when called again, it does nothing."""
+        if self._home == self.path:
+            return
+        # summary.json first, so that half of a run is not taken for a finished one; args.json, which marks it, last.
+        order = {self.path / "summary.json": 0, self.path / "args.json": 2}
+        delete(sorted(self._replaces, key=lambda path: order.get(path, 1)))
+        for file in self._home.iterdir():
+            os.replace(file, self.path / file.name)
+        self._home.rmdir()
+        self._home = self.path
+        self._terminal.log.path = self.log_path
 
     @property
     def log_path(self) -> Path:
-        return self.path / f"{self.stage}.log"
+        return self._home / f"{self.stage}.log"
 
     @property
     def metrics_path(self) -> Path:
@@ -93,6 +144,7 @@ class RunFolder:
         """Appends one row ("step" and numbers) to metrics.jsonl. NaN and Inf, which JSON has not, become null."""
         if not self.is_main:
             return
+        self.begin()
         line = json.dumps({name: _finite(value) for name, value in row.items()}, ensure_ascii=False)
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -110,6 +162,7 @@ class RunFolder:
         """
         reserved = figures.keys() & {"stage", "finished"}
         assert not reserved, f"{reserved} of summary.json belong to the run"
+        self.begin()
         rows = read_metrics(self.metrics_path) if self.metrics_path.is_file() else []
         summary = {
             "stage": self.stage,
@@ -137,7 +190,9 @@ class RunFolder:
     def discard_if_untouched(self) -> None:
         """After a mistake of the user: removes what opening wrote, if nothing else has come since."""
         self.close()
-        if self.is_main and self._created and _has_no_results(self.path):
+        if self._home != self.path:
+            shutil.rmtree(self._home)
+        elif self.is_main and self._created and _has_no_results(self.path):
             shutil.rmtree(self.path)
 
     def _describe(self) -> dict[str, Any]:
@@ -159,6 +214,12 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except PermissionError as error:
             raise ValueError(f"--output_dir: no permission to create {self.path}") from error
+        beside = self.path / BESIDE
+        for log in (*self.path.glob("*.log"), *beside.glob("*.log")):
+            with log.open("a", encoding="utf-8") as file:
+                _lock(file.fileno(), self.path)
+        if beside.exists():
+            shutil.rmtree(beside)  # of a run that ended before it began
         entries = [entry for entry in self.path.iterdir() if not entry.name.startswith(".")]
         if not entries or entries == [self.log_path]:  # a run that was killed between opening the log and args.json
             return
@@ -167,25 +228,45 @@ class RunFolder:
                 f"--output_dir: {self.path} holds files that are not of a run (such as {min(entries).name}); "
                 "choose an empty or new folder"
             )
-        for log in self.path.glob("*.log"):
-            with log.open("a", encoding="utf-8") as file:
-                _lock(file.fileno(), self.path)
+        remove_leftovers(self.path)
         if self.checkpoint is not None:
             self._rewind_metrics()
-        elif overwrite or _has_no_results(self.path):
-            _delete_run(self.path, entries)
+        elif _has_no_results(self.path):
+            delete(all_within(entries))
+        elif overwrite:
+            _check_no_run_inside(self.path)
+            self._check_no_input_inside()
+            self._replaces = all_within(entries)
+            self._home = beside
+            beside.mkdir()
         elif self._resumes and not is_finished(self.path) and not _hold_weights(entries):
             print(f"{self.path} holds no checkpoint yet: starting from the beginning")
-            _delete_run(self.path, entries)
+            _check_no_run_inside(self.path)
+            delete(all_within(entries))
         elif goes_on is not None and not is_finished(self.path) and self._is_same_run(goes_on):
             print(f"{self.path} holds an unfinished run of this model: going on with it")
         else:
             known = json.loads((self.path / "args.json").read_text(encoding="utf-8"))
             state = "a finished" if is_finished(self.path) else "an unfinished"
+            resume = ", or --resume_from_checkpoint auto" if checkpoints(self.path) else ""
             raise ValueError(
                 f"--output_dir: {self.path} already holds {state} run ({known['stage']}, {known['started'][:16]}); "
-                "choose another folder, or --overwrite_output_dir, or --resume_from_checkpoint auto"
+                f"choose another folder, or --overwrite_output_dir{resume}"
             )
+
+    def _check_no_input_inside(self) -> None:
+        """Raises ValueError for a model or data in the folder that is to be replaced."""
+        home = self.path.resolve()
+        for name, value in self.arguments.items():
+            for text in value if isinstance(value, list) else [value]:
+                if name in ("output_dir", "logging_dir") or not isinstance(text, str) or not text:
+                    continue
+                path = _existing(text)
+                if path is not None and path.is_relative_to(home):
+                    raise ValueError(
+                        f"--overwrite_output_dir: it would delete --{name} {text}, which lies in --output_dir "
+                        f"{self.path}; choose another --output_dir"
+                    )
 
     def _is_same_run(self, names: Sequence[str]) -> bool:
         known = _read_object(self.path / "args.json")
@@ -253,12 +334,19 @@ def _hold_weights(entries: list[Path]) -> bool:
     return any(file.suffix == ".safetensors" for file in files)
 
 
-def _delete_run(path: Path, entries: list[Path]) -> None:
+def _check_no_run_inside(path: Path) -> None:
     inner = next((args.parent for args in sorted(path.glob("*/**/args.json")) if is_run(args.parent)), None)
     if inner is not None:
         raise ValueError(f"--overwrite_output_dir: {path} also holds the run {inner}; delete or move that one first")
-    for entry in entries:
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _existing(text: str) -> Path | None:
+    """The file or folder that a setting names, if it does, with links followed."""
+    try:
+        path = Path(text).expanduser()
+        return path.resolve() if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long for a name, a NUL in it, a user that is not there
+        return None
 
 
 def _is_given(resume: str | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -16,18 +17,22 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
+from keju.encoding.store_key import tokenizer_digest
 from keju.encoding.token_store import totals_of
 from keju.models.backbone import backbone_of, tree_layout
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.quantization import nf4
+from keju.records.folds import Fold
 from keju.training.adapters import add_lora
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
+from keju.training.cache_folder import cache_folder
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
 from keju.training.op_builds import survive_killed_builds
 from keju.training.plots import plot_loss
 from keju.training.processes import start_deepspeed
 from keju.training.progress import RunCallback
+from keju.training.resuming import digest_of, model_digest
 from keju.training.run_folder import RunFolder
 from keju.training.stage_model import verify_head
 from keju.training.stopping import Stopped, stopping_gracefully
@@ -35,6 +40,8 @@ from keju.training.tree_reading import read_splits
 from keju.training.tree_trainer import TreeTrainer
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
+
+DIGESTS = cache_folder("digests")  # hashes of files that are large, by their size and time
 
 
 @dataclass
@@ -55,10 +62,11 @@ def open_run(
         arguments=[model_args, data, training],
         overwrite=training.overwrite_output_dir,
         resume=training.resume_from_checkpoint,
+        accept_changes=training.resume_with_changes,
     )
 
 
-def prepare(model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments):
+def prepare(folder: RunFolder, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments):
     """Seeds every generator and loads the tokenizer -> (tokenizer, encoder)."""
     set_seed(training.seed)
     if training.deepspeed:
@@ -69,7 +77,28 @@ def prepare(model_args: ModelArguments, data: DataArguments, training: StageTrai
     if model_args.tokenizer_name:
         name, flag = model_args.tokenizer_name, "--tokenizer_name"
     tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
+    folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(training.deepspeed, model_args))
     return tokenizer, Encoder(tokenizer, data.max_length, on_long=data.on_long)
+
+
+def start_of(deepspeed: str | None, models: Any, *flags: str) -> dict[str, str]:
+    """{flag: hash} of the models of a run (--model_name_or_path and those in `flags` that are given) and of its
+    DeepSpeed configuration, for RunFolder.identify."""
+    given = {flag: getattr(models, flag) for flag in ("model_name_or_path", *flags)}
+    digests = {flag: model_digest(name, DIGESTS) for flag, name in given.items() if name}
+    if deepspeed:
+        path = Path(deepspeed).expanduser()
+        digests["deepspeed"] = digest_of([path.read_text(encoding="utf-8") if path.is_file() else deepspeed])
+    return digests
+
+
+def read_records(
+    folder: RunFolder, data: DataArguments, encoder: Encoder, form: str, *, fold: Fold | None = None
+) -> tuple[EncodedRecords, EncodedRecords | None]:
+    """The records of a stage (see keju.training.tree_reading.read_splits), which the run is known by from then on."""
+    records, held_out = read_splits(data, encoder, form, fold=fold)
+    folder.identify(train_filename=records.digest)
+    return records, held_out
 
 
 def base_quantization(args: ModelArguments, training: StageTrainingArguments) -> BitsAndBytesConfig | None:
@@ -157,16 +186,19 @@ def train(
         where=train_records.where,
         callbacks=[RunCallback(folder)],
         loraplus_lr_ratio=loraplus_lr_ratio,
+        made_with=folder.made_with,
+        has_new_schedule=folder.has_new_schedule,
     )
     with stopping_gracefully():
         trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     if trainer.state.global_step < trainer.state.max_steps:
         step = trainer.state.global_step
         raise Stopped(step, folder.path / f"checkpoint-{step}")
+    folder.begin()  # a run that was resumed after its last step
+    trainer.save_model()  # before the evaluation, in which a kill would cost the training
     summary = {}
     if eval_records:
         summary |= trainer.evaluate()
-    trainer.save_model()
     if folder.is_main:
         plot_loss(folder.metrics_path, Path(training.output_dir) / "loss.png")
     return Outcome(trainer, summary)
@@ -183,7 +215,7 @@ def train_language_model(
 ) -> None:
     """Pretraining and SFT differ in their records and in which of their tokens are trained: in `form`."""
     folder = open_run(stage, model_args, data, training)
-    tokenizer, encoder = prepare(model_args, data, training)
+    tokenizer, encoder = prepare(folder, model_args, data, training)
     model = load_causal_lm(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
@@ -192,7 +224,7 @@ def train_language_model(
         config_overrides=model_args.parsed_overrides(),
         quantization=base_quantization(model_args, training),
     )
-    records, held_out = read_splits(data, encoder, form)
+    records, held_out = read_records(folder, data, encoder, form)
     inspect(records, tokenizer, model, form=form)
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")
     objective = LanguageModelObjective()

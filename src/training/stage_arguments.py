@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
+
+from keju.training.cache_folder import cache_folder
 
 TENSOR_PARALLEL_HELP = "Only 1: matrices are not cut up among GPUs (ZeRO-3 does that between passes)."
 
@@ -110,10 +111,6 @@ def parse_overrides(text: str) -> dict[str, object]:
     return overrides
 
 
-def default_token_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "keju" / "tokens"
-
-
 @dataclass(kw_only=True)
 class TokenCacheArguments:
     """How records become tokens, and where these are kept."""
@@ -126,7 +123,7 @@ class TokenCacheArguments:
         },
     )
     token_cache_dir: str = field(
-        default=str(default_token_cache_dir()), metadata={"help": "Folder in which tokens are kept."}
+        default=str(cache_folder("tokens")), metadata={"help": "Folder in which tokens are kept."}
     )
     num_workers: int | None = field(
         default=None, metadata={"help": "Processes that encode records for --token_cache; as many as cores by default."}
@@ -184,6 +181,10 @@ class StageTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "A checkpoint folder, or `auto`: the newest one in --output_dir, if any."}
     )
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint although settings or data are others than those it was made with."},
+    )
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training records."})
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Course of the learning rate."})
     warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps; below 1: share of all steps."})
@@ -214,7 +215,7 @@ class StageTrainingArguments(TrainingArguments):
 
 # The fields of transformers.TrainingArguments that `--help` shows; `--help_all` shows the rest.
 SHOWN_IN_HELP = (
-    *("output_dir", "resume_from_checkpoint", "num_train_epochs", "max_steps", "learning_rate"),
+    *("output_dir", "resume_from_checkpoint", "resume_with_changes", "num_train_epochs", "max_steps", "learning_rate"),
     *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"),
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
     *("activation_checkpointing", "bf16", "fp16", "use_cpu", "deepspeed", "seed", "logging_steps"),
@@ -261,6 +262,7 @@ WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
     "ptx_batch_size": _PTX,
     "vllm_gpu_memory": (lambda values: values.rollout == "vllm", "vLLM samples only with --rollout vllm"),
     "kl_horizon": (lambda values: values.kl_target is not None, "--kl_coef adapts only with --kl_target"),
+    "resume_with_changes": (lambda values: values.resume_from_checkpoint, "there is no --resume_from_checkpoint"),
     "num_train_epochs": (lambda values: values.max_steps <= 0, "--max_steps decides how long the run is"),
     "eval_steps": (_unless_no("eval_strategy"), "--eval_strategy is no"),
     "save_steps": (_unless_no("save_strategy"), "--save_strategy is no"),

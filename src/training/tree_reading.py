@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from filelock import FileLock, Timeout
 
+from keju.encoding.array_file import file_digest
 from keju.encoding.dataset import EncodedRecords, encode_records
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_build import build_store
@@ -27,6 +28,7 @@ from keju.records.reading import iterate_records
 from keju.records.shards import record_files
 from keju.records.writing import whole_folder
 from keju.training.progress import Progress
+from keju.training.resuming import digest_of
 
 LARGE = 32 << 20  # bytes of text from which on tokens are kept on disk
 COMPRESSION = 4  # a compressed file counts as so many times its size
@@ -70,7 +72,9 @@ def read_trees(
     stored = None
     if is_large or (data.token_cache == "auto" and _has_stores(data)):
         stored = request.stored(Path(data.token_cache_dir).expanduser(), data.num_workers, build=is_large)
-    return stored or request.encoded()
+    found = stored or request.encoded()
+    found.digest = digest_of(request.digests(Path(data.token_cache_dir).expanduser()))
+    return found
 
 
 def _instead(path: Path, flag: str) -> str:
@@ -163,12 +167,17 @@ class TreeRequest:
         with _only_one(cache / f"{folder.name}.lock", f"encode {self.path.name}"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _key(self, cache: Path) -> str:
+    def digests(self, cache: Path) -> list[str]:
+        """Checksums of the files; those of large ones are kept in `cache`."""
+        if text_bytes(self.files) < LARGE:
+            return [file_digest(file) for file in self.files]
         with _only_one(cache / "data.lock", "read the data"):  # one process reads the files for their checksums
-            digests = [data_digest(file, cache / "data") for file in self.files]
+            return [data_digest(file, cache / "data") for file in self.files]
+
+    def _key(self, cache: Path) -> str:
         fold = None if self.fold is None else (self.fold.number, self.fold.count)
         settings = {"on_bad_line": self.on_bad_line, "max_samples": self.max_samples, "fold": fold}
-        return store_key(digests, self.files, self.encoder, self.form, **settings)
+        return store_key(self.digests(cache), self.files, self.encoder, self.form, **settings)
 
     def _opened(self, folder: Path) -> StoredRecords | None:
         if not folder.exists():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from keju.training.checkpoints import STATE, checkpoint_aside
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.objectives.objective import Objective
 from keju.training.processes import own_parts, sum_figures, sum_over_processes, wait_for_all
+from keju.training.resuming import apply_settings
 from keju.training.sampler import TreeBatchSampler
 from keju.training.stage_model import StageModel
 from keju.trees.lazy_trees import lengths_of
@@ -34,6 +36,9 @@ class TreeTrainer(Trainer):
     A forward pass takes one pack: at most `token_budget` tokens and `per_device_train_batch_size` trees. The loss of an
     optimizer step is the mean over the items (tokens or pairs) of its whole global batch: over all accumulation steps
     and processes, however these split it.
+
+    made_with: kept in checkpoints (see keju.training.resuming). has_new_schedule: optimizer and schedule
+    of a checkpoint get the settings of this run.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the items of the whole accumulated batch
@@ -51,10 +56,13 @@ class TreeTrainer(Trainer):
         where: Sequence[str] | None = None,
         callbacks: list | None = None,
         loraplus_lr_ratio: float = 1.0,
+        made_with: Mapping[str, Any] | None = None,
+        has_new_schedule: bool = False,
     ) -> None:
         if loraplus_lr_ratio != 1 and args.deepspeed and "optimizer" in args.hf_deepspeed_config.config:
             raise ValueError("--loraplus_lr_ratio: the file of --deepspeed has an optimizer of its own; leave that out")
         self.loraplus_lr_ratio = loraplus_lr_ratio
+        self.made_with, self.has_new_schedule = made_with, has_new_schedule
         self.objective = objective
         self.token_budget = token_budget
         self.where = where
@@ -163,6 +171,33 @@ class TreeTrainer(Trainer):
             apply_loraplus(super().create_optimizer(model), self.model, self.loraplus_lr_ratio)
         return self.optimizer
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """A run that goes on from the checkpoint of its last step has nothing left to train, but transformers would do
+        at least one step more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if not self.is_deepspeed_enabled and not (Path(checkpoint) / "optimizer.pt").is_file():
+            raise ValueError(
+                f"--resume_from_checkpoint: {checkpoint} has no state of the optimizer (--save_only_model); a new run "
+                f"starts from its weights with --model_name_or_path {checkpoint}"
+            )
+        if not self.has_new_schedule:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "--resume_with_changes: under DeepSpeed learning rate and schedule cannot change on the way"
+            )
+        groups = [dict(group) for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        apply_settings(self.optimizer, self.lr_scheduler, groups)
+
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -199,7 +234,9 @@ class TreeTrainer(Trainer):
         run, step, state = Path(self.args.output_dir), self.state.global_step, self.state
         best = state.best_model_checkpoint if state.best_global_step != step else None
         spare = [Path(best)] if best else []
-        with checkpoint_aside(run, step, keep=self.args.save_total_limit, spare=spare) as aside:
+        with checkpoint_aside(
+            run, step, keep=self.args.save_total_limit, spare=spare, made_with=self.made_with
+        ) as aside:
             self._written_to = aside
             try:
                 super()._save_checkpoint(model, trial)

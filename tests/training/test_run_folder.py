@@ -72,7 +72,7 @@ def test_read_metrics_forgives_only_a_cut_last_line(tmp_path):
 
 def test_refuses_a_folder_with_another_run(tmp_path):
     train(tmp_path).finish()
-    with pytest.raises(ValueError, match="already holds a finished run .*--overwrite_output_dir.*--resume_"):
+    with pytest.raises(ValueError, match="already holds a finished run .*--overwrite_output_dir$"):
         open_run(tmp_path)
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
 
@@ -91,10 +91,84 @@ def test_refuses_a_file(tmp_path):
         open_run(tmp_path / "out")
 
 
-def test_overwrite_starts_clean(tmp_path):
-    train(tmp_path, checkpoints=[1]).finish()
-    open_run(tmp_path, overwrite=True).close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["args.json", "sft.log"]
+class TestOverwrite:
+    def test_the_old_run_stays_until_the_new_one_has_begun(self, tmp_path):
+        train(tmp_path, checkpoints=[1]).finish()
+        (tmp_path / "model.safetensors").write_text("weights")
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        run = open_run(tmp_path, overwrite=True)
+        assert is_finished(tmp_path)
+        run.discard_if_untouched()
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        assert [path.name for path in tmp_path.glob(".*")] == []
+
+    def test_then_it_goes_and_the_log_goes_on(self, tmp_path):
+        train(tmp_path, checkpoints=[1]).finish()
+        run = open_run(tmp_path, overwrite=True)
+        print("before")
+        (tmp_path / "tracked").mkdir()  # by something that does not wait
+        run.begin()
+        print("after")
+        run.begin()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["args.json", "sft.log", "tracked"]
+        run.close()
+        assert (tmp_path / "sft.log").read_text() == "before\nafter\n"
+
+    @pytest.mark.parametrize("write", ["metrics", "summary"])
+    def test_figures_begin_it(self, tmp_path, write):
+        train(tmp_path, steps=5).finish()
+        run = open_run(tmp_path, overwrite=True)
+        if write == "metrics":
+            run.log_metrics({"step": 1})
+            run.close()
+            assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+        else:
+            run.finish()
+            assert not (tmp_path / "metrics.jsonl").exists() and is_finished(tmp_path)
+
+    def test_a_run_that_died_before_it_began_leaves_the_old_one_and_its_log(self, tmp_path):
+        train(tmp_path).finish()
+        run = open_run(tmp_path, overwrite=True)
+        run.close()
+        assert is_finished(tmp_path) and run.log_path.is_file()
+        open_run(tmp_path, overwrite=True).finish()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["args.json", "sft.log", "summary.json"]
+
+    def test_a_kill_in_the_middle_of_the_change_is_not_the_end(self, tmp_path):
+        train(tmp_path, checkpoints=[1]).finish()
+        run = open_run(tmp_path, overwrite=True)
+        run._terminal.close()
+        (tmp_path / "summary.json").unlink()
+        (tmp_path / "metrics.jsonl").unlink()
+        open_run(tmp_path, overwrite=True).finish()
+        assert is_finished(tmp_path)
+
+    def test_two_new_runs_cannot_wait_for_one_place(self, tmp_path):
+        train(tmp_path).finish()
+        run = open_run(tmp_path, overwrite=True)
+        with pytest.raises(ValueError, match="another process is writing"):
+            open_run(tmp_path, overwrite=True)
+        run.close()
+
+    @pytest.mark.parametrize("inner", ["", "checkpoint-1", "checkpoint-1/model.safetensors"])
+    @pytest.mark.parametrize("as_link", [False, True])
+    def test_what_the_run_starts_from_is_not_deleted(self, tmp_path, inner, as_link):
+        home = tmp_path / "runs"
+        train(home, checkpoints=[1]).finish()
+        (home / "checkpoint-1" / "model.safetensors").write_text("weights")
+        source = home / inner
+        if as_link:
+            source = tmp_path / "link"
+            source.symlink_to(home / inner)
+        with pytest.raises(ValueError, match="--overwrite_output_dir: it would delete --model_name_or_path"):
+            RunFolder(home, "sft", arguments=[Start(str(source))], argv=[], overwrite=True)
+        assert is_finished(home) and not (home / ".new").exists()
+
+
+@dataclass
+class Start:
+    model_name_or_path: str
+    run_name: str = "x" * 5000
 
 
 def test_overwrite_keeps_runs_inside(tmp_path):
@@ -125,6 +199,17 @@ def test_resume_auto_starts_from_the_beginning_where_nothing_is(tmp_path):
     run = open_run(tmp_path / "new", resume="auto")
     assert run.checkpoint is None
     run.close()
+
+
+def test_what_a_killed_run_was_writing_goes(tmp_path):
+    train(tmp_path, checkpoints=[1]).close()
+    for name in (".checkpoint-2", ".deleted-checkpoint-1", ".saving"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("")
+    (tmp_path / ".metrics.jsonl.0123abcd.part").write_text("")
+    (tmp_path / ".mine").write_text("")
+    open_run(tmp_path, resume="auto").close()
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".mine"]
 
 
 def test_resume_from_a_folder_that_is_no_checkpoint(tmp_path):

@@ -1,0 +1,48 @@
+"""What is deleted in the folder of a run: an older run that gives its place up, and what killed runs leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+# Files and folders under way: of keju.records.writing, keju.training.checkpoints and keju.rl.checkpoint.
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.(part|old)|\.(deleted-)?checkpoint-\d+|\.saving")
+
+
+def all_within(entries: Iterable[Path]) -> list[Path]:
+    """Files and folders, and all that is in these; what is in a folder comes before it. Links are not followed."""
+    found: list[Path] = []
+    for entry in entries:
+        if _is_leaf(entry):
+            found.append(entry)
+            continue
+        for folder, folders, files in os.walk(entry, topdown=False):
+            inside = (Path(folder) / name for name in (*files, *folders))
+            found += [path for path in inside if _is_leaf(path)]
+            found.append(Path(folder))
+    return found
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Of `all_within`, in its order; a folder that has got something new in the meantime stays."""
+    for path in paths:
+        if _is_leaf(path):
+            path.unlink(missing_ok=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Only for a folder that is locked: nobody else is writing there."""
+    for left in folder.iterdir():
+        if LEFTOVER.fullmatch(left.name):
+            left.unlink() if _is_leaf(left) else shutil.rmtree(left)
+
+
+def _is_leaf(path: Path) -> bool:
+    return path.is_symlink() or not path.is_dir()
