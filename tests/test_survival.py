@@ -82,28 +82,32 @@ def test_killed_at_random_moments_and_in_the_middle_of_saving(tmp_path, stage, f
     assert outcome.lost_steps_max <= kill.SAVE_STEPS
 
 
-@pytest.mark.parametrize("stage", SCRIPTS)
-def test_sigterm_saves_and_ends_with_0(monkeypatch, folder, tmp_path, stage):
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("sft", "SIGTERM"), ("rlhf", "SIGUSR1"), ("sft", "SIGHUP"), ("sft", "SIGUSR2"), ("sft", "SIGXCPU")],
+)
+def test_a_signal_saves_and_ends_with_0(monkeypatch, folder, tmp_path, stage, name):
     output, steps = tmp_path / "run", 2000  # more than it can do before the signal
     argv = kill.Series(stage, folder, steps).command(output, "--save_steps", "1000", "--lr_scheduler_type", "constant")
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         while process.poll() is None and not kill.logged_step(output):
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.Signals[name])
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 0, said
-    lines = [line for line in said.splitlines() if line.startswith("stopped by SIGTERM")]
+    lines = [line for line in said.splitlines() if line.startswith(f"stopped by {name}")]
     (step,) = steps_of(output)
     saved = f"{output}/checkpoint-{step}"
-    assert lines == [f"stopped by SIGTERM after step {step}; --resume_from_checkpoint auto goes on from {saved}"]
+    assert lines == [f"stopped by {name} after step {step}; --resume_from_checkpoint auto goes on from {saved}"]
     assert damage(output / f"checkpoint-{step}") is None and kill.logged_step(output) == step
     assert not (output / "summary.json").exists() and not kill.is_saving(output)
 
     flags = ("--lr_scheduler_type", "constant", "--save_strategy", "no")
-    assert run(monkeypatch, stage, folder, output, *flags, *AUTO, steps=step + 2) == 0
+    changed = ("--resume_with_changes",)  # there are fewer steps now
+    assert run(monkeypatch, stage, folder, output, *flags, *AUTO, *changed, steps=step + 2) == 0
     assert run(monkeypatch, stage, folder, tmp_path / "whole", *flags, steps=step + 2) == 0
     assert kill.weights(output) == kill.weights(tmp_path / "whole")
 

@@ -37,7 +37,8 @@ MAX_ROLLBACKS = 3
 @dataclass
 class TrainingLoop:
     """on_alarm: "warn" only says so; "stop" ends the run; "rollback" goes back to a checkpoint from before the trouble,
-    with twice the KL coefficient. save_steps 0: no checkpoints. The last step has one, too: what comes after it may fail."""
+    with twice the KL coefficient. save_steps 0: no checkpoints; else the last step has one, too.
+    """
 
     trainer: PPOTrainer
     tokenizer: PreTrainedTokenizerBase

@@ -154,6 +154,8 @@ def _again(flags: _Flags, why: str) -> list[str]:
     """How to go on where the run ended; stages without checkpoints keep what they have done."""
     if flags.arguments and "resume_from_checkpoint" not in flags.arguments:
         return ["the same command again goes on with what is done, or begins anew"]
+    if flags.now("save_strategy") == "no":
+        return ["there is no checkpoint to go on from (--save_strategy no)"]
     return flags.change("resume_from_checkpoint", "auto", why)
 
 

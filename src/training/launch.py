@@ -19,7 +19,7 @@ from keju.training.arguments import parsed_arguments
 from keju.training.crash import explain
 from keju.training.processes import process_index
 from keju.training.run_folder import RunFolder, current_run
-from keju.training.stopping import Stopped, handle_sigterm
+from keju.training.stopping import Stopped, handle_signals
 
 USAGE, CRASH, INTERRUPTED = 2, 1, 130
 # Mistakes that the operating system finds: a missing file is the user's wherever it is opened.
@@ -34,9 +34,9 @@ QUIET = {
 
 
 def run_stage(main: Callable[[], None]) -> NoReturn:
-    """Calls `main` and exits: 0 done, 2 a mistake in flags or data (one line), 1 a crash, 130 Ctrl-C or SIGTERM.
+    """Calls `main` and exits: 0 done, 2 a mistake in flags or data (one line), 1 a crash, 130 Ctrl-C or a signal.
 
-    A training run that has begun saves a checkpoint at SIGTERM and exits with 0 (see keju.training.stopping).
+    A training run that has begun saves a checkpoint at a signal and exits with 0 (see keju.training.stopping).
 
     KEJU_DEBUG=1 shows the traceback of every error.
     """
@@ -46,7 +46,7 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports deepspeed, which warns about guessing this
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # it reads the environment only when imported
     transformers.logging.disable_progress_bar()  # "Writing model shards": a bar of ours is on the terminal already
-    handle_sigterm()
+    handle_signals()
     # What DeepSpeed calls in torch.distributed
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
     code = run_guarded(main)

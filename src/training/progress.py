@@ -111,14 +111,21 @@ class Progress:
         left = self._left(seconds)
         text = "  ".join([text, clock(seconds) if left is None else f"{clock(left)} left", *self._figures(seconds)])
         # A bar that wraps could not be wiped.
-        terminal.write(CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
-        terminal.flush()
+        self._write(CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
         Tee.bar_is_drawn = True
 
     def _wipe(self) -> None:
         if Tee.bar_is_drawn:
-            self._terminal().write(CLEAR_LINE)
+            self._write(CLEAR_LINE)
             Tee.bar_is_drawn = False
+
+    @staticmethod
+    def _write(text: str) -> None:
+        if isinstance(sys.stderr, Tee):
+            sys.stderr.show(text)
+        else:
+            sys.stderr.write(text)
+        sys.stderr.flush()
 
     @staticmethod
     def _terminal():

@@ -1,4 +1,5 @@
-"""SIGTERM, as schedulers send it before a machine goes: a run saves a checkpoint at the end of its step and ends."""
+"""Signals that ask a run to end, as schedulers send them before a machine goes and terminals when they are closed: a
+run saves a checkpoint at the end of its step and ends."""
 
 from __future__ import annotations
 
@@ -12,38 +13,47 @@ import torch
 
 from keju.training.processes import process_index, sum_figures
 
+# Slurm sends SIGTERM or what --signal names, mostly SIGUSR1; Grid Engine SIGUSR1, SIGUSR2 or SIGXCPU; LSF SIGUSR2; a
+# closed terminal SIGHUP. process_launcher.py hands the same on to the processes of a run.
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
 
 class Stopped(Exception):
     """A run that was asked to stop has saved `checkpoint` and ends."""
 
     def __init__(self, step: int, checkpoint: Path) -> None:
         super().__init__(
-            f"stopped by SIGTERM after step {step}; --resume_from_checkpoint auto goes on from {checkpoint}"
+            f"stopped by {_Signals.asked or 'a signal'} after step {step}; "
+            f"--resume_from_checkpoint auto goes on from {checkpoint}"
         )
 
 
 class _Signals:
     heard: bool = False  # somebody will look at `asked`
-    asked: bool = False
+    asked: str = ""  # the signal's name
 
 
-def handle_sigterm() -> None:
-    """From now on SIGTERM interrupts the process, or, inside `stopping_gracefully`, asks the run to stop."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+def handle_signals() -> None:
+    """From now on each of SIGNALS interrupts the process, or, inside `stopping_gracefully`, asks the run to stop. One
+    that is ignored, as SIGHUP under nohup, stays so."""
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _on_signal)
 
 
-def _on_sigterm(signum, frame) -> None:
+def _on_signal(signum, frame) -> None:
+    name = signal.Signals(signum).name
     if not _Signals.heard or _Signals.asked:  # asked twice: at once
-        raise KeyboardInterrupt(signal.Signals(signum).name)
-    _Signals.asked = True
+        raise KeyboardInterrupt(name)
+    _Signals.asked = name
     if process_index() == 0:
-        print("SIGTERM: saving a checkpoint after this step (a second one stops at once)", file=sys.stderr)
+        print(f"{name}: saving a checkpoint after this step (a second signal stops at once)", file=sys.stderr)
 
 
 @contextmanager
 def stopping_gracefully() -> Iterator[None]:
-    """Inside, SIGTERM does no more than make `stop_asked` true."""
-    _Signals.heard, _Signals.asked = True, False
+    """Inside, a signal does no more than make `stop_asked` true."""
+    _Signals.heard, _Signals.asked = True, ""
     try:
         yield
     finally:
@@ -52,4 +62,4 @@ def stopping_gracefully() -> Iterator[None]:
 
 def stop_asked(device: torch.device) -> bool:
     """Whether any process of the run was asked to stop; all must call, once a step."""
-    return bool(sum_figures({"asked": float(_Signals.asked)}, device)["asked"])
+    return bool(sum_figures({"asked": float(bool(_Signals.asked))}, device)["asked"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import sys
 import threading
@@ -71,16 +72,26 @@ class Tee(io.TextIOBase):
 
     def write(self, text: str) -> int:
         if Tee.bar_is_drawn and text:
-            self.terminal.write(CLEAR_LINE)
+            self.show(CLEAR_LINE)
             Tee.bar_is_drawn = False
-        self.terminal.write(text)
+        self.show(text)
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
             self.log.write_line(line)
         return len(text)
 
+    def show(self, text: str) -> None:
+        """Writes to the terminal alone."""
+        try:
+            self.terminal.write(text)
+        except OSError:  # the terminal was closed, or nobody reads the pipe any more: the log goes on
+            self.terminal = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+
     def flush(self) -> None:
-        self.terminal.flush()
+        try:
+            self.terminal.flush()
+        except OSError:
+            self.terminal = open(os.devnull, "w")  # noqa: SIM115
 
     def finish(self) -> None:
         """Writes a last line that has no end yet."""

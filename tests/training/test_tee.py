@@ -34,6 +34,21 @@ def test_a_bar_is_wiped_before_other_output(log):
     assert terminal.getvalue() == "\r\x1b[Ktext\n" and not Tee.bar_is_drawn
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE])  # a terminal that was closed, a reader that has gone
+def test_without_a_terminal_the_log_goes_on(log, number):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(number, "gone")
+
+        flush = write
+
+    tee = Tee(Gone(), log)
+    tee.write("one\n")
+    tee.flush()
+    tee.write("two\n")
+    assert log.path.read_text() == "one\ntwo\n"
+
+
 def test_a_full_disk_stops_the_log_but_not_the_run(log, capsys, monkeypatch):
     class Full:
         def write(self, text):
