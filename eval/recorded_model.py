@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from keju.eval.answers import Examinee
 from keju.eval.scoring import OnBatch, Question
+from keju.records.journal import append_rows, read_rows
 from keju.records.writing import write_jsonl
 
 
@@ -66,8 +66,7 @@ class RecordedModel:
             write_jsonl(self.path, [{"key": self.key}, *map(_row, self.known.keys(), self.known.values())])
             self._is_whole = True
         self.known |= answers
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(_row(question, answer)) + "\n" for question, answer in answers.items())
+        append_rows(self.path, map(_row, answers.keys(), answers.values()))
 
 
 def _row(question: str, answer: Any) -> dict[str, Any]:
@@ -83,14 +82,7 @@ def _key(*parts: int | Sequence[int]) -> str:
 
 
 def _read(path: Path, key: str) -> dict[str, Any]:
-    if not path.is_file():
+    rows = read_rows(path)
+    if next(rows, {}).get("key") != key:
         return {}
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # the end, or the last line of a run that was killed
-    if not rows or rows[0].get("key") != key:
-        return {}
-    return {row["question"]: row["answer"] for row in rows[1:]}
+    return {row["question"]: row["answer"] for row in rows}

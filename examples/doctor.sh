@@ -8,6 +8,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
 embedded_data
 MODEL="${MODEL:-llama-tiny}"
-case "$MODEL" in *-tiny) own_tokenizer ;; esac
+case "$MODEL" in *-tiny) [ -e "$MODEL" ] || own_tokenizer ;; esac
 python -m keju.doctor --model_name_or_path "$MODEL" ${TOKENIZER:+--tokenizer_name "$TOKENIZER"} \
     --data_dir "$DATA_DIR" --stage "${STAGE:-sft}" "$@"

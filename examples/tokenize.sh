@@ -12,7 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 embedded_data
 MODEL="${MODEL:-llama-tiny}"
 STAGE="${STAGE:-sft}"
-case "$MODEL" in *-tiny) own_tokenizer ;; esac
+case "$MODEL" in *-tiny) [ -e "$MODEL" ] || own_tokenizer ;; esac
 case "$STAGE" in pretrain) settings=pretrain ;; *) settings="train_$STAGE" ;; esac
 python -m keju.tokenize_data "${CONFIG:-$REPO/examples/configs/$settings.yaml}" --stage "$STAGE" \
     --model_name_or_path "$MODEL" ${TOKENIZER:+--tokenizer_name "$TOKENIZER"} --data_dir "$DATA_DIR" "$@"

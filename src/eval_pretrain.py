@@ -34,6 +34,7 @@ from keju.training.provenance import describe_versions
 from keju.training.reference_cache import model_key
 from keju.training.run_folder import RunFolder
 from keju.training.stage_model import verify_head
+from keju.training.terminal import visible
 
 # Tokens of a packed row where --token_budget does not say: the least, and the most that long prompts are given.
 ROW, LONG_ROW = 4096, 16384
@@ -199,7 +200,7 @@ def run_task(prepared: PreparedTask, model: Examinee, encoder: Encoder, max_leng
             bar.advance(done - bar.done, tokens=tokens, **({} if accuracy is None else {"right": f"{accuracy:.1%}"}))
 
         result = examine(prepared, model, encoder, max_length=max_length, on_progress=on_progress)
-    print(f"The first prompt, as the model reads it:\n{shortened(result.example)}\n")
+    print(f"The first prompt, as the model reads it:\n{visible(shortened(result.example))}\n")
     for line in remarks(result.summary, max_length):
         print(f"warning: {line}", file=sys.stderr)
     return result

@@ -25,6 +25,7 @@ from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.progress import Progress
 from keju.training.run_folder import RunFolder
+from keju.training.terminal import visible
 
 
 @dataclass
@@ -72,7 +73,7 @@ def main() -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     encoder = Encoder(tokenizer, limit or 2**30)
     prompts = [prompt_ids(record, encoder, limit and limit - args.max_new_tokens, args.on_long) for record in records]
-    print(f"The first prompt, as the model reads it:\n{tokenizer.decode(prompts[0])}\n")
+    print(f"The first prompt, as the model reads it:\n{visible(tokenizer.decode(prompts[0]))}\n")
 
     with Progress(len(prompts), "generate", unit="prompts") as bar:
         responses = generate_responses(
@@ -163,8 +164,8 @@ def show(rows: Sequence[dict[str, Any]], figures: dict[str, Any]) -> None:
     """A few answers beside their references, then the figures."""
     for row in rows[:3]:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
-        print(f"prompt:    {prompt}\nresponse:  {row['responses'][0]}")
-        print(f"reference: {row['reference']}\n" if row["reference"] is not None else "")
+        print(visible(f"prompt:    {prompt}\nresponse:  {row['responses'][0]}"))
+        print(visible(f"reference: {row['reference']}\n") if row["reference"] is not None else "")
     for name, value in figures.items():
         print(f"{name:>17}  {value:.4f}" if isinstance(value, float) else f"{name:>17}  {value}")
 

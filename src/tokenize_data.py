@@ -25,6 +25,7 @@ from keju.training.tree_reading import TreeRequest
 
 FORMS = {"pretrain": "text", "sft": "sft", "reward": "ranked", "dpo": "ranked"}
 FILES = {"text": ("pretrain_train.jsonl", "pretrain_dev.jsonl")}
+DEFAULT = "<what --stage reads>"
 RANKED = ("ranked_train.jsonl", "ranked_dev.jsonl")
 
 
@@ -43,8 +44,10 @@ class TokenizerArguments:
 
 @dataclass
 class TokenizeArguments(DataArguments):
-    train_filename: str = field(default="", metadata={"help": "Records; by default what --stage reads."})
-    eval_filename: str | None = field(default="", metadata={"help": "Held-out records; by default as --stage."})
+    train_filename: str = field(default=DEFAULT, metadata={"help": "Records; by default what --stage reads."})
+    eval_filename: str | None = field(
+        default=DEFAULT, metadata={"help": 'Held-out records; by default as --stage; "": none.'}
+    )
     stage: Literal["pretrain", "sft", "reward", "dpo"] = field(
         default="sft", metadata={"help": "What the tokens are for."}
     )
@@ -54,8 +57,8 @@ class TokenizeArguments(DataArguments):
         super().__post_init__()
         Fold(self.fold)
         names = FILES.get(FORMS[self.stage], RANKED)
-        self.train_filename = self.train_filename or names[0]
-        self.eval_filename = names[1] if self.eval_filename == "" else self.eval_filename
+        self.train_filename = names[0] if self.train_filename == DEFAULT else self.train_filename
+        self.eval_filename = names[1] if self.eval_filename == DEFAULT else self.eval_filename
 
 
 def main() -> None:

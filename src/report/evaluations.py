@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
 from markupsafe import Markup
 
 from keju.report.charts import Bar, bar_chart
-from keju.report.page import page_context, page_environment
+from keju.report.page import markdown_environment, page_context, page_environment
 from keju.report.stages import verdict
 from keju.training.whole_file import write_whole
 
@@ -54,7 +53,7 @@ def write_evaluation_report(folders: Sequence[str | Path], out: str | Path) -> P
     environment = page_environment()
     environment.filters["percent"] = _percent
     page = environment.get_template("evaluations.html.j2").render(**context, **page_context())
-    plain = Environment(loader=environment.loader, trim_blocks=True, lstrip_blocks=True)
+    plain = markdown_environment()
     plain.filters["percent"] = _percent
     text = plain.get_template("evaluations.md.j2").render(**context, **page_context())
     out = Path(out)

@@ -7,9 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from jinja2 import Environment
-
-from keju.report.page import page_context, page_environment
+from keju.report.page import markdown_environment, page_context
 from keju.training.plots import plot_over_seeds
 from keju.training.run_folder import read_metrics
 from keju.training.whole_file import write_whole
@@ -43,14 +41,17 @@ def write_results(summary: Mapping[str, Any], ppo_runs: Mapping[str, Sequence[Pa
         (model, [(name, [spread(rows, *item) for item in COLUMNS.items()]) for name, rows in policies.items()])
         for model, policies in summary["results"].items()
     ]
-    plain = Environment(loader=page_environment().loader, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701  (Markdown)
-    text = plain.get_template("results.md.j2").render(
-        heads=[head for head, _ in COLUMNS.values()],
-        tables=tables,
-        seeds=summary["seeds"],
-        minutes=round(summary["seconds"] / 60),
-        picture=PICTURE,
-        **page_context(),
+    text = (
+        markdown_environment()
+        .get_template("results.md.j2")
+        .render(
+            heads=[head for head, _ in COLUMNS.values()],
+            tables=tables,
+            seeds=summary["seeds"],
+            minutes=round(summary["seconds"] / 60),
+            picture=PICTURE,
+            **page_context(),
+        )
     )
     path = folder / "results.md"
     write_whole(path, text.encode())

@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from keju.eval.statistics import wilson_interval
+from keju.records.journal import read_rows
 from keju.report.charts import Line, chart_rows, line_chart
 from keju.training.plots import metric_series, smooth
 from keju.training.run_folder import read_metrics
@@ -124,7 +125,7 @@ def _charts(key: str, rows: list[dict]) -> list[Markup]:
 
 def _samples(path: Path) -> list[tuple[str, list[dict]]]:
     """The first samples of the first and of the last step, different prompts where there are enough."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    rows = list(read_rows(path))
     if not rows:
         return []
     groups = []

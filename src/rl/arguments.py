@@ -144,7 +144,7 @@ class PPOArguments:
     cliprange: float = setting(0.2, "Of the policy ratio.")
     cliprange_value: float = setting(0.2, "Of the critic's values.")
     ptx_coef: float | None = setting(None, "Weight of the language-model loss. [keju: 0.1, deepspeed_chat: 27.8]")
-    ptx_batch_size: int = setting(0, "Records of a ptx minibatch; 0: as many as prompts in a minibatch.")
+    ptx_batch_size: int = setting(0, "Records of a ptx or ranked minibatch; 0: as many as prompts in a minibatch.")
     actor_learning_rate: float = setting(9.65e-6, "Peak learning rate of the actor.")
     critic_learning_rate: float = setting(5e-6, "Peak learning rate of the critic.")
     weight_decay: float = setting(0.0, "Of AdamW, for both.")

@@ -1,11 +1,11 @@
 """samples.jsonl: what the policy wrote at each step, and what it got for it."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from keju.records.journal import append_rows, read_rows
 from keju.records.writing import write_jsonl
 from keju.rl.experience import Experience
 from keju.rl.scoring import Scored
@@ -38,13 +38,10 @@ class SampleLog:
     def __init__(self, path: Path, last_step: int = 0) -> None:
         self.path = path
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            whole = [line for line in lines if line.endswith("}")]  # a kill may cut the last one short
-            write_jsonl(path, [row for row in map(json.loads, whole) if row["step"] <= last_step])
+            write_jsonl(path, (row for row in read_rows(path) if row["step"] <= last_step))
 
     def append(self, rows: Iterator[dict] | list[dict]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        append_rows(self.path, rows)
 
 
 def print_samples(scored: Scored, tokenizer: PreTrainedTokenizerBase, count: int) -> None:

@@ -1,6 +1,5 @@
 """The rollouts of a PPO run: each logged, drawn and watched; checkpoints, alarms and steps back."""
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from keju.records.journal import append_rows, read_rows
 from keju.records.writing import write_jsonl
 from keju.rl.checkpoint import load_checkpoint, save_checkpoint
 from keju.rl.health import Alarm, HealthMonitor
@@ -132,8 +132,7 @@ class TrainingLoop:
         rows = [{**alarm._asdict(), "action": action} for alarm in alarms]
         self.alarms += rows
         if self.folder.is_main:
-            with self.alarms_path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            append_rows(self.alarms_path, rows)
             for alarm in alarms:
                 print(f"alarm at step {alarm.step}: {alarm.name}: {alarm.message}", flush=True)
         if action == "rollback":
@@ -164,8 +163,7 @@ class TrainingLoop:
     def _recall(self, rows: list[dict]) -> None:
         """Brings alarms and monitor to where the run that is resumed had them."""
         if self.alarms_path.is_file():
-            lines = self.alarms_path.read_text(encoding="utf-8").splitlines() if self.trainer.step else []
-            known = [json.loads(line) for line in lines if line.endswith("}")]
+            known = read_rows(self.alarms_path) if self.trainer.step else ()
             self.alarms = [row for row in known if row["step"] <= self.trainer.step]
             if self.folder.is_main:
                 write_jsonl(self.alarms_path, self.alarms)

@@ -20,6 +20,7 @@ from keju.training.crash import explain
 from keju.training.processes import process_index
 from keju.training.run_folder import RunFolder, current_run
 from keju.training.stopping import Stopped, handle_signals
+from keju.training.terminal import Terminal, visible
 
 USAGE, CRASH, INTERRUPTED = 2, 1, 130
 # Mistakes that the operating system finds: a missing file is the user's wherever it is opened.
@@ -44,6 +45,7 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
         os.environ.setdefault(name, value)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports deepspeed, which warns about guessing this
+    sys.stdout, sys.stderr = Terminal(sys.stdout), Terminal(sys.stderr)
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # it reads the environment only when imported
     transformers.logging.disable_progress_bar()  # "Writing model shards": a bar of ours is on the terminal already
     handle_signals()
@@ -118,4 +120,4 @@ def _one_line(error: BaseException) -> str:
 
 
 def _say(lines: list[str]) -> None:
-    print("\n".join(lines), file=sys.stderr)
+    print(visible("\n".join(lines)), file=sys.stderr)

@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
+from rich.cells import chop_cells
 from transformers import TrainerCallback
 
 from keju.training.crash import NonFiniteLoss
 from keju.training.run_folder import RunFolder, current_run, is_main_process
 from keju.training.stopping import stop_asked
 from keju.training.tee import CLEAR_LINE, Tee
+from keju.training.terminal import fits, visible
 
 Item = TypeVar("Item")
 
@@ -32,7 +34,7 @@ class Progress:
 
     def __init__(self, total: int | None, title: str, *, unit: str = "rows", done: int = 0):
         self.total = total
-        self.title = title
+        self.title = visible(title)
         self.unit = unit
         self.done = self._done_before = done
         self.tokens = 0
@@ -106,12 +108,14 @@ class Progress:
         text = f"{self.title} {self._count()} {self.unit}"
         if self.total:
             share = min(1.0, self.done / self.total)
+            full, empty = "█░" if fits("█░", terminal) else "#."
             filled = round(share * BAR_WIDTH)
-            text = f"{self.title} {'█' * filled}{'░' * (BAR_WIDTH - filled)} {share:4.0%} {self._count()}"
+            text = f"{self.title} {full * filled}{empty * (BAR_WIDTH - filled)} {share:4.0%} {self._count()}"
         left = self._left(seconds)
         text = "  ".join([text, clock(seconds) if left is None else f"{clock(left)} left", *self._figures(seconds)])
         # A bar that wraps could not be wiped.
-        self._write(CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
+        room = max(1, shutil.get_terminal_size().columns - 1)  # in cells, of which a Chinese character takes two
+        self._write(CLEAR_LINE + chop_cells(text, room)[0])
         Tee.bar_is_drawn = True
 
     def _wipe(self) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+USER_IN_URL = re.compile(r"(\b[a-zA-Z][\w+.-]*://)[^/@\s?#]+@")
+KEY_IN_QUERY = re.compile(r"([?&#;][^=&?#;\s]*(?:key|token|secret|passw|auth|sig)[^=&?#;\s]*=)[^&#;\s]+", re.IGNORECASE)
 PACKAGES = ("keju", "torch", "transformers", "accelerate", "deepspeed", "peft", "triton", "tokenizers", "datasets")
 
 
@@ -23,8 +26,8 @@ def plain_arguments(arguments: Iterable[Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for item in arguments:
         plain |= item.to_dict() if isinstance(item, TrainingArguments) else dataclasses.asdict(item)
-    plain = {name: "<hidden>" if name.endswith("_token") and value else value for name, value in plain.items()}
-    return json.loads(json.dumps(plain, default=str))
+    plain = {name: "<hidden>" if _is_secret(name) and value else value for name, value in plain.items()}
+    return _without_keys(json.loads(json.dumps(plain, default=str)))
 
 
 def without_secrets(argv: list[str]) -> list[str]:
@@ -33,16 +36,29 @@ def without_secrets(argv: list[str]) -> list[str]:
     for position, text in enumerate(argv):
         before = argv[position - 1] if position else ""
         name, equals, _ = text.partition("=")
-        if _is_secret(name) and equals:
+        if name.startswith("--") and _is_secret(name) and equals:
             text = f"{name}=<hidden>"
-        elif _is_secret(before):
+        elif before.startswith("--") and _is_secret(before):
             text = "<hidden>"
-        hidden.append(text)
+        hidden.append(url_without_key(text))
     return hidden
 
 
-def _is_secret(flag: str) -> bool:
-    return flag.startswith("--") and flag.replace("-", "_").endswith("_token")
+def url_without_key(text: str) -> str:
+    """URLs in a text without what they carry to log in with: user and password, and keys in their query."""
+    return KEY_IN_QUERY.sub(r"\1<hidden>", USER_IN_URL.sub(r"\1<hidden>@", text))
+
+
+def _without_keys(value: Any) -> Any:
+    if isinstance(value, str):
+        return url_without_key(value)
+    if isinstance(value, list):
+        return [_without_keys(item) for item in value]
+    return {name: _without_keys(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _is_secret(name: str) -> bool:
+    return name.replace("-", "_").lower().endswith(("_token", "_key", "_secret", "_password"))
 
 
 def describe_versions() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from keju.records.journal import append_rows, read_rows
 from keju.records.writing import write_json, write_jsonl
 from keju.training.checkpoints import (
     check_checkpoint,
@@ -145,9 +146,7 @@ class RunFolder:
         if not self.is_main:
             return
         self.begin()
-        line = json.dumps({name: _finite(value) for name, value in row.items()}, ensure_ascii=False)
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_rows(self.metrics_path, [{name: _finite(value) for name, value in row.items()}])
 
     def write_log(self, line: str) -> None:
         """One line for the log file alone."""
@@ -290,15 +289,7 @@ def _silent_stdout() -> Iterator[None]:
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl. A last line that a kill cut short is left out."""
-    rows = []
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    try:
-        for line in lines:
-            rows.append(json.loads(line))  # noqa: PERF401  (len(rows) tells which line is broken)
-    except json.JSONDecodeError as error:
-        if len(rows) + 1 < len(lines):
-            raise ValueError(f"{path}:{len(rows) + 1}: not JSON: {error.msg}") from error
-    return rows
+    return list(read_rows(Path(path)))
 
 
 def is_run(path: str | Path) -> bool:

@@ -242,6 +242,10 @@ _LORA = (
 _OFFLOAD = (lambda values: torch.cuda.is_available() and not values.use_cpu, "all models are in CPU memory anyway")
 _JOINT = (lambda values: values.enable_joint_optimization, "the reward model is frozen: --enable_joint_optimization")
 _PTX = (lambda values: values.ptx_filename is not None, "there is no --ptx_filename")
+_AUXILIARY = (
+    lambda values: values.ptx_filename is not None or values.enable_joint_optimization,
+    "there is no --ptx_filename and no --enable_joint_optimization",
+)
 # Settings that can be given and would change nothing: name -> (does it matter under these values?, why not).
 WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
     "lora_r": _LORA,
@@ -259,7 +263,7 @@ WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
     "reward_coef": _JOINT,
     "ranked_filename": _JOINT,
     "ptx_coef": _PTX,
-    "ptx_batch_size": _PTX,
+    "ptx_batch_size": _AUXILIARY,
     "vllm_gpu_memory": (lambda values: values.rollout == "vllm", "vLLM samples only with --rollout vllm"),
     "kl_horizon": (lambda values: values.kl_target is not None, "--kl_coef adapts only with --kl_target"),
     "resume_with_changes": (lambda values: values.resume_from_checkpoint, "there is no --resume_from_checkpoint"),
@@ -267,7 +271,7 @@ WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
     "eval_steps": (_unless_no("eval_strategy"), "--eval_strategy is no"),
     "save_steps": (_unless_no("save_strategy"), "--save_strategy is no"),
     "save_total_limit": (_unless_no("save_strategy"), "--save_strategy is no"),
-    "max_eval_samples": (lambda values: values.eval_filename is not None, "there is no --eval_filename"),
+    "max_eval_samples": (lambda values: bool(values.eval_filename), "there is no --eval_filename"),
     "remove_unused_columns": (_never, _PACKED),
     "train_sampling_strategy": (_never, _PACKED),
     "length_column_name": (_never, _PACKED),

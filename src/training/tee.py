@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import sys
 import threading
 from pathlib import Path
 from typing import TextIO
 
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+from keju.training.terminal import without_known
+
 CLEAR_LINE = "\r\x1b[K"
 
 
@@ -29,7 +29,7 @@ class LogFile:
 
     def write_line(self, line: str) -> None:
         """Appends one line. What a carriage return overwrote on the terminal is left out."""
-        line = CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2])
+        line = without_known(line.rstrip("\r").rpartition("\r")[2])
         with self._lock:
             if self.broken:
                 return

@@ -29,6 +29,7 @@ from keju.records.shards import record_files
 from keju.records.writing import whole_folder
 from keju.training.progress import Progress
 from keju.training.resuming import digest_of
+from keju.training.terminal import visible
 
 LARGE = 32 << 20  # bytes of text from which on tokens are kept on disk
 COMPRESSION = 4  # a compressed file counts as so many times its size
@@ -227,7 +228,7 @@ class TreeRequest:
         if count:
             print(f"{self.path.name}: left out {count} of {total} records, for example:")
             for reason in left_out[:3]:
-                print(f"  {reason}")
+                print(f"  {visible(reason)}")
 
 
 @contextlib.contextmanager

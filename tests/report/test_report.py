@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from keju.report.page import markdown_environment
 from keju.report.report import write_report
 from keju.report.stages import gather, verdict
 from keju.training.plots import plot_bars
@@ -152,3 +153,12 @@ def test_a_report_is_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_report(SUMMARY, {}, tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text", ["a|b", "<script>x</script>", "![x](http://e/x.png)", "`a`", "a\n\n# head", "$x$", "*a*"]
+)
+def test_texts_stand_for_themselves_in_markdown(text):
+    written = markdown_environment().from_string("| {{ text }} |").render(text=text)
+    assert written.startswith("| ") and written.endswith(" |") and "\n" not in written and "<" not in written
+    assert not re.search(r"(?<!\\)[|`*\[$]", written[2:-2])
