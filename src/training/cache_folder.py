@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import stat
 import tempfile
 from pathlib import Path
 
 
 def cache_folder(name: str) -> Path:
     """keju/`name` in XDG_CACHE_HOME or ~/.cache; or, where there is no home that can be written, in a folder of this
-    user's in the system's temporary one. It is not made."""
+    user alone in the system's temporary one."""
     given = os.environ.get("XDG_CACHE_HOME")
-    root = Path(given) if given else _home_cache() or Path(tempfile.gettempdir()) / f"keju-cache-{os.getuid()}"
+    root = Path(given) if given else _home_cache() or _private_folder()
     return root / "keju" / name
 
 
@@ -22,3 +25,14 @@ def _home_cache() -> Path | None:
         return None
     cache = home / ".cache"
     return cache if os.access(cache if cache.exists() else home, os.W_OK | os.X_OK) else None
+
+
+@functools.cache
+def _private_folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"keju-cache-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    state = folder.lstat()
+    if stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o022:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="keju-cache-"))  # somebody else has made the first one

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from keju.training import cache_folder as module
+
+
+@pytest.fixture
+def without_home(monkeypatch, tmp_path):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    module._private_folder.cache_clear()
+    yield tmp_path
+    module._private_folder.cache_clear()
+
+
+def test_the_usual_places(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert module.cache_folder("tokens") == tmp_path / "xdg" / "keju" / "tokens"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert module.cache_folder("tokens") == tmp_path / ".cache" / "keju" / "tokens"
+
+
+def test_without_a_home_it_is_this_user_s_alone(without_home):
+    folder = module.cache_folder("tokens")
+    assert folder == without_home / f"keju-cache-{os.getuid()}" / "keju" / "tokens"
+    assert (
+        folder.parents[1].stat().st_mode & 0o777 == 0o700 and module.cache_folder("x").parents[1] == folder.parents[1]
+    )
+
+
+@pytest.mark.parametrize("kind", ["writable", "link", "file"])
+def test_what_others_have_made_there_is_not_used(without_home, kind):
+    planted = without_home / f"keju-cache-{os.getuid()}"
+    if kind == "writable":
+        planted.mkdir()
+        planted.chmod(0o777)
+    elif kind == "link":
+        (without_home / "elsewhere").mkdir()
+        planted.symlink_to(without_home / "elsewhere")
+    else:
+        planted.write_text("")
+    assert not module.cache_folder("tokens").is_relative_to(planted)
