@@ -9,6 +9,14 @@ import stat
 import tempfile
 from pathlib import Path
 
+# Variables of libraries that otherwise warn or fail without a home.
+OTHERS = {
+    "MPLCONFIGDIR": "matplotlib",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TORCH_EXTENSIONS_DIR": "torch_extensions",
+}
+
 
 def cache_folder(name: str) -> Path:
     """keju/`name` in XDG_CACHE_HOME or ~/.cache; or, where there is no home that can be written, in a folder of this
@@ -16,6 +24,13 @@ def cache_folder(name: str) -> Path:
     given = os.environ.get("XDG_CACHE_HOME")
     root = Path(given) if given else _home_cache() or _private_folder()
     return root / "keju" / name
+
+
+def give_others_a_place() -> None:
+    """Where there is no home that can be written, the libraries that would write there get a folder beside ours."""
+    if not os.environ.get("XDG_CACHE_HOME") and _home_cache() is None:
+        for variable, name in OTHERS.items():
+            os.environ.setdefault(variable, str(cache_folder(name)))
 
 
 def _home_cache() -> Path | None:

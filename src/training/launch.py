@@ -16,6 +16,7 @@ import transformers
 
 from keju.records.mistakes import is_raised_by_us
 from keju.training.arguments import parsed_arguments
+from keju.training.cache_folder import give_others_a_place
 from keju.training.crash import explain
 from keju.training.processes import process_index
 from keju.training.run_folder import RunFolder, current_run
@@ -43,6 +44,7 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    give_others_a_place()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports deepspeed, which warns about guessing this
     sys.stdout, sys.stderr = Terminal(sys.stdout), Terminal(sys.stderr)

@@ -6,15 +6,16 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from keju.training.run_folder import read_metrics
 from keju.training.whole_file import write_whole
+
+if TYPE_CHECKING:  # a third of a second, and it looks for a home as it is imported
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Distinguishable for colour-blind readers too (Okabe and Ito).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -214,6 +215,9 @@ def _color(index: int) -> str:
 
 def _figure(width: float, height: float) -> Figure:
     """A figure of its own: pyplot would keep global state and choose a backend by the display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure

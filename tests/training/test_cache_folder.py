@@ -38,6 +38,15 @@ def test_without_a_home_it_is_this_user_s_alone(without_home):
     )
 
 
+def test_other_libraries_get_a_place_there_too(without_home, monkeypatch):
+    for name in module.OTHERS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "mine")
+    module.give_others_a_place()
+    assert os.environ["TRITON_CACHE_DIR"] == "mine"
+    assert Path(os.environ["MPLCONFIGDIR"]) == module.cache_folder("matplotlib")
+
+
 @pytest.mark.parametrize("kind", ["writable", "link", "file"])
 def test_what_others_have_made_there_is_not_used(without_home, kind):
     planted = without_home / f"keju-cache-{os.getuid()}"
