@@ -25,8 +25,8 @@ ALL_BAD = "its answers are marked as bad"
 
 
 class Exported(NamedTuple):
-    """rows: none is empty of what the layout needs. left_out: what of the record is in no row, "" for nothing; or why there
-    are no rows."""
+    """rows: none is empty of what the layout needs. left_out: what of the record is in no row, "" for nothing; or, of
+    no rows, why."""
 
     rows: list[Row]
     left_out: str = ""
@@ -255,7 +255,7 @@ def _prompt(context: Sequence[Message], choices: Choices, tools: str = "") -> Ro
         return {"prompt": turns(context), **tools_field(tools)}
     plain = plain_context(context)
     if plain is None or "system" in plain or tools:
-        raise ValueError("a plain prompt holds neither tools nor a system turn nor earlier turns; use --conversational")
+        raise ValueError("a plain prompt holds neither a system turn nor tools nor earlier turns; use --conversational")
     return plain
 
 
