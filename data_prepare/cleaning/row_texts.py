@@ -6,9 +6,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-TEXT, PROMPT, ANSWER, SYSTEM, PREFIX, REASONING = KINDS = ("text", "prompt", "answer", "system", "prefix", "reasoning")
+TEXT, PROMPT, ANSWER, SYSTEM, PREFIX, REASONING, TOOL = KINDS = (
+    *("text", "prompt", "answer", "system", "prefix", "reasoning", "tool"),
+)
 _KIND_OF_FIELD = {"text": TEXT, "prompt": PROMPT, "label": TEXT, "system": SYSTEM, "prefix": PREFIX}
-_KIND_OF_ROLE = {"system": SYSTEM, "assistant": ANSWER}
+_KIND_OF_ROLE = {"system": SYSTEM, "assistant": ANSWER, "tool": TOOL}
 _TEXT_IN = {"answers": "answer", "messages": "content", "prompt": "content"}
 _REASONING_IN = "reasoning_content"
 

@@ -14,7 +14,8 @@ NOTHING = {"", "[]", "{}", "null", "none", "nan"}  # cells of tables that hold n
 
 
 def kind_of(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    kinds = {dict: "an object", list: "a list", str: "a string", bytes: "bytes", bool: "true or false"}
+    kinds |= {type(None): "null"}
     return kinds.get(type(value), "a number")
 
 
