@@ -198,20 +198,70 @@ def ranked(prompt, *answers):
     return {"prompt": prompt, "answers": [{"answer": text, "score": score} for text, score in answers]}
 
 
+def marked(prompt, *answers):
+    answers = [{"answer": text, "score": int(good), "is_good": good} for text, good in answers]
+    return {"prompt": prompt, "answers": answers}
+
+
 def test_kto_rows_of_one_prompt_are_one_item(tmp_path):
-    found = rows(tmp_path, [kto("甲", "好", True), kto("甲", "坏", False), kto("乙", "好", True), {"text": "文"},
+    found = rows(tmp_path, [kto("甲", "好", True), kto("甲", "坏", 0), kto("乙", "好", "yes"), {"text": "文"},
                             kto("甲", "又", True)])  # fmt: skip
     assert found == [
-        ranked("甲", ("好", 1), ("坏", 0)),
-        ranked("乙", ("好", 1)),
+        marked("甲", ("好", True), ("坏", False)),
+        marked("乙", ("好", True)),
         {"text": "文"},
-        ranked("甲", ("又", 1)),
+        marked("甲", ("又", True)),
     ]
 
 
-def test_a_prompt_with_bad_answers_alone_is_no_item(tmp_path):
-    (found,) = rows(tmp_path, [kto("甲", "坏", False), kto("甲", "糟", False)])
-    assert isinstance(found, BadRow) and found.where == "data.jsonl:1" and "labelled as good" in found.reason
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "甲", "completion": "坏", "label": "0"},
+        {"instruction": "甲", "input": "", "output": "坏", "kto_tag": False},
+        {"query": "甲", "response": "坏", "label": False},
+        {"messages": [{"role": "user", "content": "甲"}, {"role": "assistant", "content": "坏"}], "label": 0},
+        {"conversations": [{"from": "human", "value": "甲"}, {"from": "gpt", "value": "坏"}], "kto_tag": False},
+        {"conversation": [{"human": "甲", "assistant": "坏"}], "label": "no"},
+    ],
+)
+def test_answers_that_are_marked_as_bad_keep_their_mark(tmp_path, row):
+    assert rows(tmp_path, [row, row]) == [marked("甲", ("坏", False), ("坏", False))]
+
+
+def test_a_mark_that_cannot_be_understood_is_a_bad_row(tmp_path):
+    first, bad = rows(tmp_path, [kto("甲", "好", True), kto("甲", "坏", "maybe")])
+    assert (bad if isinstance(bad, BadRow) else first).where == "data.jsonl:2"
+
+
+def test_pretraining_rows_with_labels_stay_texts(tmp_path):
+    assert rows(tmp_path, [{"prompt": "春", "label": "眠"}] * 2) == [{"prompt": "春", "label": "眠"}] * 2
+
+
+def test_fields_beside_questions_under_other_names(tmp_path):
+    row = {"query": "甲", "response": "好", "rejected_response": "坏", "system": "令", "history": [["乙", "丙"]]}
+    (found,) = rows(tmp_path, [row])
+    assert [turn["content"] for turn in found["prompt"]] == ["令", "乙", "丙", "甲"]
+    assert [answer["answer"] for answer in found["answers"]] == ["好", "坏"]
+    (bad,) = rows(tmp_path, [{"query": "甲", "response": "好", "images": ["a.jpg"]}])
+    assert isinstance(bad, BadRow) and '"images"' in bad.reason
+
+
+def test_nulls_of_merged_tables_are_absent(tmp_path):
+    import pyarrow.parquet
+
+    table = [
+        {"prompt": "甲", "completion": "坏", "label": 0.0, "messages": None},
+        {"prompt": None, "completion": None, "label": None,
+         "messages": [{"role": "user", "content": "问", "weight": None},
+                      {"role": "assistant", "content": "答", "weight": 0.0}]},
+    ]  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.parquet")
+    found = [item.row for item in read(tmp_path / "a.parquet")]
+    assert found == [
+        marked("甲", ("坏", False)),
+        {"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答", "weight": 0}]},
+    ]
 
 
 def kto_rows():
