@@ -90,4 +90,4 @@ def with_texts(row: dict[str, Any], texts: list[RowText]) -> dict[str, Any]:
 
 def _is_silent(item: dict[str, Any], field: str) -> bool:
     """Whether a turn says nothing, and need not: it calls tools, or is of a tool."""
-    return field != "answers" and item[_TEXT_IN[field]] == "" and item["role"] in ("assistant", "tool")
+    return field != "answers" and item[_TEXT_IN[field]] == "" and ("tool_calls" in item or item["role"] == "tool")
