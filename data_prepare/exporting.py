@@ -6,22 +6,27 @@ place, where the layout cannot hold a record, and names in `left_out` what the r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from keju.data_prepare.formats.canonical import plain_context, turns
+from keju.data_prepare.formats.canonical import plain_context, tools_field, turns
 from keju.records.formats import detect
-from keju.records.record import Answer, ChatRecord, Message, RankedRecord, Record, TextRecord
+from keju.records.record import CONTRADICTION, Answer, ChatRecord, Message, RankedRecord, Record, TextRecord
+from keju.records.turns import turn_of
 
 Row = dict[str, Any]
 PAIRS = ("all", "best_worst")
-SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
+SHAREGPT = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
+NO_FIELD = "this layout has no field for"
+ALL_BAD = "its answers are marked as bad"
 
 
 class Exported(NamedTuple):
-    """rows: none is empty of what the layout needs. left_out: what of the record is in no row; "" for nothing."""
+    """rows: none is empty of what the layout needs. left_out: what of the record is in no row, "" for nothing; or, of
+    no rows, why."""
 
     rows: list[Row]
     left_out: str = ""
@@ -39,62 +44,88 @@ class Choices:
 def alpaca(record: Record, choices: Choices) -> Exported:
     """{"instruction", "input", "output", "system"?, "history"?}."""
     messages, left_out = _conversation(record)
+    if not messages:
+        return Exported([], left_out)
     _check_ends(messages[-1])
+    _check_plain(record, messages)
     return Exported([{**_instruction(messages[:-1]), "output": messages[-1].content}], left_out)
 
 
 def sharegpt(record: Record, choices: Choices) -> Exported:
-    """{"conversations": [{"from", "value"}, ...], "system"?}."""
+    """{"conversations": [{"from", "value", "loss"?}, ...], "system"?, "tools"?}; calls are turns of "function_call"."""
     messages, left_out = _conversation(record)
+    if not messages:
+        return Exported([], left_out)
     system, rest = _parted(messages)
-    spoken = [{"from": SHAREGPT[message.role], "value": message.content} for message in rest]
-    return Exported([{"conversations": spoken, **system}], left_out)
+    spoken = [_sharegpt_turn(message) for message in rest]
+    tools = {"tools": record.tools} if record.tools else {}
+    if any(message.name for message in rest):
+        left_out = left_out or "the names of tools in their turns"
+    return Exported([{"conversations": spoken, **system, **tools}], left_out)
 
 
 def messages(record: Record, choices: Choices) -> Exported:
     """{"messages": [{"role", "content"}, ...]}."""
     found, left_out = _conversation(record)
-    return Exported([{"messages": turns(found)}], left_out)
+    return Exported([{"messages": turns(found), **tools_field(record.tools)}] if found else [], left_out)
 
 
 def preference(record: Record, choices: Choices) -> Exported:
     """{"prompt", "chosen", "rejected"} (TRL), a row for each pair of answers."""
     answers = _answers(record)
+    if record.contradicts_itself:
+        return Exported([], CONTRADICTION)
     better = [(one, other) for one in answers for other in answers if one.score > other.score]
     if not better:
-        raise ValueError("all answers have the same score, so that there is no pair")
+        why = "all answers have the same score" if len(answers) > 1 else "there is one answer alone"
+        raise ValueError(f"{why}, so that there is no pair")
     left_out = ""
     if choices.pairs == "best_worst":
         left_out = "answers between the best and the worst" if len(answers) > 2 else ""
         better = [(record.best, min(answers, key=lambda answer: answer.score))]
-    prompt = _prompt(record.messages, choices)
+    prompt = _prompt(record.messages, choices, record.tools)
     return Exported(
         [{**prompt, "chosen": _reply(a, choices), "rejected": _reply(b, choices)} for a, b in better], left_out
     )
 
 
 def kto(record: Record, choices: Choices) -> Exported:
-    """{"prompt", "completion", "label"} (TRL): true above the mean score of the prompt's answers, false below it, as in
-    `train_dpo --loss_type kto`; a lone answer is a good one."""
+    """{"prompt", "completion", "label"} (TRL): the mark of the answer, or true above the mean score of the prompt's
+    answers, false below it, as in `train_dpo --loss_type kto`; a lone answer without a mark is a good one."""
     if isinstance(record, ChatRecord):
         *context, last = _conversation(record)[0]
         _check_ends(last)
-        answers, context = (Answer(last.content, 1.0),), tuple(context)
+        if last.tool_calls or last.weight != 1:
+            raise ValueError("kto has no field for calls of tools, nor for the weight of an answer")
+        answers, context = (Answer(last.content, 1.0, reasoning=last.reasoning),), tuple(context)
     else:
         answers, context = _answers(record), record.messages
+        if record.contradicts_itself:
+            return Exported([], CONTRADICTION)
     mean = sum(answer.score for answer in answers) / len(answers)
-    if len(answers) > 1 and len({answer.score for answer in answers}) == 1:
+    labelled = [
+        (answer, answer.score > mean if answer.is_good is None else answer.is_good)
+        for answer in answers
+        if answer.score != mean or answer.is_good is not None
+    ]
+    labelled = labelled or ([(answers[0], True)] if len(answers) == 1 else [])
+    if not labelled:
         raise ValueError("all answers have the same score, so that none is good or bad")
-    prompt = _prompt(context, choices)
-    labelled = [(answer, answer.score > mean) for answer in answers if answer.score != mean]
-    labelled = labelled if len(answers) > 1 else [(answers[0], True)]
+    prompt = _prompt(context, choices, record.tools)
     rows = [{**prompt, "completion": _reply(answer, choices), "label": good} for answer, good in labelled]
-    return Exported(rows, "answers of the mean score" if len(rows) < len(answers) else "")
+    return Exported(rows, "unmarked answers of the mean score" if len(rows) < len(answers) else "")
 
 
 def ranked(record: Record, choices: Choices) -> Exported:
     """{"instruction", "input", "output": [answers, best first], "system"?, "history"?}."""
     answers = sorted(_answers(record), key=lambda answer: -answer.score)
+    if record.best.is_good is False:
+        return Exported([], ALL_BAD)
+    if record.contradicts_itself:
+        return Exported([], CONTRADICTION)
+    _check_plain(record, record.messages)
+    if any(answer.reasoning for answer in answers):
+        raise ValueError(f"{NO_FIELD} reasoning; export as messages")
     if any(one.score == other.score for one, other in pairwise(answers)):
         raise ValueError("two answers have the same score, which a ranked list cannot tell")
     return Exported([{**_instruction(record.messages), "output": [answer.text for answer in answers]}])
@@ -108,7 +139,7 @@ def prompts(record: Record, choices: Choices) -> Exported:
     context = record.prompt if isinstance(record, ChatRecord) else record.messages
     if not context:
         raise ValueError("a conversation that begins with its answer has no prompt")
-    return Exported([_prompt(context, choices)])
+    return Exported([_prompt(context, choices, record.tools)])
 
 
 def text(record: Record, choices: Choices) -> Exported:
@@ -153,12 +184,15 @@ def export(row: Row, layout: str, choices: Choices) -> Exported:
 
 
 def _conversation(record: Record) -> tuple[tuple[Message, ...], str]:
-    """(turns, what they leave out): of ranked answers the best is the last turn."""
+    """(turns, what they leave out): of ranked answers the best is the last turn; none where that is no good one."""
     if isinstance(record, TextRecord):
         raise ValueError("a text has no turns; export it as text")
     if isinstance(record, RankedRecord):
+        best = record.best
         left_out = "answers other than the best" if len(_answers(record)) > 1 else ""
-        return (*record.messages, Message("assistant", record.best.text)), left_out
+        if best.is_good is False or record.contradicts_itself:
+            return (), CONTRADICTION if record.contradicts_itself else ALL_BAD
+        return (*record.messages, Message("assistant", best.text, best.reasoning)), left_out
     if all(message.role != "assistant" for message in record.messages):
         raise ValueError("a prompt without an answer; export it as prompts")
     return record.messages, ""
@@ -183,6 +217,28 @@ def _check_ends(last: Message) -> None:
         raise ValueError("the conversation does not end with an answer")
 
 
+def _check_plain(record: ChatRecord | RankedRecord, messages: Sequence[Message]) -> None:
+    """Raises ValueError where something is more than a text that somebody says."""
+    found = {name for message in messages for name in turn_of(message)} - {"role", "content"}
+    if found or record.tools:
+        raise ValueError(f'{NO_FIELD} "{min(found, default="tools")}"; export as messages')
+
+
+def _sharegpt_turn(message: Message) -> Row:
+    if message.reasoning:
+        raise ValueError(f"{NO_FIELD} reasoning; export as messages")
+    if message.tool_calls and message.content:
+        raise ValueError("a turn of sharegpt says something or calls tools, not both; export as messages")
+    if message.weight not in (0, 1):
+        raise ValueError("a turn of sharegpt is trained or not, without a weight; export as messages")
+    loss = {} if message.weight else {"loss": False}
+    if message.tool_calls:
+        calls = [call["function"] for call in json.loads(message.tool_calls)]
+        value = json.dumps(calls if len(calls) > 1 else calls[0], ensure_ascii=False)
+        return {"from": "function_call", "value": value, **loss}
+    return {"from": SHAREGPT[message.role], "value": message.content, **loss}
+
+
 def _instruction(context: Sequence[Message]) -> Row:
     """Alpaca's fields for what stands before the answer."""
     system, rest = _parted(context)
@@ -194,14 +250,18 @@ def _instruction(context: Sequence[Message]) -> Row:
     return {"instruction": question.content, "input": "", **system, **({"history": pairs} if pairs else {})}
 
 
-def _prompt(context: Sequence[Message], choices: Choices) -> Row:
+def _prompt(context: Sequence[Message], choices: Choices, tools: str = "") -> Row:
     if choices.conversational:
-        return {"prompt": turns(context)}
+        return {"prompt": turns(context), **tools_field(tools)}
     plain = plain_context(context)
-    if plain is None or "system" in plain:
-        raise ValueError("a plain prompt holds neither a system turn nor earlier turns; use --conversational")
+    if plain is None or "system" in plain or tools:
+        raise ValueError("a plain prompt holds neither a system turn nor tools nor earlier turns; use --conversational")
     return plain
 
 
 def _reply(answer: Answer, choices: Choices) -> str | list[Row]:
-    return turns([Message("assistant", answer.text)]) if choices.conversational else answer.text
+    if choices.conversational:
+        return turns([Message("assistant", answer.text, answer.reasoning)])
+    if answer.reasoning:
+        raise ValueError("a plain answer holds no reasoning; use --conversational")
+    return answer.text

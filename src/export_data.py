@@ -69,7 +69,10 @@ def main() -> None:
                 examples.setdefault(str(error), where)
                 continue
             counts["rows"] += len(exported.rows)
-            if exported.left_out:
+            if not exported.rows:
+                refused[exported.left_out] += 1
+                examples.setdefault(exported.left_out, where)
+            elif exported.left_out:
                 left_out[exported.left_out] += 1
                 examples.setdefault(exported.left_out, where)
         if not counts["rows"]:

@@ -7,7 +7,7 @@ python -m keju.pred_pretrain --model_name_or_path runs/sft --data_dir runs/data/
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from keju.models.generation import Response, generate_responses
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.reading import read_records
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
+from keju.records.turns import turn_of
 from keju.records.writing import write_json, write_jsonl
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
@@ -122,7 +123,7 @@ def reference(record: Record) -> str | None:
     if isinstance(record, RankedRecord):
         return record.best.text
     if isinstance(record, ChatRecord) and len(record.prompt) < len(record.messages):
-        return record.messages[len(record.prompt)].content
+        return record.messages[len(record.prompt)].content or None  # a turn that calls tools may say nothing
     return None
 
 
@@ -131,7 +132,7 @@ def as_row(record: Record, responses: Sequence[Response], tokenizer) -> dict[str
         prompt: Any = record.text
     else:
         messages = record.messages if isinstance(record, RankedRecord) else record.prompt
-        prompt = [asdict(message) for message in messages]
+        prompt = [turn_of(message) for message in messages]
     row = {
         "prompt": prompt,
         "responses": [tokenizer.decode(response.ids, skip_special_tokens=True).strip() for response in responses],

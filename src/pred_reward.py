@@ -27,6 +27,8 @@ from keju.training.progress import Progress
 from keju.training.run_folder import RunFolder
 from keju.trees.segment import Segment
 
+CONTEXT = ("prompt", "system", "history", "tools", "prefix")  # what answers answer, where a row has them by themselves
+
 
 @dataclass
 class PredRewardArguments:
@@ -96,14 +98,15 @@ def ranked_record(row: Mapping[str, Any], where: str) -> RankedRecord:
             raise ValueError('"answer" must be a text, "responses" a list of texts')
         else:
             # An empty answer is a bad line of training data, but a model may well have given one.
-            context = {name: row[name] for name in ("prompt", "system", "prefix") if name in row}
+            context = {name: row[name] for name in CONTEXT if name in row}
             record = detect({**context, "answers": [{"answer": "-", "score": 0}]})
             record = replace(record, answers=tuple(Answer(text, 0.0) for text in texts))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if isinstance(record, ChatRecord) and record.messages[-1].role == "assistant":
         *messages, reply = record.messages
-        record = RankedRecord(tuple(messages), (Answer(reply.content, 0.0),))
+        answer = Answer(reply.content, 0.0, reasoning=reply.reasoning)
+        record = RankedRecord(tuple(messages), (answer,), tools=record.tools)
     if not isinstance(record, RankedRecord):
         raise ValueError(
             f'{where}: there is no answer to score ("answer", "responses", "answers" or an assistant turn)'

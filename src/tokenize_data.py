@@ -23,7 +23,7 @@ from keju.training.launch import run_stage
 from keju.training.progress import compact
 from keju.training.tree_reading import TreeRequest
 
-FORMS = {"pretrain": "text", "sft": "sft", "reward": "ranked", "dpo": "ranked"}
+FORMS = {"pretrain": "text", "sft": "sft", "reward": "ranked", "dpo": "ranked", "kto": "kto"}
 FILES = {"text": ("pretrain_train.jsonl", "pretrain_dev.jsonl")}
 DEFAULT = "<what --stage reads>"
 RANKED = ("ranked_train.jsonl", "ranked_dev.jsonl")
@@ -48,8 +48,8 @@ class TokenizeArguments(DataArguments):
     eval_filename: str | None = field(
         default=DEFAULT, metadata={"help": 'Held-out records; by default as --stage; "": none.'}
     )
-    stage: Literal["pretrain", "sft", "reward", "dpo"] = field(
-        default="sft", metadata={"help": "What the tokens are for."}
+    stage: Literal["pretrain", "sft", "reward", "dpo", "kto"] = field(
+        default="sft", metadata={"help": "What the tokens are for; kto: dpo with --loss_type kto."}
     )
     fold: str = field(default="1/1", metadata={"help": "As --fold of the reward stage."})
 

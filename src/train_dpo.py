@@ -1,6 +1,7 @@
 """Direct preference optimisation on ranked answers: K answers are one tree, and all their ordered pairs are compared.
 
-The reference is the model as it starts; its log-probabilities are computed once and cached on disk.
+With --loss_type kto, answers are good or bad by themselves, without pairs. The reference is the model as it starts; its
+log-probabilities are computed once and cached on disk.
 
 python -m keju.train_dpo --model_name_or_path runs/sft --data_dir runs/data/idiom --output_dir runs/dpo
 """
@@ -92,8 +93,9 @@ def main() -> None:
         tokenizer=tokenizer,
         quantization=base_quantization(model_args, training),
     )
-    records, held_out = read_records(folder, data, encoder, "ranked")
-    inspect(records, tokenizer, model, form="ranked")
+    form = "kto" if is_kto else "ranked"
+    records, held_out = read_records(folder, data, encoder, form)
+    inspect(records, tokenizer, model, form=form)
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
     splits = [split for split in (records, held_out) if split]
     if is_kto:
@@ -134,10 +136,13 @@ def main() -> None:
         loraplus_lr_ratio=model_args.adapter_lr_ratio,
     )
     if held_out:
-        outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
         found = margins(outcome.trainer.model, objective, held_out.trees, data.token_budget)
         outcome.summary["heldout_pairs"] = len(found)
-        if folder.is_main:
+        if found:
+            outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")
+        else:
+            print("No prompt of the held-out records has a good and a bad answer: no accuracy, and no margins.")
+        if found and folder.is_main:
             plot_histograms(
                 {"held-out pairs": found},
                 folder.path / "margins.png",

@@ -296,3 +296,24 @@ def test_doctor_refuses_a_double_start_token(folder, tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", list(map(str, argv)))
     assert run_guarded(doctor.main) == 2
     assert "two <s> at the start" in last_line(capsys)
+
+
+def marked_rows(count: int, seed: int) -> list[dict]:
+    rng = random.Random(seed)
+    return [{"prompt": text(rng, 8), "completion": text(rng, 6), "label": number % 2} for number in range(count)]
+
+
+def test_kto_learns_from_answers_without_pairs(folder, tmp_path, monkeypatch, capsys):
+    for part in ("train", "dev"):
+        write_jsonl(tmp_path / f"data/ranked_{part}.jsonl", marked_rows(8, seed=len(part)))
+    flags = ["--reference_cache_dir", tmp_path / "cache"]
+    assert (
+        run(monkeypatch, train_dpo, folder, tmp_path / "kto", *flags, "--loss_type", "kto", data=tmp_path / "data") == 0
+    )
+    figures = json.loads((tmp_path / "kto/summary.json").read_text())
+    assert figures["heldout_pairs"] == 0 and "heldout_accuracy" not in figures
+    assert "No prompt of the held-out records has a good and a bad answer" in capsys.readouterr().out
+    assert run(monkeypatch, train_dpo, folder, tmp_path / "dpo", *flags, data=tmp_path / "data") == 2
+    assert "one answer alone, nothing to prefer" in capsys.readouterr().err
+    assert run(monkeypatch, train_sft, folder, tmp_path / "sft", data=tmp_path / "data") == 0
+    assert "the answer is marked as bad" in capsys.readouterr().out

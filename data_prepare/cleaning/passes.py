@@ -25,6 +25,7 @@ from keju.data_prepare.cleaning.simplified_characters import simplified
 from keju.data_prepare.cleaning.spacing import tidy_prefix, tidy_spaces
 from keju.data_prepare.cleaning.stray_characters import without_stray_characters
 from keju.data_prepare.cleaning.unicode_form import normal_form
+from keju.records.record import CONTRADICTION
 
 Apply = Callable[[str], "str | Unusable"]
 Run = Callable[[list[RowText], "Counter[str]"], "bool | Unusable"]
@@ -133,17 +134,21 @@ def _length(settings: CleaningSettings) -> Run:
     return _each_text({kind: bounded(kind) for kind in bounds})
 
 
-def _different_answers(texts: list[RowText], changes: Counter[str]) -> bool:
-    """Of ranked answers with the same text the one with the highest score stays."""
+def _different_answers(texts: list[RowText], changes: Counter[str]) -> bool | Unusable:
+    """Of ranked answers with the same text the one with the highest score stays, unless there is no other text."""
     ranked = [text for text in texts if text.score is not None]
-    if len({text.text for text in ranked}) == len(ranked):
+    different = {text.text for text in ranked}
+    if len(different) == len(ranked):
         return False
+    if len(different) == 1 and len({text.score for text in ranked}) > 1:
+        return Unusable(CONTRADICTION, ranked[0].text)
     best: dict[str, RowText] = {}
     for text in ranked:
         if text.text not in best or text.score > best[text.text].score:
             best[text.text] = text
     changes["answer removed: equal to one with a higher score"] += len(ranked) - len(best)
-    texts[:] = [text for text in texts if text.score is None or best[text.text] is text]
+    gone = {(text.field, text.index) for text in ranked if best[text.text] is not text}
+    texts[:] = [text for text in texts if (text.field, text.index) not in gone]
     return True
 
 

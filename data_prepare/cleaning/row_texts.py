@@ -6,10 +6,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-TEXT, PROMPT, ANSWER, SYSTEM, PREFIX = KINDS = ("text", "prompt", "answer", "system", "prefix")
+TEXT, PROMPT, ANSWER, SYSTEM, PREFIX, REASONING, TOOL = KINDS = (
+    *("text", "prompt", "answer", "system", "prefix", "reasoning", "tool"),
+)
 _KIND_OF_FIELD = {"text": TEXT, "prompt": PROMPT, "label": TEXT, "system": SYSTEM, "prefix": PREFIX}
-_KIND_OF_ROLE = {"system": SYSTEM, "assistant": ANSWER}
+_KIND_OF_ROLE = {"system": SYSTEM, "assistant": ANSWER, "tool": TOOL}
 _TEXT_IN = {"answers": "answer", "messages": "content", "prompt": "content"}
+_REASONING_IN = "reasoning_content"
 
 
 class Unusable(NamedTuple):
@@ -32,43 +35,59 @@ class RowText:
     @property
     def can_go(self) -> bool:
         """Whether the row may be of use without this text."""
-        return self.field == "answers" or self.kind in (SYSTEM, PREFIX)
+        return self.field == "answers" or self.kind in (SYSTEM, PREFIX, REASONING)
+
+    @property
+    def name(self) -> str:
+        """What the object at `index` calls it."""
+        return _REASONING_IN if self.kind == REASONING else _TEXT_IN[self.field]
 
 
 def texts_of(row: dict[str, Any]) -> list[RowText]:
-    """Raises ValueError for a row of another layout than {"text"}, {"messages"}, {"prompt", "answers"}."""
+    """All but those of turns that only call tools, or whose tool says nothing.
+
+    Raises ValueError for a row of another layout than {"text"}, {"messages"}, {"prompt", "answers"}.
+    """
     if not row.keys() & {"text", "messages", "prompt"}:
         raise ValueError(f"a row with the fields {', '.join(row)} holds neither text nor messages nor prompt")
     texts = []
-    for name, value in row.items():
+    for field, value in row.items():
         if isinstance(value, str):
-            if name in _KIND_OF_FIELD:
-                texts.append(RowText(_KIND_OF_FIELD[name], value, name))
-        elif name == "answers":
-            texts += [
-                RowText(ANSWER, answer["answer"], name, index, answer["score"]) for index, answer in enumerate(value)
-            ]
-        elif name in ("messages", "prompt"):
-            texts += [
-                RowText(_KIND_OF_ROLE.get(turn["role"], PROMPT), turn["content"], name, index)
-                for index, turn in enumerate(value)
-            ]
+            if field in _KIND_OF_FIELD:
+                texts.append(RowText(_KIND_OF_FIELD[field], value, field))
+        elif field in _TEXT_IN:
+            for index, item in enumerate(value):
+                kind = ANSWER if field == "answers" else _KIND_OF_ROLE.get(item["role"], PROMPT)
+                if not _is_silent(item, field):
+                    texts.append(RowText(kind, item[_TEXT_IN[field]], field, index, item.get("score")))
+                if _REASONING_IN in item:
+                    texts.append(RowText(REASONING, item[_REASONING_IN], field, index))
     return texts
 
 
 def with_texts(row: dict[str, Any], texts: list[RowText]) -> dict[str, Any]:
     """A copy of the row with these texts; those of its own that are not among them are left out."""
     alone = {text.field: text.text for text in texts if text.index is None}
-    listed: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    listed: dict[str, dict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for text in texts:
         if text.index is not None:
-            listed[text.field].append({**row[text.field][text.index], _TEXT_IN[text.field]: text.text})
+            listed[text.field][text.index][text.name] = text.text
     new = {}
-    for name, value in row.items():
-        if name in alone:
-            new[name] = alone[name]
-        elif name in listed:
-            new[name] = listed[name]
-        elif not (name in _KIND_OF_FIELD and isinstance(value, str)):
-            new[name] = value
+    for field, value in row.items():
+        if field in alone:
+            new[field] = alone[field]
+        elif field in listed:
+            items = enumerate(value)
+            new[field] = [
+                {name: held for name, held in item.items() if name != _REASONING_IN} | listed[field][index]
+                for index, item in items
+                if _is_silent(item, field) or _TEXT_IN[field] in listed[field][index]
+            ]
+        elif not (field in _KIND_OF_FIELD and isinstance(value, str)):
+            new[field] = value
     return new
+
+
+def _is_silent(item: dict[str, Any], field: str) -> bool:
+    """Whether a turn says nothing, and need not: it calls tools, or is of a tool."""
+    return field != "answers" and item[_TEXT_IN[field]] == "" and ("tool_calls" in item or item["role"] == "tool")

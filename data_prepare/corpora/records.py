@@ -7,6 +7,7 @@ The raw data is a file or a folder (with folders inside) of .jsonl, .json, .txt,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby, islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from keju.data_prepare.formats.rows import COMPRESSED, SUFFIXES, Rows, kind_of, 
 from keju.data_prepare.raw_files import check_encoding, whole_text
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 
-VERSION = 1
+VERSION = 2
 DOWNLOAD = "your own files: --raw_dir names one of them or their folder"
 WRONG = ()  # the answers are those of the files
 
@@ -46,8 +47,8 @@ def pieces(folder: str | Path, piece_bytes: int, document: str = "line") -> list
 
 
 def read(folder: str | Path, piece: Piece, document: str = "line") -> Iterator[Item | BadRow]:
-    """The items of one piece. Rows of KTO (`prompt, completion, label`) that follow each other with the same prompt
-    are one item, which belongs to the piece where the first of them is."""
+    """The items of one piece. Rows with marked answers (KTO) that follow each other with the same prompt are one item,
+    which belongs to the piece where the first of them is."""
     folder = Path(folder)
     path = (folder.parent if folder.is_file() else folder) / piece.path
     if document == "file" and kind_of(path) == ".txt":
@@ -125,19 +126,16 @@ def _is_prompt_alone(value: Any, record: Record) -> bool:
 
 
 def _ranked(rows: list[tuple[int, Any]], name: str) -> Iterator[Item | BadRow]:
-    """The item of KTO rows with one prompt."""
-    records = []
+    """The items of rows with marked answers: one for those that follow each other with the same prompt."""
+    found: list[tuple[int, RankedRecord]] = []
     for line, value in rows:
         try:
-            records += records_of(value)
+            found += [(line, record) for record in records_of(value)]
         except ValueError as error:
             yield BadRow(f"{name}:{line}", str(error))
-    if not records:
-        return
-    first, where = records[0], f"{name}:{rows[0][0]}"
-    answers = tuple(answer for record in records for answer in record.answers)
-    if not any(answer.score for answer in answers):  # SFT would learn the best of them
-        yield BadRow(where, "no answer of this prompt is labelled as good; rows of one prompt must follow each other")
-        return
-    merged = RankedRecord(first.messages, answers)
-    yield Item(row_of(merged), where, group_of(merged), source=name)
+    for _, group in groupby(found, key=lambda entry: replace(entry[1], answers=())):
+        numbered = list(group)
+        line, first = numbered[0]
+        where = f"{name}:{line}"
+        merged = replace(first, answers=tuple(answer for _, record in numbered for answer in record.answers))
+        yield Item(row_of(merged), where, group_of(merged), source=name)

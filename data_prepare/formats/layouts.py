@@ -1,4 +1,4 @@
-"""Layouts of published data sets that are no records of Keju yet: BELLE, Firefly, MOSS, pCLUE, hh-rlhf, KTO.
+"""Layouts of published data sets that are no records of Keju yet: BELLE, Firefly, MOSS, pCLUE, hh-rlhf.
 
 What keju.records reads is left to it. As there, a layout is one small function, found by the fields that are there; to
 accept another one, write its function and add a line to `LAYOUTS`, or two names to `QUESTIONS`.
@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from keju.records.formats import FORMATS, Row, completion, detect, names_of
-from keju.records.record import Answer, RankedRecord, Record
+from keju.records.formats import FORMATS, MARKS, MEANINGFUL, REJECTED, Row, detect, names_of
+from keju.records.record import Record
+from keju.records.values import present, says_nothing
 
 
 def selected(row: Row) -> list[Record]:
@@ -26,7 +27,12 @@ def instances(row: Row) -> list[Record]:
     found = _list_of_objects(row, "instances")
     return [
         detect(
-            {"instruction": row["instruction"], "input": instance.get("input"), "output": instance.get("output", "")}
+            {
+                **_beside(row),
+                "instruction": row["instruction"],
+                "input": instance.get("input"),
+                "output": instance.get("output", ""),
+            }
         )
         for instance in found
     ]
@@ -39,7 +45,7 @@ def conversation(row: Row) -> list[Record]:
         if not {"human", "assistant"} <= pair.keys():
             raise ValueError(f'turn {number} of "conversation" needs "human" and "assistant"')
         turns += [{"role": "user", "content": pair["human"]}, {"role": "assistant", "content": pair["assistant"]}]
-    return [detect({"messages": turns, "system": row.get("system")})]
+    return [detect({**_beside(row), "messages": turns})]
 
 
 def moss(row: Row) -> list[Record]:
@@ -54,13 +60,7 @@ def moss(row: Row) -> list[Record]:
             raise ValueError(f'turn {number} of "chat" calls a tool, which no format of Keju holds')
         turns += [{"role": "user", "content": _spoken(turn["Human"])}]
         turns += [{"role": "assistant", "content": _spoken(turn["MOSS"])}]
-    return [detect({"messages": turns})]
-
-
-def kto(row: Row) -> list[Record]:
-    """{"prompt", "completion", "label": true or false}: an answer of score 1 or 0 (TRL)."""
-    chat = completion(row)
-    return [RankedRecord(chat.messages[:-1], (Answer(chat.messages[-1].content, float(row["label"])),))]
+    return [detect({**_beside(row), "messages": turns})]
 
 
 LAYOUTS: tuple[tuple[frozenset[str], Callable[[Row], list[Record]]], ...] = (
@@ -81,22 +81,24 @@ QUESTIONS = (
     ("input", "target"),
     ("input", "output"),
 )
+# Where rows have turns, answers, and what comes before these.
+_TURNS = ("messages", "conversations", "conversation")
+_ANSWERS = ("completion", *dict.fromkeys(answer for _, answer in QUESTIONS))
+_ASKING = ("prompt", "system", "system_prompt", "history", "tools", "context", *(question for question, _ in QUESTIONS))
 # The least fields of every layout, by which the header of a table is known.
-KNOWN_FIELDS = (*(fields for fields, _ in LAYOUTS), *(fields for fields, _ in FORMATS), *map(frozenset, QUESTIONS))
+KNOWN_FIELDS = (*(fields for fields, _ in LAYOUTS), *(fields for fields, *_ in FORMATS), *map(frozenset, QUESTIONS))
 EXPECTED = "Expected " + ", or ".join(dict.fromkeys("+".join(f'"{name}"' for name in sorted(f)) for f in KNOWN_FIELDS))
 
 
-def is_kto(value: Any) -> bool:
-    """Whether this is an answer that is good or bad by itself, of which several rows may have the same prompt."""
-    return isinstance(value, dict) and isinstance(value.get("label"), bool) and {"prompt", "completion"} <= value.keys()
-
-
 def prompt_key(value: Any) -> str | None:
-    """What the rows of one KTO prompt share; None for a row of another layout."""
-    if not is_kto(value):
+    """What the rows of one prompt share whose answers are good or bad by themselves (KTO); None for any other row."""
+    if not isinstance(value, dict) or all(says_nothing(value.get(name)) for name in MARKS):
+        return None
+    turns = {name: value[name][:-1] for name in _TURNS if isinstance(value.get(name), list)}
+    if not turns and all(says_nothing(value.get(name)) for name in _ANSWERS):
         return None
     try:
-        return json.dumps([value["prompt"], value.get("system")], sort_keys=True)
+        return json.dumps([turns, *(value.get(name) for name in _ASKING)], sort_keys=True, default=str)
     except RecursionError:  # no prompt of any layout is so deeply nested
         return None
 
@@ -107,15 +109,13 @@ def records_of(value: Any) -> list[Record]:
         return [_alternating(value)]
     if not isinstance(value, dict):
         return [detect(value)]
-    row = {name: field for name, field in value.items() if field is not None}
-    if is_kto(row):
-        return kto(row)
+    row = present(value)
     for fields, parse in LAYOUTS:
         if fields <= row.keys():
             return parse(row)
     if row.keys() & {"chosen"} and not row.keys() & {"prompt", "conversations", "messages", "instruction"}:
         row |= {name: _dialogue(row[name]) for name in ("chosen", "rejected") if name in row}
-    if not any(fields <= row.keys() for fields, _ in FORMATS if len(fields) > 1 or not fields & {"prompt"}):
+    if not any(fields <= row.keys() for fields, *_ in FORMATS if len(fields) > 1 or not fields & {"prompt"}):
         for question, answer in QUESTIONS:
             if {question, answer} <= row.keys():
                 return [_answered(row, question, answer)]
@@ -128,10 +128,19 @@ def _answered(row: Row, question: str, answer: str) -> Record:
     asked = _filled(row, question)
     if answer == "std_answer" and row[answer] == "":  # BELLE's evaluation set asks for much that has no one answer
         return detect({"prompt": [{"role": "user", "content": asked}]})
-    others = {name: row[name] for name in ("system", "history") if name in row}
+    others = {**_beside(row), "instruction": asked}
     if question == "instruction":  # Dolly
         others["input"] = row.get("input", row.get("context", ""))
-    return detect({"instruction": asked, "output": _filled(row, answer), **others})
+    rejected = next((name for name in REJECTED if not says_nothing(row.get(name))), None)
+    if rejected is not None:  # ms-swift
+        worse = others.pop(rejected)
+        return detect({**others, "chosen": _filled(row, answer), "rejected": worse})
+    return detect({**others, "output": _filled(row, answer)})
+
+
+def _beside(row: Row) -> Row:
+    """The fields of a row that say more about its turns and answers."""
+    return {name: row[name] for name in row if name in MEANINGFUL}
 
 
 def _filled(row: Row, field: str) -> str:

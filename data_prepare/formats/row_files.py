@@ -86,7 +86,7 @@ def _csv(file: IO[str], columns: Mapping[str, str]) -> Iterator[Write]:
 
     def write(row: Row) -> None:
         cells = [row.get(name, "") for name in names]
-        nested = [name for name, value in row.items() if isinstance(value, list | dict)]
+        nested = [name for name, value in row.items() if isinstance(value, list | dict) or name not in columns]
         if nested:
             raise ValueError(f'a cell of a .csv file cannot hold "{nested[0]}"; write .jsonl or .parquet')
         if any(isinstance(cell, str) and "\0" in cell for cell in cells):
@@ -132,14 +132,27 @@ def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Write]:
 
         def write(row: Row) -> None:
             for name, value in row.items():
+                if name not in columns:
+                    raise ValueError(f'a .parquet file of this layout has no column "{name}"; write .jsonl')
                 if isinstance(value, str) != (columns[name] == "text"):
                     raise ValueError(f'the column "{name}" of a .parquet file holds {columns[name]}; write .jsonl')
+                _check_fields(name, value, types[columns[name]])
             waiting.append(row)
             if len(waiting) == ROWS_A_GROUP:
                 flush()
 
         yield write
         flush()
+
+
+def _check_fields(name: str, value: Any, kind: Any) -> None:
+    """Raises ValueError for a field of objects in a list that the type of their column does not have."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return
+    known = {field.name for field in kind.value_type}
+    more = next((field for item in value for field in item if field not in known), None)
+    if more is not None:
+        raise ValueError(f'"{name}" of a .parquet file has no field "{more}"; write .jsonl')
 
 
 _WRITERS = {"jsonl": _jsonl, "json": _json, "csv": _csv, "txt": _txt}

@@ -16,6 +16,7 @@ from keju.data_prepare.formats.tables import Rows, csv_columns, csv_rows, filled
 from keju.data_prepare.raw_files import check_encoding, encoding_of, line_before, line_pieces
 from keju.records.json_text import BrokenArray, array_items, parsed
 from keju.records.opening import BEGINNING, COMPRESSED, begins_array, blocks, decoded, read_bytes
+from keju.records.values import without_nulls
 
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet")
 
@@ -112,7 +113,7 @@ def _parquet_rows(path: Path, piece: Piece) -> Rows:
     try:
         for batch in file.iter_batches(batch_size=1024, row_groups=list(range(piece.start, end))):
             for row in batch.to_pylist():
-                yield number, row
+                yield number, without_nulls(row)
                 number += 1
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: broken Parquet file ({str(error).splitlines()[0]}); fetch it again") from error

@@ -78,7 +78,4 @@ def _table_row(columns: list[str], cells: list[str]) -> Any:
             row[name] = parsed(row[name])
             if isinstance(row[name], ValueError):
                 return ValueError(f'"{name}": {row[name]}')
-    if {"prompt", "completion"} <= row.keys() and "label" in row:
-        known = {"true": True, "1": True, "false": False, "0": False}
-        row["label"] = known.get(row["label"].strip().lower(), row["label"])
     return row

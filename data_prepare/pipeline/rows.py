@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
+import json
 from typing import Any
 
 KINDS = ("pretrain", "ranked", "chat", "prompts")  # the beginnings of file names
@@ -17,8 +17,8 @@ def kind_of(row: dict[str, Any]) -> str:
 
 
 def best_answer(row: dict[str, Any]) -> str:
-    """The answer with the highest score, the first of them in a tie."""
-    return max(row["answers"], key=itemgetter("score"))["answer"]
+    """The answer with the highest score, the first of them in a tie; one marked as bad only where all are."""
+    return max(row["answers"], key=lambda answer: (answer.get("is_good") is not False, answer["score"]))["answer"]
 
 
 def context_of(row: dict[str, Any]) -> str:
@@ -37,7 +37,13 @@ def reply_of(row: dict[str, Any]) -> str:
         return best_answer(row)
     if "messages" not in row:
         return ""
-    return "\n".join(turn["content"] for turn in row["messages"] if turn["role"] == "assistant")
+    return "\n".join(_said(turn) for turn in row["messages"] if turn["role"] == "assistant")
+
+
+def _said(turn: dict[str, Any]) -> str:
+    """What a turn says, thinks and calls."""
+    calls = [json.dumps(turn["tool_calls"], ensure_ascii=False)] if "tool_calls" in turn else []
+    return "\n".join([turn["content"], *filter(None, [turn.get("reasoning_content")]), *calls])
 
 
 def texts_of(row: dict[str, Any]) -> list[str]:

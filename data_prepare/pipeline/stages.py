@@ -300,8 +300,8 @@ def rank(plan: Plan, number: int, advance: Advance) -> Stats:
     items = ItemsOfSlice(files, number, ("near", "order"))
     lines, missing = np.empty(len(items), object), 0
     near = items.entries["near"]
-    starts = np.flatnonzero(np.concatenate([[True], near[1:] != near[:-1]])) if len(items) else near
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(items)], strict=True):
+    bounds = np.flatnonzero(np.concatenate([[True], near[1:] != near[:-1], [True]])) if len(items) else near
+    for start, end in itertools.pairwise(bounds.tolist()):
         others = range(start, end)
         for place in others:
             if near[start] and len(wrong) > 1:

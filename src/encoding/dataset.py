@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from keju.encoding.encoder import Encoder, TooLong
-from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
+from keju.records.record import CONTRADICTION, ChatRecord, RankedRecord, Record, TextRecord
 from keju.trees.segment import Segment
 
 
@@ -46,15 +46,27 @@ def _ranked(encoder: Encoder, record: Record) -> list[Segment]:
     return [encoder.ranked_tree(record)]
 
 
+def _marked(encoder: Encoder, record: Record) -> list[Segment]:
+    """Ranked answers, of which those that the record itself calls good or bad have `is_good` (1 or 0) as well."""
+    tree = encoder.ranked_tree(record)
+    for branch, answer in zip(tree.branches, record.answers, strict=True):
+        if answer.is_good is not None:
+            branch.values["is_good"] = float(answer.is_good)
+    return [tree]
+
+
 def _prompt(encoder: Encoder, record: Record) -> list[Segment]:
     return [encoder.prompt_tree(record)]
 
+
+NO_PAIR = "one answer alone, nothing to prefer (train_dpo --loss_type kto learns from marked answers without pairs)"
 
 # How each stage turns a record into trees, and which kinds of record it can use.
 FORMS: dict[str, tuple[Callable[[Encoder, Record], list[Segment]], tuple[type, ...]]] = {
     "text": (_text, (TextRecord,)),
     "sft": (_sft, (RankedRecord, ChatRecord)),
     "ranked": (_ranked, (RankedRecord,)),
+    "kto": (_marked, (RankedRecord,)),
     "prompt": (_prompt, (RankedRecord, ChatRecord, TextRecord)),
 }
 
@@ -91,14 +103,34 @@ def encode_record(record: Record, encoder: Encoder, form: str) -> list[Segment] 
     if not isinstance(record, kinds):
         names = " or ".join(kind.__name__.removesuffix("Record").lower() for kind in kinds)
         raise ValueError(f"{record.where}: this stage needs {names} records, see README, Records")
-    if form == "ranked" and not record.has_preference:
-        return f"{record.where}: all answers have the same score, nothing to prefer"
+    why = left_out(record, form)
+    if why:
+        return f"{record.where}: {why}"
     try:
         return encode(encoder, record)
     except TooLong as reason:
         if encoder.on_long == "error":
             raise
         return str(reason)
+
+
+def left_out(record: Record, form: str) -> str:
+    """Why a record has nothing to learn from in this form; "" where it has."""
+    if isinstance(record, RankedRecord) and form != "prompt":
+        marks = [answer.is_good for answer in record.answers]
+        if record.contradicts_itself:
+            return CONTRADICTION
+        if form == "sft" and record.best.is_good is False:
+            return "the answer is marked as bad" if len(marks) == 1 else "all answers are marked as bad"
+        if form == "ranked" and not record.has_preference:
+            return NO_PAIR if len(marks) == 1 else "all answers have the same score, nothing to prefer"
+        if form == "kto" and not record.has_preference and all(mark is None for mark in marks):
+            return "no mark says whether the answer is good, and no other answer has another score"
+    if isinstance(record, ChatRecord) and form == "sft":
+        weights = [message.weight for message in record.messages if message.role == "assistant"]
+        if weights and not any(weights):
+            return "no assistant turn has a weight above 0"
+    return ""
 
 
 def nothing_usable(skipped: Sequence[str], count: int) -> str:

@@ -78,7 +78,7 @@ def check_trees(
 ) -> None:
     """Raises ValueError with the cause for what is surely wrong in the first trees of a data set.
 
-    form: "text", "sft", "ranked" or "prompt" (nothing is trained). end_ids: further tokens that end an answer (a
+    form: "text", "sft", "ranked", "kto" or "prompt" (nothing is trained). end_ids: further tokens that end an answer (a
     model's generation_config has them).
     """
     ends = {answer_end_id(tokenizer), *end_ids}
@@ -107,7 +107,7 @@ def check_trees(
                 f"{place}: two {tokenizer.bos_token} at the start: the chat template writes one and so does the "
                 "tokenizer (or the text); remove one of them"
             )
-        if form == "ranked" and _any_trained(tree):
+        if form in ("ranked", "kto") and _any_trained(tree):
             raise ValueError(f"{place}: tokens of the prompt are trained")
     if form != "prompt" and checked and not any_end:
         raise ValueError(

@@ -35,10 +35,12 @@ def reference_point(mismatched_log_ratio: Tensor) -> Tensor:
     return mismatched_log_ratio.detach().mean().clamp(min=0)
 
 
-def desirable_answers(scores: Tensor, tree: Tensor) -> tuple[Tensor, Tensor]:
-    """Which answers are better, and which are worse, than the mean of their prompt's: bool [S], bool [S].
+def desirable_answers(scores: Tensor, tree: Tensor, marks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Which answers are good, and which are bad: bool [S], bool [S].
 
-    scores float [S] (NaN: the segment is no ranked answer), tree int64 [S]. An answer at the mean is neither.
+    An answer with a mark of its own is what that says; another one is good above the mean score of its prompt's
+    answers, bad below it, and neither at the mean.
+    scores float [S] (NaN: the segment is no ranked answer), tree int64 [S], marks float [S] (1, 0, NaN for none).
     """
     is_answer = ~scores.isnan()
     known = torch.where(is_answer, scores, 0.0)
@@ -46,4 +48,8 @@ def desirable_answers(scores: Tensor, tree: Tensor) -> tuple[Tensor, Tensor]:
     total = known.new_zeros(num_trees).index_add(0, tree, known)
     count = known.new_zeros(num_trees).index_add(0, tree, is_answer.to(known.dtype))
     mean = (total / count.clamp(min=1))[tree]
-    return is_answer & (known > mean), is_answer & (known < mean)
+    good, bad = is_answer & (known > mean), is_answer & (known < mean)
+    if marks is None:
+        return good, bad
+    unmarked = marks.isnan()
+    return (unmarked & good) | (marks == 1), (unmarked & bad) | (marks == 0)

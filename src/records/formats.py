@@ -6,26 +6,24 @@ without the place, which the reader adds. To accept another layout, write its fu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from keju.records.record import ROLES, Answer, ChatRecord, Message, RankedRecord, Record, TextRecord
+from keju.records.record import Answer, ChatRecord, Message, RankedRecord, Record, TextRecord
+from keju.records.tools import tools_text
+from keju.records.turns import MEDIA, REASONING, reasoning_of, turns_of
+from keju.records.values import filled, kind_of, listed, number, present, says_nothing, string, truth
 
 Row = dict[str, Any]
 
-SPEAKERS = {role: role for role in ROLES} | {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "observation": "tool",
-}
-
 
 def ranked(row: Row) -> RankedRecord:
-    """{"prompt": str or messages, "prefix"?, "system"?, "answers": [{"answer": str, "score": number}, ...]}."""
-    answers = _list(row, "answers")
+    """{"prompt": str or messages, "prefix"?, "system"?, "answers": [{"answer": str, "score": number}, ...]}.
+
+    An answer may also have "is_good", a mark of its own, and "reasoning_content".
+    """
+    answers = listed(row["answers"], '"answers"')
     if not answers:
         raise ValueError('"answers" is empty')
     scored = tuple(_answer(answer, f'answer {number} of "answers"') for number, answer in enumerate(answers, start=1))
@@ -33,32 +31,47 @@ def ranked(row: Row) -> RankedRecord:
 
 
 def preference(row: Row) -> RankedRecord:
-    """{"prompt"|"conversations"|"instruction", "chosen", "rejected"}: texts, turns, or whole conversations (TRL)."""
-    chosen_context, chosen = _reply(row, "chosen")
-    rejected_context, rejected = _reply(row, "rejected")
+    """{"prompt"|"conversations"|"instruction", "chosen", "rejected"}: texts, turns, or whole conversations (TRL).
+
+    Scores are those of the row ("score_chosen", "score_rejected"), 0 and its "margin", or 1 and 0.
+    """
+    chosen_context, chosen = _answer_turn(row, "chosen")
+    rejected_context, rejected = _answer_turn(row, "rejected")
     if chosen_context != rejected_context:
         raise ValueError('"chosen" and "rejected" do not answer the same conversation')
+    if chosen_context and "history" in row:
+        raise ValueError('"history" beside a whole conversation in "chosen"')
     context = _ending_with_user(_with_system(row, chosen_context), "chosen") if chosen_context else _context(row)
-    return RankedRecord(context, (Answer(chosen, 1.0), Answer(rejected, 0.0)))
+    return _pair(row, context, chosen, rejected)
+
+
+def rejected_reply(row: Row) -> RankedRecord:
+    """{"messages", "rejected_response"|"rejected_messages"}: another answer to the same conversation (ms-swift)."""
+    messages = _conversation(row, "messages").messages
+    if messages[-1].role != "assistant":
+        raise ValueError('"messages" must end with an assistant turn, which is the better answer')
+    field = next(name for name in REJECTED if name in row)
+    before, rejected = _answer_turn(row, field)
+    if before and _with_system(row, before) != messages[:-1]:
+        raise ValueError(f'"messages" and "{field}" do not answer the same conversation')
+    context = _ending_with_user(messages[:-1] or _context({}), "messages")
+    return _pair(row, context, _as_answer(messages[-1], "the last turn"), rejected)
 
 
 def alpaca(row: Row) -> ChatRecord | RankedRecord:
     """{"instruction", "input"?, "output", "system"?, "history"?}; a list as "output" holds answers, best first."""
     context = _context(row)
     if isinstance(row["output"], list):
-        outputs = [_filled(text, f'answer {number} of "output"') for number, text in enumerate(row["output"], start=1)]
+        outputs = [filled(text, f'answer {number} of "output"') for number, text in enumerate(row["output"], start=1)]
         if not outputs:
             raise ValueError('"output" is empty')
         return RankedRecord(context, tuple(Answer(text, float(-rank)) for rank, text in enumerate(outputs)))
-    return ChatRecord((*context, Message("assistant", _filled(_text(row, "output"), '"output"'))))
+    return ChatRecord((*context, Message("assistant", filled(row["output"], '"output"'))))
 
 
 def completion(row: Row) -> ChatRecord:
-    """{"prompt": str or messages, "completion": str or one assistant turn} (TRL)."""
-    context, reply = _reply(row, "completion")
-    if context:
-        raise ValueError('"completion" has more than one turn')
-    return ChatRecord((*_context(row), Message("assistant", reply)))
+    """{"prompt": str or messages, "completion": str or turns} (TRL)."""
+    return ChatRecord((*_context(row), *_reply(row, "completion")))
 
 
 def chat(row: Row) -> ChatRecord:
@@ -73,49 +86,150 @@ def sharegpt(row: Row) -> ChatRecord:
 
 def text(row: Row) -> TextRecord:
     """{"text": str}."""
-    return TextRecord(_filled(_text(row, "text"), '"text"'))
+    return TextRecord(filled(row["text"], '"text"'))
 
 
 def prompt(row: Row) -> TextRecord | ChatRecord:
-    """{"prompt": str, "label"?: str}: a text, continued by its label; or {"prompt": messages}: a prompt alone."""
+    """{"prompt": str, "label"?: str}: a text, continued by its label; or {"prompt": messages}: a prompt alone, as is
+    a text with a system turn or earlier turns."""
     # Reading only the prompt of a record that has an answer as well would train on the wrong thing without a word.
     for field in ("answer", "response", "output", "chosen", "selected", "rejected"):
         if field in row:
             raise ValueError(f'"prompt" with "{field}" is no known format. {EXPECTED}')
-    if isinstance(row["prompt"], list):
+    beside = [name for name in ("system", "system_prompt", "history", *TOOLS) if not says_nothing(row.get(name))]
+    if isinstance(row["prompt"], list) or beside:
+        if "label" in row:
+            raise ValueError('"label" continues a "prompt" that is a text, without system, history and tools')
         return ChatRecord(_context(row))
     label = _text(row, "label") if "label" in row else ""
-    return TextRecord(_filled(_text(row, "prompt") + label, '"prompt"'), label=label)
+    return TextRecord(filled(_text(row, "prompt") + label, '"prompt"'), label=label)
 
 
-# The first line whose fields are all there wins, so that fields that tell more come first.
-FORMATS: tuple[tuple[frozenset[str], Callable[[Row], Record]], ...] = (
-    (frozenset({"answers"}), ranked),
-    (frozenset({"chosen", "rejected"}), preference),
-    (frozenset({"instruction", "output"}), alpaca),
-    (frozenset({"prompt", "completion"}), completion),
-    (frozenset({"messages"}), chat),
-    (frozenset({"conversations"}), sharegpt),
-    (frozenset({"text"}), text),
-    (frozenset({"prompt"}), prompt),
+MARKS = ("label", "kto_tag", "is_good")  # whether an answer is good or bad by itself (KTO)
+TOOLS = ("tools", "functions")
+REJECTED = ("rejected_response", "rejected_messages")
+LEAST_MARGIN = 1e-6  # of two scores, where a row gives its pair the margin 0: one answer is still the better one
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"))
+_SYSTEM = ("system", "system_prompt")
+_PAIRED = ("margin", *(name for names in _SCORES for name in names))
+_FLAGS = ("loss", "train", "masked", "mask", "training_detail", "train_detail")
+# Fields that some format gives a meaning to: a layout that does not read one refuses it.
+MEANINGFUL = frozenset(
+    (*MARKS, *TOOLS, *REJECTED, *REASONING, *_SYSTEM, *_PAIRED, *_FLAGS, *MEDIA)
+    + ("history", "prefix", "weight", "loss_scale", "channel", "chosen", "rejected", "objects", "chat_template_kwargs")
+    + ("labels", "completion_mask", "assistant_masks")
 )
-EXPECTED = "Expected " + ", or ".join("+".join(f'"{name}"' for name in sorted(fields)) for fields, _ in FORMATS)
+_ONE_ANSWER = {*MARKS, *REASONING, *_SYSTEM, *TOOLS, "weight"}
+_CHAT = {*MARKS, *_SYSTEM, *TOOLS, "weight"}
+# Of plain texts, numbers and names that come with them say nothing about the text.
+_TEXT = MEANINGFUL - {*MEDIA, *_SYSTEM, *REJECTED, "chosen", "rejected", "weight", "labels", "mask", "completion_mask"}
+
+# (the fields that must be there, the function, which other fields it reads or may pass over). The first line whose
+# fields are all there wins, so that fields that tell more come first.
+FORMATS: tuple[tuple[frozenset[str], Callable[[Row], Record], frozenset[str]], ...] = tuple(
+    (frozenset(fields), parse, frozenset(also))
+    for fields, parse, also in (
+        (("answers",), ranked, {*_SYSTEM, *TOOLS, "history", "prefix"}),
+        (("chosen", "rejected"), preference, {*_SYSTEM, *TOOLS, *_PAIRED, "history"}),
+        (("messages", "rejected_response"), rejected_reply, {*_SYSTEM, *TOOLS, *_PAIRED}),
+        (("messages", "rejected_messages"), rejected_reply, {*_SYSTEM, *TOOLS, *_PAIRED}),
+        (("instruction", "output"), alpaca, {*_ONE_ANSWER, "history"}),
+        (("prompt", "completion"), completion, {*_ONE_ANSWER, "history"}),
+        (("messages",), chat, _CHAT),
+        (("conversations",), sharegpt, _CHAT),
+        (("text",), text, _TEXT),
+        (("prompt",), prompt, {*_SYSTEM, *TOOLS, "history", "label", "chosen", "rejected"}),
+    )
+)
+EXPECTED = "Expected " + ", or ".join("+".join(f'"{name}"' for name in sorted(fields)) for fields, *_ in FORMATS)
 
 
 def detect(value: Any) -> Record:
     """Turn one JSON value into a record. Raises ValueError that says what is wrong, without the place."""
     if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, found {_kind(value)}")
-    row = {name: field for name, field in value.items() if field is not None}
-    for fields, parse in FORMATS:
+        raise ValueError(f"expected a JSON object, found {kind_of(value)}")
+    row = present(value)
+    for fields, parse, also in FORMATS:
         if fields <= row.keys():
-            return parse(row)
+            _refuse_unread(row, fields, also)
+            return _with_fields(row, parse(row), also)
     raise ValueError(f"fields {names_of(row)} are no known format. {EXPECTED}")
 
 
 def names_of(row: Row) -> str:
     """The first fields of an object for a message of one line: line ends and half surrogate pairs are escaped."""
     return ", ".join(f'"{repr(name[:40])[1:-1]}"' for name in list(row)[:8]) or "none"
+
+
+def mark_of(row: Row) -> bool | None:
+    """Whether a row marks its answer as good; None where it does not say.
+
+    Raises ValueError for a mark that cannot be understood, and for two that contradict each other.
+    """
+    found = {name: truth(row[name], f'"{name}"') for name in MARKS if not says_nothing(row.get(name))}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"{' and '.join(map(repr, found))} contradict each other")
+    return next(iter(found.values()), None)
+
+
+def _refuse_unread(row: Row, fields: frozenset[str], also: frozenset[str]) -> None:
+    """Raises ValueError for a field with a meaning that this layout has no place for."""
+    layout = "+".join(f'"{name}"' for name in sorted(fields))
+    for name in row:
+        if name not in MEANINGFUL or name in fields or name in also or says_nothing(row[name]):
+            continue
+        value = row[name]
+        harmless = {"weight": (1,), "loss": (True,), "train": (True,), "masked": (False,), "mask": ("User", "user")}
+        harmless |= dict.fromkeys(REASONING, (True, False, "on", "off"))  # says how an answer was made
+        if isinstance(value, str | bool | int | float) and value in harmless.get(name, ()):
+            continue
+        if name in MEDIA:
+            raise ValueError(f'"{name}" cannot be learned: only text is')
+        raise ValueError(f'"{name}" has no known meaning beside {layout}; take it out, or give it another name')
+
+
+def _with_fields(row: Row, record: Record, also: frozenset[str]) -> Record:
+    """The record with what the row says beside its turns and answers: tools, a thought, a weight, a mark."""
+    if isinstance(record, TextRecord):
+        return record
+    tools = [tools_text(row[name], f'"{name}"') for name in TOOLS if name in row]
+    if len({text for text in tools if text}) > 1:
+        raise ValueError('"tools" and "functions" differ')
+    record = replace(record, tools=max(tools, default=""))
+    if "weight" not in also:
+        return record
+    reasoning = reasoning_of(row, "") if also.issuperset(REASONING) else ""
+    mark, weight = mark_of(row), number(row.get("weight", 1), '"weight"')
+    if weight < 0:
+        raise ValueError('"weight" is below 0')
+    if isinstance(record, RankedRecord):
+        if reasoning or mark is not None or weight != 1:
+            raise ValueError(f"fields {names_of(row)}: a mark, a weight or a reasoning beside several answers")
+        return record
+    if reasoning:
+        *before, last = record.messages
+        if last.reasoning not in ("", reasoning):
+            raise ValueError("the row and its answer both have a reasoning")
+        record = replace(record, messages=(*before, replace(last, reasoning=reasoning)))
+    if mark is not None:
+        if weight != 1:
+            raise ValueError('"weight" beside a mark of the answer (KTO) has no known meaning')
+        return _marked(record, mark)
+    weighted = (
+        replace(message, weight=message.weight * weight) if message.role == "assistant" else message
+        for message in record.messages
+    )
+    return record if weight == 1 else replace(record, messages=tuple(weighted))
+
+
+def _marked(record: ChatRecord, mark: bool) -> RankedRecord:
+    *context, last = record.messages
+    if last.role != "assistant":
+        raise ValueError("a conversation with a mark must end with the answer that is marked")
+    if not context:
+        raise ValueError("a marked answer without a question")
+    answer = replace(_as_answer(last, "a marked answer"), score=float(mark), is_good=mark)
+    return RankedRecord(_ending_with_user(tuple(context), "the conversation"), (answer,), tools=record.tools)
 
 
 def _context(row: Row) -> tuple[Message, ...]:
@@ -125,117 +239,105 @@ def _context(row: Row) -> tuple[Message, ...]:
     if field is None:
         raise ValueError('"prompt" is missing')
     if isinstance(row[field], list):
-        return _ending_with_user(_with_system(row, (*turns, *_turns(row, field))), field)
+        return _ending_with_user(_with_system(row, (*turns, *turns_of(row[field], field))), field)
     question = _text(row, field)
     if field == "instruction" and row.get("input", "") != "":
         question = "\n".join(part for part in (question, _text(row, "input")) if part)
-    return _with_system(row, (*turns, Message("user", _filled(question, f'"{field}"'))))
+    return _with_system(row, (*turns, Message("user", filled(question, f'"{field}"'))))
 
 
 def _history(row: Row) -> tuple[Message, ...]:
     """Earlier turns written as pairs [question, answer]."""
     turns: list[Message] = []
-    for number, pair in enumerate(_list(row, "history"), start=1):
-        name = f'turn {number} of "history"'
+    for place, pair in enumerate(listed(row["history"], '"history"'), start=1):
+        name = f'turn {place} of "history"'
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"{name} is not a pair [question, answer]")
-        turns += Message("user", _filled(pair[0], name)), Message("assistant", _filled(pair[1], name))
+        turns += Message("user", filled(pair[0], name)), Message("assistant", filled(pair[1], name))
     return tuple(turns)
 
 
 def _conversation(row: Row, field: str) -> ChatRecord:
-    messages = _with_system(row, _turns(row, field))
+    messages = _with_system(row, turns_of(row[field], field))
     if all(message.role != "assistant" for message in messages):
         raise ValueError(f'"{field}" has no assistant turn to learn from')
     return ChatRecord(messages)
 
 
 def _with_system(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Put the "system" field first, and see that no other system turn exists further down."""
-    if row.get("system", "") != "":
-        messages = (Message("system", _text(row, "system")), *messages)
-    if any(message.role == "system" for message in messages[1:]):
-        raise ValueError("a system turn must be the first and the only one")
-    return messages
+    """Put the system text of the row first; the conversation must not begin with another one."""
+    found = {_text(row, name) for name in _SYSTEM if row.get(name, "") != ""}
+    if messages[:1] and messages[0].role == "system":
+        found.add(messages[0].content)
+        messages = messages[1:]
+    if len(found) > 1:
+        raise ValueError("a system turn must be the first and the only one, and the row has two that differ")
+    return (*(Message("system", content) for content in found), *messages)
 
 
 def _ending_with_user(messages: tuple[Message, ...], field: str) -> tuple[Message, ...]:
-    if messages[-1].role not in ("user", "tool"):
-        raise ValueError(f'the context in "{field}" must end with a user turn, not with "{messages[-1].role}"')
+    if not messages or messages[-1].role not in ("user", "tool"):
+        found = f'"{messages[-1].role}"' if messages else "nothing"
+        raise ValueError(f'the context in "{field}" must end with a user turn, not with {found}')
     return messages
 
 
-def _turns(row: Row, field: str) -> tuple[Message, ...]:
-    turns = _list(row, field)
-    if not turns:
-        raise ValueError(f'"{field}" is empty')
-    return tuple(_message(turn, f'turn {number} of "{field}"') for number, turn in enumerate(turns, start=1))
-
-
-def _message(turn: Any, name: str) -> Message:
-    """A turn written {"role", "content"} or {"from", "value"}."""
-    if not isinstance(turn, dict):
-        raise ValueError(f"{name} must be an object, found {_kind(turn)}")
-    speaker, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if speaker is None or content is None:
-        raise ValueError(f'{name} needs "role" and "content" (or "from" and "value")')
-    if not isinstance(speaker, str) or speaker not in SPEAKERS:
-        raise ValueError(f"{name} has the unknown role {speaker!r}; known are {', '.join(SPEAKERS)}")
-    return Message(SPEAKERS[speaker], _filled(content, name))
-
-
-def _reply(row: Row, field: str) -> tuple[tuple[Message, ...], str]:
-    """(turns before the answer, the answer), of a text, one assistant turn, or a conversation that ends with one."""
+def _reply(row: Row, field: str) -> tuple[Message, ...]:
+    """Turns that end with the assistant's, of a text, one turn, or several."""
     value = row[field]
     if isinstance(value, str):
-        return (), _filled(value, f'"{field}"')
-    turns = _turns({field: [value] if isinstance(value, dict) else value}, field)
+        return (Message("assistant", filled(value, f'"{field}"')),)
+    turns = turns_of([value] if isinstance(value, dict) else value, field)
     if turns[-1].role != "assistant":
         raise ValueError(f'"{field}" must end with an assistant turn')
-    return turns[:-1], turns[-1].content
+    return turns
+
+
+def _answer_turn(row: Row, field: str) -> tuple[tuple[Message, ...], Answer]:
+    """(turns before the answer, the answer), of a text, one assistant turn, or a conversation that ends with one."""
+    *before, last = _reply(row, field)
+    return tuple(before), _as_answer(last, f'"{field}"')
+
+
+def _as_answer(message: Message, name: str) -> Answer:
+    if message.tool_calls:
+        raise ValueError(f"{name} calls tools, which answers that are compared cannot hold")
+    if message.weight != 1:
+        raise ValueError(f"{name} has a weight, which only turns of conversations have")
+    return Answer(message.content, 1.0, reasoning=message.reasoning)
+
+
+def _pair(row: Row, context: tuple[Message, ...], chosen: Answer, rejected: Answer) -> RankedRecord:
+    scores: set[tuple[float, float]] = set()
+    for names in _SCORES:
+        if len(given := [name for name in names if name in row]) == 1:
+            raise ValueError(f'"{given[0]}" without "{names[1 - names.index(given[0])]}"')
+        if given:
+            scores.add((number(row[names[0]], f'"{names[0]}"'), number(row[names[1]], f'"{names[1]}"')))
+    if len(scores) > 1:
+        raise ValueError(f"fields {names_of(row)}: the scores of the answers differ")
+    better, worse = next(iter(scores), (1.0, 0.0))
+    if better < worse:
+        raise ValueError("the chosen answer has a lower score than the rejected one")
+    if "margin" in row:
+        margin = number(row["margin"], '"margin"')
+        if margin < 0:
+            raise ValueError('"margin" is below 0: the chosen answer would be the worse one')
+        if scores and abs(better - worse - margin) > 1e-6 * max(1.0, abs(margin)):
+            raise ValueError('"margin" is not the difference of the scores')
+        if not scores:  # a margin of 0 is still a preference
+            better, worse = max(margin, LEAST_MARGIN), 0.0
+    return RankedRecord(context, (replace(chosen, score=better), replace(rejected, score=worse)))
 
 
 def _answer(value: Any, name: str) -> Answer:
     if not isinstance(value, dict) or "answer" not in value or "score" not in value:
         raise ValueError(f'{name} must be an object with "answer" and "score"')
-    score = value["score"]
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        raise ValueError(f'"score" of {name} must be a number, found {_kind(score)}')
-    try:
-        finite = math.isfinite(score)
-    except OverflowError:  # an integer that no float can hold
-        finite = False
-    if not finite:
-        raise ValueError(f'"score" of {name} is not a finite number')
-    return Answer(_filled(value["answer"], name), float(score))
-
-
-def _list(row: Row, field: str) -> list[Any]:
-    if not isinstance(row[field], list):
-        raise ValueError(f'"{field}" must be a list, found {_kind(row[field])}')
-    return row[field]
+    score = number(value["score"], f'"score" of {name}')
+    mark = value.get("is_good")
+    is_good = None if says_nothing(mark) else truth(mark, f'"is_good" of {name}')
+    return Answer(filled(value["answer"], name), score, is_good, reasoning_of(value, f" of {name}"))
 
 
 def _text(row: Row, field: str) -> str:
-    return _string(row[field], f'"{field}"')
-
-
-def _filled(value: Any, name: str) -> str:
-    if not _string(value, name).strip():
-        raise ValueError(f"{name} is empty")
-    return value
-
-
-def _string(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, found {_kind(value)}")
-    try:  # JSON can escape half of a surrogate pair, which no tokenizer takes
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} holds a broken character (half of a surrogate pair)") from error
-    return value
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    return string(row[field], f'"{field}"')

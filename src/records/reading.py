@@ -17,6 +17,7 @@ from keju.records.json_text import BrokenArray, array_items, parsed
 from keju.records.opening import COMPRESSED, begins_array, blocks, decoded, numbered_lines
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 from keju.records.shards import record_files, suffix_of
+from keju.records.values import without_nulls
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def _table_rows(path: Path) -> Iterator[tuple[int, Any]]:
         for batch in batches():
             for row in batch.to_pylist():
                 number += 1
-                yield number, row
+                yield number, without_nulls(row)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: damaged after row {number} ({str(error).splitlines()[0]}); make it again") from error
 

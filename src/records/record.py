@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+# Why a record is left out whose only answer is said to be better than itself.
+CONTRADICTION = "the better and the worse answer are the same"
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -81,7 +83,7 @@ class ChatRecord:
 class RankedRecord:
     """A context and its scored answers.
 
-    messages: ends with a user (or tool) turn; a system turn, if any, comes first.
+    messages: ends with a user (or tool) turn.
     answers: at least one, none empty, in the order of the file.
     prefix: a given beginning of the answer, which is not trained.
     tools: as of a ChatRecord.
@@ -95,13 +97,22 @@ class RankedRecord:
 
     @property
     def best(self) -> Answer:
-        """The answer with the highest score, the first of them in a tie."""
-        return max(self.answers, key=lambda answer: answer.score)
+        """The answer with the highest score, the first of them in a tie; one marked as bad only where all are."""
+        return max(self.answers, key=lambda answer: (answer.is_good is not False, answer.score))
 
     @property
     def has_preference(self) -> bool:
-        """Whether at least two answers differ in score, which preference losses need."""
-        return len({answer.score for answer in self.answers}) > 1
+        """Whether two different answers differ in score, which preference losses need."""
+        return len({answer.score for answer in self.answers}) > 1 and not self._is_one_answer
+
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether its only answer stands there several times, as better and as worse than itself."""
+        return self._is_one_answer and len({(answer.score, answer.is_good) for answer in self.answers}) > 1
+
+    @property
+    def _is_one_answer(self) -> bool:
+        return len({(answer.text, answer.reasoning) for answer in self.answers}) == 1
 
 
 Record = TextRecord | ChatRecord | RankedRecord

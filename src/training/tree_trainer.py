@@ -163,7 +163,8 @@ class TreeTrainer(Trainer):
         averages = {}
         for name, pair in sums.items():
             total, count = sum_over_processes(pair).tolist()
-            averages[name] = total / count if count else 0.0
+            if count:  # a mean of nothing is no figure
+                averages[name] = total / count
         return averages
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -219,7 +220,9 @@ class TreeTrainer(Trainer):
         model.train(was_training)
         sums = sum_figures(sums, self.args.device)
         metrics = {
-            f"{metric_key_prefix}_{name}": sums[name, 0] / max(sums[name, 1], 1) for name, place in sums if not place
+            f"{metric_key_prefix}_{name}": sums[name, 0] / max(sums[name, 1], 1)
+            for name, place in sums
+            if not place and (name == "loss" or sums[name, 1])
         }
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)

@@ -81,11 +81,12 @@ def as_held(record, layout):
     scores = sorted({answer.score for answer in record.answers}, reverse=True)
     if layout == "preference":
         assume(len(record.answers) == 2)
-    assume(len(scores) == len(record.answers))
+    assume(len(scores) == len(record.answers) and not record.contradicts_itself)
     ordered = sorted(record.answers, key=lambda answer: -answer.score)
     if layout == "kto":
         assume(len(scores) == 1 or len(scores) == 2 and len({answer.text for answer in ordered}) == 2)
-        ordered = [Answer(answer.text, float(answer.score == scores[0])) for answer in record.answers]
+        good = [answer.score == scores[0] for answer in record.answers]
+        ordered = [Answer(answer.text, float(mark), mark) for answer, mark in zip(record.answers, good, strict=True)]
     else:
         best = 1 if layout == "preference" else 0
         ordered = [Answer(answer.text, float(best - rank)) for rank, answer in enumerate(ordered)]

@@ -187,63 +187,6 @@ def test_bad_row_has_place_and_reason(name, tmp_path):
     assert found[1].where == "data.jsonl:2" and reason in found[1].reason and "\n" not in found[1].reason
 
 
-# -- KTO ---------------------------------------------------------------------------------------------------------------
-
-
-def kto(prompt, completion, label):
-    return {"prompt": prompt, "completion": completion, "label": label}
-
-
-def ranked(prompt, *answers):
-    return {"prompt": prompt, "answers": [{"answer": text, "score": score} for text, score in answers]}
-
-
-def test_kto_rows_of_one_prompt_are_one_item(tmp_path):
-    found = rows(tmp_path, [kto("甲", "好", True), kto("甲", "坏", False), kto("乙", "好", True), {"text": "文"},
-                            kto("甲", "又", True)])  # fmt: skip
-    assert found == [
-        ranked("甲", ("好", 1), ("坏", 0)),
-        ranked("乙", ("好", 1)),
-        {"text": "文"},
-        ranked("甲", ("又", 1)),
-    ]
-
-
-def test_a_prompt_with_bad_answers_alone_is_no_item(tmp_path):
-    (found,) = rows(tmp_path, [kto("甲", "坏", False), kto("甲", "糟", False)])
-    assert isinstance(found, BadRow) and found.where == "data.jsonl:1" and "labelled as good" in found.reason
-
-
-def kto_rows():
-    lengths = (1, 5, 2, 1, 1, 9, 3)
-    return [kto(f"问{n}", f"答{k}", k % 2 == 0) for n, length in enumerate(lengths) for k in range(length)]
-
-
-@pytest.mark.parametrize("piece_bytes", [1, 70, 100, 150, 400])
-@pytest.mark.parametrize("blank", ["", "\n \n"])
-def test_kto_runs_are_whole_where_pieces_cut_them(tmp_path, piece_bytes, blank):
-    path = written(tmp_path, "".join(json.dumps(row) + "\n" + blank for row in kto_rows()))
-    whole = read(path)
-    assert len(whole) == 7 and len(records.pieces(path, piece_bytes)) > 2
-    assert read(path, piece_bytes) == whole
-
-
-@pytest.mark.parametrize("piece_bytes", [1, 10, 24, 40, 100])
-def test_kto_runs_are_whole_in_a_table_that_is_cut(tmp_path, piece_bytes):
-    lines = ["\t".join(("prompt", "completion", "label"))]
-    lines += ["\t".join((row["prompt"], row["completion"], str(row["label"]))) for row in kto_rows()]
-    path = written(tmp_path, "\n".join(lines), "data.tsv")
-    assert len(records.pieces(path, piece_bytes)) > 2
-    assert read(path, piece_bytes) == read(path) and len(read(path)) == 7
-
-
-def test_kto_runs_are_whole_over_row_groups(tmp_path):
-    path = tmp_path / "data.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(kto_rows()), path, row_group_size=2)
-    assert len(records.pieces(path, 1)) == 11
-    assert read(path, 1) == read(path) and len(read(path)) == 7
-
-
 # -- kinds of files ----------------------------------------------------------------------------------------------------
 
 TEXTS = [{"text": "甲"}, {"text": "乙\u2028丙"}]

@@ -1,4 +1,4 @@
-"""KTO on ranked answers: those above the mean score of their prompt are desirable, those below are not."""
+"""KTO on answers that are marked as good or bad, or ranked: good above the mean score of their prompt, bad below."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from keju.trees.segment import Segment
 
 
 class KTOObjective:
-    """Expects `ref_logprob` of every branch, `score` of the ranked ones, and branches of MismatchedAnswers.
+    """Expects `ref_logprob` of every branch, `score` of the ranked ones, `is_good` of the marked ones, and branches of
+    MismatchedAnswers.
 
     The reference point (the KL of the policy to the reference) is estimated on the mismatched answers of a packed row.
     """
@@ -36,7 +37,7 @@ class KTOObjective:
         self.beta = beta
 
     def num_items(self, batch: PackedBatch) -> int:
-        good, bad = desirable_answers(batch.values["score"], batch.segment_tree)
+        good, bad = _labels(batch)
         return int((good | bad).sum())
 
     def margins(self, model: nn.Module, batch: PackedBatch) -> torch.Tensor:
@@ -50,7 +51,7 @@ class KTOObjective:
         logprobs = segment_sums(tree_logprobs(model, batch).logprobs, batch)
         log_ratio = logprobs - batch.values["ref_logprob"]
         scores = batch.values["score"]
-        good, bad = desirable_answers(scores, batch.segment_tree)
+        good, bad = _labels(batch)
         point = reference_point(log_ratio[scores.isnan() & (batch.segment_parent >= 0)])
         labelled = good | bad
         losses = kto_loss(log_ratio[labelled], good[labelled], point, **self.settings)
@@ -59,11 +60,17 @@ class KTOObjective:
             rewards = self.beta * log_ratio
             metrics = preference_metrics(rewards[winner], rewards[loser], logprobs[winner], logprobs[loser])
             metrics["kl"] = (point, 1)
+            for name, members in (("reward_good", good), ("reward_bad", bad)):
+                metrics[name] = (rewards[members].sum(), int(members.sum()))
         return ObjectiveOutput(losses.sum(), metrics)
 
 
+def _labels(batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    return desirable_answers(batch.values["score"], batch.segment_tree, batch.values.get("is_good"))
+
+
 class MismatchedAnswers(LazyTrees):
-    """Each tree with one more branch, an answer to the next prompt, without a score: what KTO's KL is estimated on.
+    """Each tree with one more branch, an answer to another prompt, without a score: what KTO's KL is estimated on.
 
     It is computed in the same pass as the tree's own answers. Trees that would outgrow the budget stay as they are.
     """
@@ -72,14 +79,15 @@ class MismatchedAnswers(LazyTrees):
         self._trees = trees
         self.lengths = lengths_of(trees).copy()
         self._is_widened = np.zeros(len(trees), bool)
-        for index in range(len(trees) if len(trees) > 1 else 0):
+        self._next = _next_of_another_prompt(trees)
+        for index in np.flatnonzero(self._next != np.arange(len(trees))).tolist():
             length = len(self._other(index).tokens)
             if self.lengths[index] + length <= token_budget:
                 self.lengths[index] += length
                 self._is_widened[index] = True
 
     def _other(self, index: int) -> Segment:
-        others = self._trees[(index + 1) % len(self._trees)].branches
+        others = self._trees[int(self._next[index])].branches
         return others[index % len(others)]
 
     def item(self, index: int) -> Segment:
@@ -88,3 +96,16 @@ class MismatchedAnswers(LazyTrees):
             return tree
         other = self._other(index)
         return Segment(tree.tokens, tree.trained, [*tree.branches, Segment(other.tokens, other.trained)])
+
+
+def _next_of_another_prompt(trees: Sequence[Segment]) -> np.ndarray:
+    """For each tree the first one after it, in a circle, that has another prompt; itself where all have one prompt.
+
+    Rows of one prompt follow each other in files of marked answers.
+    """
+    places = np.arange(len(trees))
+    prompts = np.fromiter((hash(tuple(tree.tokens)) for tree in trees), np.int64, len(trees))
+    starts = np.flatnonzero(prompts != np.roll(prompts, 1))  # of runs of one prompt, in the circle
+    if not len(starts):
+        return places
+    return starts[np.searchsorted(starts, places, side="right") % len(starts)]

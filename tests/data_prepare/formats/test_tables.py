@@ -43,8 +43,8 @@ def test_csv_cells_of_turns_and_labels(tmp_path):
     found = table_rows(
         tmp_path, 'prompt,completion,label,history\n问,答,True,"[[""a"", ""b""]]"\n问,答,0,\n问,答,?,[x\n'
     )
-    assert found[0][1] == {"prompt": "问", "completion": "答", "label": True, "history": [["a", "b"]]}
-    assert found[1][1] == {"prompt": "问", "completion": "答", "label": False}
+    assert found[0][1] == {"prompt": "问", "completion": "答", "label": "True", "history": [["a", "b"]]}
+    assert found[1][1] == {"prompt": "问", "completion": "答", "label": "0"}
     assert '"history": malformed JSON' in str(found[2][1])
 
 

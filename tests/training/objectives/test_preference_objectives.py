@@ -143,6 +143,43 @@ def test_kto_over_trees(models, tmp_path):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
 
 
+def test_kto_on_answers_that_are_marked_by_themselves(models, tmp_path):
+    """One answer a prompt, marked against its score; beside a tree whose marks come from the mean."""
+    policy, reference = models
+    marked = [Segment([1, 4], branches=[Segment([5, 2], trained=True, values={"score": 1.0, "is_good": 0.0})])]
+    marked += [Segment([1, 6], branches=[Segment([7, 2], trained=True, values={"score": 0.0, "is_good": 1.0})])]
+    objective = KTOObjective(0.3, 1.1, 0.9)
+    for plain, count in ((marked, 2), ([*marked, *trees()], 8)):
+        widened = reference_trees(
+            reference, MismatchedAnswers(plain, token_budget=64), token_budget=64, cache_dir=tmp_path
+        )
+        batch = PackedBatch.from_trees(widened)
+        assert objective.num_items(batch) == count
+        metrics = objective(policy, batch).metrics
+        assert metrics["reward_good"][1] + metrics["reward_bad"][1] == count
+    batch = PackedBatch.from_trees(reference_trees(reference, marked, token_budget=64, cache_dir=tmp_path))
+    output = objective(policy, batch)
+    ratio = [
+        (logprobs(policy, tree.tokens, answer.tokens) - logprobs(reference, tree.tokens, answer.tokens)).sum().item()
+        for tree in marked
+        for answer in tree.branches
+    ]
+    sigmoid = torch.sigmoid(0.3 * torch.tensor([-ratio[0], ratio[1]]))
+    expected = 0.9 * (1 - sigmoid[0]) + 1.1 * (1 - sigmoid[1])
+    torch.testing.assert_close(output.loss_sum, expected, rtol=1e-5, atol=1e-5)
+    assert objective.margins(policy, batch).shape == (0,)
+
+
+def test_mismatched_answers_are_of_another_prompt():
+    def tree(prompt, answer):
+        return Segment([1, prompt], branches=[Segment([answer, 2], trained=True, values={"score": 1.0})])
+
+    rows = [tree(4, 5), tree(4, 6), tree(7, 8), tree(4, 9)]
+    found = [one.branches[1].tokens[0] for one in MismatchedAnswers(rows, token_budget=64)]
+    assert found == [8, 8, 9, 8]  # the last one's next is the first, of the same prompt
+    assert [len(one.branches) for one in MismatchedAnswers(rows[:2], token_budget=64)] == [1, 1]
+
+
 def test_mismatched_answers_stay_within_the_budget():
     # 14 + 3, 7 + 3 and 12 + 5 tokens: the second alone has room for one more
     assert [len(tree.branches) for tree in MismatchedAnswers(trees(), token_budget=16)] == [3, 3, 2]
