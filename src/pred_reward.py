@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
 import torch
 
 from keju.encoding.encoder import Encoder
-from keju.eval.benchmark_files import Files
 from keju.models.loading import load_scalar_model, load_tokenizer
 from keju.records.formats import detect
+from keju.records.reading import iterate_rows
 from keju.records.record import Answer, ChatRecord, RankedRecord
 from keju.records.writing import write_json, write_jsonl
 from keju.training.answer_scores import answer_rewards
@@ -59,9 +60,8 @@ def main() -> None:
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
     model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    files = Files(args.data_dir)
-    located = list(files.json_lines(files.path(args.test_filename)))
-    records = [ranked_record(row.fields, row.where) for row in located]
+    located = list(iterate_rows(Path(args.data_dir).expanduser() / args.test_filename))
+    records = [ranked_record(fields, where) for where, fields in located]
     encoder = Encoder(tokenizer, args.max_length, on_long=args.on_long)
     trees, owners = share_prompts([encoder.ranked_tree(record) for record in records], args.token_budget)
     with Progress(len(trees), "score answers", unit="prompts") as bar:
@@ -73,7 +73,7 @@ def main() -> None:
     folder.begin()
     write_jsonl(
         folder.path / "rewards.jsonl",
-        ({**row.fields, "rewards": numbers} for row, numbers in zip(located, rewards, strict=True)),
+        ({**fields, "rewards": numbers} for (_, fields), numbers in zip(located, rewards, strict=True)),
     )
     everything = [number for numbers in rewards for number in numbers]
     figures = {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import sys
 
 import pytest
 import torch
+import zstandard
 from char_tokenizer import CHARACTERS, build_char_tokenizer
 from tiny_models import build_llama, build_scalar_model
 
@@ -290,6 +292,31 @@ def test_rewards_equal_single_rows_in_every_format(folder, tmp_path, monkeypatch
     assert scored[3]["rewards"] == pytest.approx([expected[answers[2]]], abs=1e-5)
     assert scored[4]["rewards"] == pytest.approx([expected[answers[3]], expected[answers[0]]], abs=1e-5)
     assert len(scored[1]["rewards"]) == 4
+
+
+@pytest.mark.parametrize("kind", ["zst", "gz", "shards"])
+def test_rewards_of_compressed_and_sharded_records(folder, tmp_path, monkeypatch, kind):
+    rows, data = rows_of(folder / "ranked_test.jsonl")[:4], tmp_path / "data"
+    assert (
+        run(monkeypatch, pred_reward, folder, "reward", tmp_path / "plain", "--test_filename", "ranked_test.jsonl") == 0
+    )
+    if kind == "shards":
+        for number in range(2):
+            write_jsonl(data / f"ranked_test-0000{number}-of-00002.jsonl", rows[2 * number : 2 * number + 2])
+    else:
+        write_jsonl(data / "ranked_test.jsonl", rows)
+        plain = (data / "ranked_test.jsonl").read_bytes()
+        packed = gzip.compress(plain) if kind == "gz" else zstandard.compress(plain)
+        (data / f"ranked_test.jsonl.{kind}").write_bytes(packed)
+        (data / "ranked_test.jsonl").unlink()
+    for stage in (pred_reward, eval_reward):
+        out = tmp_path / stage.__name__
+        assert run(monkeypatch, stage, folder, "reward", out, "--data_dir", data) == 0
+        found = [row["rewards"] for row in rows_of(out / "rewards.jsonl")]
+        expected = [row["rewards"] for row in rows_of(tmp_path / "plain" / "rewards.jsonl")][:4]
+        assert [number for row in found for number in row] == pytest.approx(
+            [number for row in expected for number in row], abs=1e-5
+        )
 
 
 def test_eval_reward(folder, tmp_path, monkeypatch):

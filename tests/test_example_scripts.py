@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -49,11 +50,11 @@ def test_sft_from_random_weights_takes_the_vocabulary_of_the_data(script, tmp_pa
     assert "--tokenizer_name mine " in script("train_sft.sh", MODEL="llama-tiny", TOKENIZER="mine")[1]
 
 
-def test_sft_of_a_model_takes_its_own_tokenizer(script, tmp_path):
+def test_a_model_takes_its_own_tokenizer(script, tmp_path):
     folder = tmp_path / "my-tiny"
     folder.mkdir()
-    for model in (str(folder), "some/hub-name"):
-        code, given, _ = script("train_sft.sh", MODEL=model)
+    for name, model in itertools.product(("train_sft.sh", "doctor.sh", "tokenize.sh"), (str(folder), "some/hub-name")):
+        code, given, _ = script(name, MODEL=model)
         assert code == 0 and f"--model_name_or_path {model} " in given and "--tokenizer_name" not in given
 
 

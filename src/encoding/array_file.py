@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
+from array import array
 from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
+
+BLOCK = 1 << 16  # bytes that have a checksum of their own
 
 
 class ArrayWriter:
@@ -45,11 +49,22 @@ class ArrayWriter:
         return self._file.tell()
 
 
-class ArrayReader:
-    """Rows of a .npy file. Copies to other processes open the file themselves. Raises ValueError for a damaged one."""
+class DamagedFile(ValueError):
+    """A file that does not hold what was written to it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+
+class ArrayReader:
+    """Rows of a .npy file. Copies to other processes open the file themselves. Raises ValueError for a damaged one.
+
+    checksums: of its blocks (see `file_checksums`); each block is compared when something is read from it for the first
+    time, so that a file of any size is checked without being read ahead. None: nothing is compared.
+    """
+
+    def __init__(self, path: Path, checksums: np.ndarray | None = None) -> None:
+        self.path, self.checksums = path, checksums
+        self._is_checked = np.zeros(0 if checksums is None else len(checksums), bool)
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._check(0, 1)
         with path.open("rb") as file:
             if npy.read_magic(file) != (1, 0):
                 raise ValueError(f"{path}: not a .npy file of version 1")
@@ -59,29 +74,45 @@ class ArrayReader:
         self.num_bytes = self._start + self.shape[0] * self._row_bytes
         if path.stat().st_size != self.num_bytes:
             raise ValueError(f"{path}: {path.stat().st_size} bytes instead of {self.num_bytes}")
-        self._descriptor = os.open(path, os.O_RDONLY)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def rows(self, start: int, end: int) -> np.ndarray:
         """Rows start..end (half open). Raises OSError where the file cannot be read to there."""
-        size = (end - start) * self._row_bytes
-        data = os.pread(self._descriptor, size, self._start + start * self._row_bytes)
-        while 0 < len(data) < size:  # the system gives at most 2 GB at once
-            more = os.pread(self._descriptor, size - len(data), self._start + start * self._row_bytes + len(data))
-            if not more:
-                break
-            data += more
+        size, first = (end - start) * self._row_bytes, self._start + start * self._row_bytes
+        self._check(first, first + size)
+        data = self._read(first, size)
         if len(data) != size:
             raise OSError(f"{self.path}: ends before row {end}; it was cut while it was read")
         return np.frombuffer(data, self.dtype).reshape(end - start, *self.shape[1:])
 
-    def __getstate__(self) -> Path:
-        return self.path
+    def _read(self, start: int, size: int) -> bytes:
+        data = os.pread(self._descriptor, size, start)
+        while 0 < len(data) < size:  # the system gives at most 2 GB at once
+            more = os.pread(self._descriptor, size - len(data), start + len(data))
+            if not more:
+                break
+            data += more
+        return data
 
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)
+    def _check(self, start: int, end: int) -> None:
+        """Raises DamagedFile unless the blocks of the bytes start..end are as they were written."""
+        for block in range(start // BLOCK, min(-(-end // BLOCK), len(self._is_checked))):
+            if self._is_checked[block]:
+                continue
+            if zlib.crc32(self._read(block * BLOCK, BLOCK)) != self.checksums[block]:
+                raise DamagedFile(
+                    f"{self.path}: bytes {block * BLOCK} to {(block + 1) * BLOCK} are not what was written; "
+                    f"delete {self.path.parent}, and it is made anew"
+                )
+            self._is_checked[block] = True
+
+    def __getstate__(self) -> tuple[Path, np.ndarray | None]:
+        return self.path, self.checksums
+
+    def __setstate__(self, state: tuple[Path, np.ndarray | None]) -> None:
+        self.__init__(*state)
 
     def __del__(self) -> None:
         if "_descriptor" in self.__dict__:
@@ -95,3 +126,13 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_checksums(path: Path) -> tuple[str, np.ndarray]:
+    """SHA-256 of a file, hex, and the CRC-32 of each block of it, uint32."""
+    digest, sums = hashlib.sha256(), array("I")
+    with path.open("rb") as file:
+        while piece := file.read(16 * BLOCK):
+            digest.update(piece)
+            sums.extend(zlib.crc32(piece[start : start + BLOCK]) for start in range(0, len(piece), BLOCK))
+    return digest.hexdigest(), np.array(sums, np.uint32)

@@ -6,6 +6,7 @@ blocks is in memory.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from keju.encoding.array_file import ArrayWriter, file_digest
+from keju.encoding.array_file import ArrayWriter, file_checksums, file_digest
 from keju.encoding.dataset import encode_record, nothing_usable
 from keju.encoding.encoder import Encoder
-from keju.encoding.token_store import MANIFEST, NPY, LeftOut, Manifest
+from keju.encoding.token_store import CHECKSUMS, MANIFEST, NPY, LeftOut, Manifest
 from keju.encoding.tree_columns import ARRAYS, TreeColumns, flatten
 from keju.encoding.tree_totals import TreeTotals
 from keju.encoding.workers import map_in_order
@@ -190,9 +191,16 @@ class _Writer:
 
     def close(self) -> None:
         """Completes the arrays; the manifest comes last."""
+        sums = {}
         for writer in (*self._arrays.values(), self._ends, self._places):
             writer.close()
-            size = writer.path.stat().st_size
-            self.manifest.arrays[writer.path.stem] = (size, file_digest(writer.path))
+            name, size = writer.path.stem, writer.path.stat().st_size
+            digest, sums[name] = file_checksums(writer.path)
+            self.manifest.arrays[name] = (size, digest)
         assert set(self.manifest.arrays) == set(NPY)
+        with (self.folder / CHECKSUMS).open("xb") as file:
+            file.write(np.concatenate([sums[name] for name in NPY]).astype("<u4").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        self.manifest.checksums = file_digest(self.folder / CHECKSUMS)
         write_json(self.folder / MANIFEST, self.manifest.as_json())

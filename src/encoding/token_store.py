@@ -3,6 +3,7 @@
     ends.npy        int64 [trees, 6]: how many segments, tokens ... there are up to the end of each tree
     segments.npy, tokens.npy, flags.npy ...   see keju.encoding.tree_columns; tokens are uint16 where ids allow it
     places.npy      int64 [trees, 2]: number of the data file, line
+    blocks.crc      uint32: CRC-32 of the blocks of all arrays, which are compared as they are read
     manifest.json   sizes and SHA-256 of the arrays, totals, what was left out
 
 A folder takes its name when it is whole (keju.records.writing.whole_folder). It is found by `StoreKey`: a hash of all
@@ -11,6 +12,7 @@ that decides what is in it. What the data files are called takes no part, so tha
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from keju.encoding.array_file import ArrayReader, file_digest
+from keju.encoding.array_file import BLOCK, ArrayReader, file_digest
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.tree_columns import ARRAYS, TOKENS, restore
 from keju.encoding.tree_totals import TreeTotals
 from keju.trees.lazy_trees import LazySequence, LazyTrees
 from keju.trees.segment import Segment
 
-MANIFEST = "manifest.json"
+MANIFEST, CHECKSUMS = "manifest.json", "blocks.crc"
 NPY = (*ARRAYS, "ends", "places")
 LISTED = 100  # reasons for leaving records out that are kept; the others are counted
 
@@ -54,7 +56,8 @@ class LeftOut:
 @dataclass
 class Manifest:
     """num_records: read and good, whether encoded or left out (`skipped`); `bad`: lines that were no records.
-    arrays: name of each .npy file -> [bytes, SHA-256]; names: of values, by number."""
+    arrays: name of each .npy file -> [bytes, SHA-256]; checksums: SHA-256 of blocks.crc; names: of values, by number.
+    """
 
     files: list[str]
     num_records: int
@@ -63,6 +66,7 @@ class Manifest:
     totals: TreeTotals
     names: list[str]
     arrays: dict[str, tuple[int, str]]
+    checksums: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,14 +82,24 @@ class Manifest:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DamagedStore(f"{folder / MANIFEST}: {error}") from error
 
+    def reader(self, folder: Path, name: str) -> ArrayReader:
+        """Of an array of the store in `folder`. Raises ValueError or OSError where it is damaged."""
+        counts = [-(-self.arrays[array][0] // BLOCK) for array in NPY]
+        place = NPY.index(name)
+        data = (folder / CHECKSUMS).read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.checksums or len(data) != 4 * sum(counts):
+            raise ValueError(f"{CHECKSUMS} is not what was written")
+        start = sum(counts[:place])
+        return ArrayReader(folder / f"{name}.npy", np.frombuffer(data, "<u4")[start : start + counts[place]])
+
 
 class StoredTrees(LazyTrees):
     """The trees of a store. lengths: int32 or int64 [trees], tokens of each, in memory; totals: over all trees."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.totals, self._names = folder, manifest.totals, manifest.names
-        self._ends = ArrayReader(folder / "ends.npy")
-        self._arrays = {name: ArrayReader(folder / f"{name}.npy") for name in ARRAYS}
+        self._ends = manifest.reader(folder, "ends")
+        self._arrays = {name: manifest.reader(folder, name) for name in ARRAYS}
         self.lengths = self._token_counts()
 
     def _token_counts(self) -> np.ndarray:
@@ -114,8 +128,8 @@ class StoredTrees(LazyTrees):
 class StoredPlaces(LazySequence[str]):
     """`file:line` of each tree; `files`: what the data files are called now."""
 
-    def __init__(self, folder: Path, files: Sequence[Path]) -> None:
-        self._places, self._files = ArrayReader(folder / "places.npy"), list(files)
+    def __init__(self, folder: Path, manifest: Manifest, files: Sequence[Path]) -> None:
+        self._places, self._files = manifest.reader(folder, "places"), list(files)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -154,7 +168,7 @@ def open_store(folder: Path, files: Sequence[Path], *, thoroughly: bool = False)
                 raise ValueError(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
             if thoroughly and file_digest(path) != digest:
                 raise ValueError(f"{path.name} is not what was written")
-        trees, places = StoredTrees(folder, manifest), StoredPlaces(folder, files)
+        trees, places = StoredTrees(folder, manifest), StoredPlaces(folder, manifest, files)
         if not len(trees) == len(places) == manifest.totals.num_trees or len(trees) == 0:
             raise ValueError("arrays of different lengths")
         last = trees._ends.rows(len(trees) - 1, len(trees))[0]

@@ -100,13 +100,35 @@ def raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
     return _READERS[suffix.removesuffix(file.suffix) if file.suffix in COMPRESSED else suffix](file)
 
 
-def parse_row(raw: Any, where: str, kinds: tuple[type, ...] | None = None) -> Record:
-    """Raises ValueError that says what is wrong, without the place."""
+def iterate_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file:line", the object) of every row of a file or a set of shards, whatever its fields mean.
+
+    Raises ValueError "file:line: what is wrong".
+    """
+    for file in record_files(path):
+        for line, raw in raw_rows(file):
+            where = f"{file}:{line}"
+            try:
+                value = row_value(raw)
+                if not isinstance(value, dict):
+                    raise ValueError("expected a JSON object")
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            yield where, value
+
+
+def row_value(raw: Any) -> Any:
+    """The value of one of `raw_rows`. Raises ValueError that says what is wrong, without the place."""
     value = decoded(raw) if isinstance(raw, bytes) else raw
     value = parsed(value) if isinstance(raw, bytes) and isinstance(value, str) else value
     if isinstance(value, ValueError):
         raise value
-    record = detect(value)
+    return value
+
+
+def parse_row(raw: Any, where: str, kinds: tuple[type, ...] | None = None) -> Record:
+    """Raises ValueError that says what is wrong, without the place."""
+    record = detect(row_value(raw))
     if kinds is not None and not isinstance(record, kinds):
         wanted = " or ".join(KIND_NAMES[kind] for kind in kinds)
         raise ValueError(f"this is a {KIND_NAMES[type(record)]} record, but {wanted} records are needed here")

@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keju.encoding import workers
-from keju.encoding.array_file import ArrayReader, ArrayWriter
+from keju.encoding.array_file import ArrayReader, ArrayWriter, DamagedFile
 from keju.encoding.dataset import encode_records
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_build import build_store
 from keju.encoding.store_key import VERSION, store_key, tokenizer_digest
-from keju.encoding.token_store import DamagedStore, open_store, totals_of
+from keju.encoding.token_store import CHECKSUMS, DamagedStore, open_store, totals_of
 from keju.encoding.tree_columns import ARRAYS, flatten, restore
 from keju.encoding.tree_totals import TreeTotals
 from keju.records.folds import Fold
@@ -168,7 +168,7 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path, tokenizer, rank
     serial = store_of(tmp_path / "1", ranked, encoder, "ranked", on_bad_line="skip", **options)
     store_of(tmp_path / "3", ranked, encoder, "ranked", on_bad_line="skip", num_workers=3, **options)
     names = sorted(path.name for path in (tmp_path / "1").iterdir())
-    assert len(names) == len(ARRAYS) + 3
+    assert len(names) == len(ARRAYS) + 4
     for name in names:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes(), name
     # and what reading into memory would have given
@@ -214,6 +214,32 @@ def test_damage_is_seen(tmp_path, tokenizer, name):
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         with pytest.raises(DamagedStore):  # the size is right: only reading all of it shows this
             open_store(tmp_path / "store", files, thoroughly=True)
+
+
+def test_a_flipped_byte_is_noticed_when_it_is_read(tmp_path, tokenizer):
+    """Wherever it is, in whatever file, and not before the others have been read."""
+    write_jsonl(tmp_path / "a.jsonl", text_rows(9000))
+    files = [tmp_path / "a.jsonl"]
+    stored = store_of(tmp_path / "store", files, Encoder(tokenizer, 200), "text")
+    expected = [list(tree.tokens) for tree in stored.trees]
+    rng = random.Random(0)
+    for name in (*(f"{name}.npy" for name in (*ARRAYS, "ends", "places")), CHECKSUMS):
+        path = tmp_path / "store" / name
+        whole = path.read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 1, rng.randrange(len(whole))):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+            read, noticed = 0, False
+            try:
+                found = open_store(tmp_path / "store", files)
+                for tree, tokens, where in zip(found.trees, expected, found.where, strict=True):
+                    assert list(tree.tokens) == tokens and where.startswith(str(files[0]))
+                    read += 1
+            except (DamagedStore, DamagedFile) as error:
+                noticed = name in str(error)
+            assert noticed, (name, place)
+            if name == "tokens.npy" and place == len(whole) - 1:
+                assert read > 4000
+        path.write_bytes(whole)
 
 
 def test_data_files_may_move(tmp_path, tokenizer):

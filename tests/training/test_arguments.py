@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from keju.rl.arguments import PPOArguments, PPODataArguments, PPOModelArguments
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
 
 REQUIRED = ["--model_name_or_path", "m", "--data_dir", "d", "--train_filename", "t.jsonl", "--output_dir", "out"]
@@ -152,6 +153,18 @@ def test_settings_of_adapters_without_adapters_warn(capsys):
     parse(*REQUIRED, *flags, "--use_peft")
     assert capsys.readouterr().err == ""
     assert "--load_in_4bit" in refusal(capsys, *REQUIRED, "--load_in_4bit")
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_effect"),
+    [([], False), (["--enable_joint_optimization"], True), (["--ptx_filename", "x.jsonl"], True)],
+)
+def test_the_size_of_auxiliary_minibatches(capsys, flags, has_effect):
+    required = ["--model_name_or_path", "m", "--reward_model_path", "r", "--data_dir", "d", "--output_dir", "o"]
+    parse_arguments(
+        PPOModelArguments, PPODataArguments, PPOArguments, argv=[*required, "--ptx_batch_size", "3", *flags]
+    )
+    assert ("--ptx_batch_size has no effect" in capsys.readouterr().err) == (not has_effect)
 
 
 def test_help_shows_our_flags_first_and_hides_the_hundred_others(capsys):
