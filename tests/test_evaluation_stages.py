@@ -302,7 +302,7 @@ def test_rewards_of_compressed_and_sharded_records(folder, tmp_path, monkeypatch
     )
     if kind == "shards":
         for number in range(2):
-            write_jsonl(data / f"ranked_test-0000{number}-of-00002.jsonl", rows[2 * number : 2 * number + 2])
+            write_jsonl(data / f"ranked_test-0000{number + 1}-of-00002.jsonl", rows[2 * number : 2 * number + 2])
     else:
         write_jsonl(data / "ranked_test.jsonl", rows)
         plain = (data / "ranked_test.jsonl").read_bytes()
