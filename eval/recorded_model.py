@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ class RecordedModel:
 
         def report(answers: dict[int, Any], num_tokens: int) -> None:
             named = {rest[place]: answer for place, answer in answers.items()}
-            self._append({keys[index]: answer for index, answer in named.items()})
+            self._append({keys[index]: _finite(answer) for index, answer in named.items()})
             on_batch(named, num_tokens)
 
         if rest:
@@ -67,6 +68,13 @@ class RecordedModel:
             self._is_whole = True
         self.known |= answers
         append_rows(self.path, map(_row, answers.keys(), answers.values()))
+
+
+def _finite(answer: Any) -> Any:
+    """Raises ValueError for log-probabilities that are none: they would be remembered."""
+    if isinstance(answer, list) and not all(map(math.isfinite, answer)):
+        raise ValueError(f"--model_name_or_path: the model's log-probabilities are not finite: {answer[:8]}")
+    return answer
 
 
 def _row(question: str, answer: Any) -> dict[str, Any]:

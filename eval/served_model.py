@@ -8,24 +8,27 @@ longer does. What prompts share is for the server to cache.
 from __future__ import annotations
 
 import json
-import urllib.error
+import math
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keju.eval.http_json import NoAnswer, post_json
 from keju.eval.scoring import OnBatch, Question
+from keju.records.url_keys import url_without_key
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """url: up to "/v1". name: of the model there. batch_size: questions of one request. timeout: seconds for it."""
+    """url: up to "/v1". name: of the model there. batch_size: questions of one request. timeout: seconds for it;
+    tries: how often a server that is busy is asked."""
 
     url: str
     name: str
     batch_size: int = 16
     timeout: float = 600.0
+    tries: int = 5
 
     def score(self, questions: Sequence[Question], on_batch: OnBatch) -> list[list[float]]:
         scores: list[list[float]] = [[] for _ in questions]
@@ -55,36 +58,39 @@ class ServedModel:
         return texts
 
     def _complete(self, rows: list[list[int]], **settings: Any) -> list[dict[str, Any]]:
-        """The choices of one request, in the order of `rows`. Raises ValueError for a server that does not answer."""
+        """The choices of one request, in the order of `rows`. Raises ValueError for a server that does not answer, or
+        not what was asked."""
         body = {"model": self.name, "prompt": rows, "temperature": 0, **settings}
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/completions",
-            json.dumps(body).encode("utf-8"),
-            {"Content-Type": "application/json"},
-        )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                choices = json.load(response)["choices"]
-        except urllib.error.HTTPError as error:
-            reason = error.read(500).decode("utf-8", "replace")
-            raise ValueError(f"--server_url {self.url}: the server refused ({error.code}): {reason}") from error
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"--server_url {self.url}: no answer ({error})") from error
-        return sorted(choices, key=lambda choice: choice["index"])
+            answer = post_json(f"{self.url.rstrip('/')}/completions", body, timeout=self.timeout, tries=self.tries)
+            choices = answer.get("choices") if isinstance(answer, dict) else None
+            if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+                raise NoAnswer(f"no answer with choices ({json.dumps(answer)[:200]})")
+            by_row = {choice.get("index"): choice for choice in choices if isinstance(choice.get("index"), int)}
+            if len(choices) != len(rows) or by_row.keys() != set(range(len(rows))):
+                raise NoAnswer(f"{len(choices)} choices for {len(rows)} prompts, numbered {sorted(by_row)[:8]}")
+            if not all(isinstance(choice.get("text"), str) for choice in choices):
+                raise NoAnswer('a choice without "text"')
+        except NoAnswer as error:
+            raise ValueError(f"--server_url {url_without_key(self.url)}: {error}") from error
+        return [by_row[number] for number in range(len(rows))]
 
 
 def check_url(url: str) -> None:
     """Raises ValueError unless `url` is one of http or https."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"--server_url {url}: expected something like http://127.0.0.1:8000/v1")
+        raise ValueError(f"--server_url {url_without_key(url)}: expected something like http://127.0.0.1:8000/v1")
 
 
 def _sum_logprobs(choice: dict[str, Any], first: int, end: int, url: str) -> float:
     """The summed log-probabilities of the tokens `first`..`end` of an echoed prompt."""
-    logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
-    if len(logprobs) < end or None in logprobs[first:end]:
-        raise ValueError(
-            f"--server_url {url}: the server gives no log-probabilities of the prompt (echo with logprobs)"
-        )
-    return sum(logprobs[first:end])
+    given = choice.get("logprobs")
+    logprobs = given.get("token_logprobs") if isinstance(given, dict) else None
+    place = f"--server_url {url_without_key(url)}"
+    if not isinstance(logprobs, list) or len(logprobs) < end:
+        raise ValueError(f"{place}: the server gives no log-probabilities of the prompt (echo with logprobs)")
+    numbers = logprobs[first:end]
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) and -math.inf < x <= 1e-3 for x in numbers):
+        raise ValueError(f"{place}: the server gives log-probabilities that are none: {numbers[:8]}")
+    return sum(numbers)

@@ -24,6 +24,7 @@ from keju.eval.served_model import ServedModel, check_url
 from keju.eval.table import print_results
 from keju.eval.task import expand_tasks, load_task
 from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.records.url_keys import url_without_key
 from keju.records.writing import write_json, write_jsonl
 from keju.report.evaluations import write_evaluation_report
 from keju.training.arguments import parse_arguments
@@ -178,7 +179,7 @@ def load_examinee(args: EvalArguments, tokenizer) -> tuple[Examinee, str, int]:
     """(the model that is examined, what its answers depend on, the longest prompt with a choice)"""
     if args.server_url is not None:
         model = ServedModel(args.server_url, args.model_name_or_path, args.batch_size)
-        return model, f"{args.server_url} {args.model_name_or_path}", args.max_length or ROW
+        return model, f"{url_without_key(args.server_url)} {args.model_name_or_path}", args.max_length or ROW
     set_seed(args.seed)
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -16,8 +15,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-USER_IN_URL = re.compile(r"(\b[a-zA-Z][\w+.-]*://)[^/@\s?#]+@")
-KEY_IN_QUERY = re.compile(r"([?&#;][^=&?#;\s]*(?:key|token|secret|passw|auth|sig)[^=&?#;\s]*=)[^&#;\s]+", re.IGNORECASE)
+from keju.records.url_keys import url_without_key
+
 PACKAGES = ("keju", "torch", "transformers", "accelerate", "deepspeed", "peft", "triton", "tokenizers", "datasets")
 
 
@@ -42,11 +41,6 @@ def without_secrets(argv: list[str]) -> list[str]:
             text = "<hidden>"
         hidden.append(url_without_key(text))
     return hidden
-
-
-def url_without_key(text: str) -> str:
-    """URLs in a text without what they carry to log in with: user and password, and keys in their query."""
-    return KEY_IN_QUERY.sub(r"\1<hidden>", USER_IN_URL.sub(r"\1<hidden>@", text))
 
 
 def _without_keys(value: Any) -> Any:

@@ -108,18 +108,44 @@ def test_answers_are_those_of_the_model(model, encoder):
     ("answer", "message"),
     [
         (lambda body: (400, {"error": "no such model"}), "the server refused .400.: .*no such model"),
-        (lambda body: (200, {"choices": [{"index": 0, "text": ""}] * 2}), "the server gives no log-probabilities"),
-        (lambda body: (200, {"detail": "?"}), "no answer .'choices'"),
+        (lambda body: (200, choices(2, logprobs=None)), "the server gives no log-probabilities"),
+        (lambda body: (200, {"detail": "?"}), "no answer with choices"),
+        (lambda body: (200, []), "no answer with choices"),
+        (lambda body: (200, {"choices": None}), "no answer with choices"),
+        (lambda body: (200, {"choices": [1, 2]}), "no answer with choices"),
+        (lambda body: (200, {"choices": []}), "0 choices for 2 prompts"),
+        (lambda body: (200, choices(2, index=0)), "2 choices for 2 prompts, numbered .0."),
+        (lambda body: (200, choices(2, index="0")), "2 choices for 2 prompts"),
+        (lambda body: (200, choices(3)), "3 choices for 2 prompts"),
+        (lambda body: (200, choices(2, text=None)), 'a choice without "text"'),
+        (lambda body: (200, choices(2, logprobs=[])), "the server gives no log-probabilities"),
+        (lambda body: (200, choices(2, logprobs={"token_logprobs": {}})), "the server gives no log-probabilities"),
+        (lambda body: (200, choices(2, token=None)), "the server gives log-probabilities that are none"),
+        (lambda body: (200, choices(2, token="-1")), "the server gives log-probabilities that are none"),
+        (lambda body: (200, choices(2, token=float("nan"))), "the server gives log-probabilities that are none"),
+        (lambda body: (200, choices(2, token=float("-inf"))), "the server gives log-probabilities that are none"),
+        (lambda body: (200, choices(2, token=0.5)), "the server gives log-probabilities that are none"),
     ],
 )
 def test_servers_that_cannot_are_named(answer, message):
     with serving(answer) as url, pytest.raises(ValueError, match=f"--server_url {url}: {message}"):
-        ServedModel(url, "m").score(QUESTIONS[:1], lambda done, tokens: None)
+        ServedModel(url, "m", tries=1).score(QUESTIONS[:1], lambda done, tokens: None)
+
+
+def choices(count: int, token=-1.0, **fields) -> dict:
+    logprobs = {"token_logprobs": [None, *[token] * 9]}
+    return {"choices": [{"index": n, "text": "", "logprobs": logprobs, **fields} for n in range(count)]}
+
+
+def test_keys_in_the_url_are_not_said():
+    with pytest.raises(ValueError, match="--server_url http://<hidden>@127.0.0.1:9/v1: no answer") as error:
+        ServedModel("http://me:SECRET@127.0.0.1:9/v1", "m", timeout=5, tries=1).write([[1]], 4, lambda *_: None)
+    assert "SECRET" not in str(error.value)
 
 
 def test_nobody_there():
     with pytest.raises(ValueError, match="--server_url http://127.0.0.1:9/v1: no answer"):
-        ServedModel("http://127.0.0.1:9/v1", "m", timeout=5).write([[1]], 4, lambda done, tokens: None)
+        ServedModel("http://127.0.0.1:9/v1", "m", timeout=5, tries=1).write([[1]], 4, lambda done, tokens: None)
     for url in ("127.0.0.1:8000", "file:///etc/passwd", "ftp://x/v1"):
         with pytest.raises(ValueError, match=f"--server_url {url}: expected something like http"):
             check_url(url)

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 from rich.progress import track
 
+from keju.records.url_keys import url_without_key
 from keju.training.progress import Progress
-from keju.training.provenance import plain_arguments, url_without_key, without_secrets
+from keju.training.provenance import plain_arguments, without_secrets
 from keju.training.tee import LogFile, Tee
 from keju.training.terminal import Terminal, visible
 
