@@ -43,7 +43,7 @@ class QuickstartArguments:
 
 def main() -> None:
     (args,) = parse_arguments(QuickstartArguments, description=__doc__.splitlines()[0])
-    start = time.time()
+    start = time.monotonic()
     pipeline = Pipeline(args.output_dir, args.config_dir, FAST if args.fast else None)
     data = pipeline.run("prepare_data", "data", "--corpus", "idiom")
     tokenizer, files = str(tokenizer_of(data, args.model)), ["--data_dir", str(data)]
@@ -72,7 +72,7 @@ def main() -> None:
     answers = pipeline.run("pred_pretrain", "pred", "--model_name_or_path", str(runs["ppo"]), *files)
 
     summary = collect(args.model, data, runs, evaluations, judged, answers)
-    summary["seconds"] = round(time.time() - start, 1)
+    summary["seconds"] = round(time.monotonic() - start, 1)
     summary["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     write_json(pipeline.root / "summary.json", summary)
     report = write_report(summary, runs, pipeline.root / "report.html")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -65,10 +66,11 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def data_digest(file: Path, memory: Path) -> str:
-    """SHA-256 of a data file. `memory`: a folder that keeps it for as long as size, time and inode stay the same."""
+    """SHA-256 of a file. `memory`: a folder that keeps it for as long as size, times and inode stay the same."""
     state = file.stat()
     known = memory / (hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:32] + ".json")
-    seen = [state.st_size, state.st_mtime_ns, state.st_ino]
+    # The last is that of any change, which nobody can set back as a copy sets the one before.
+    seen = [state.st_size, state.st_mtime_ns, state.st_ino, state.st_ctime_ns]
     try:
         row = json.loads(known.read_text(encoding="utf-8"))
         if row["seen"] == seen:
@@ -76,5 +78,6 @@ def data_digest(file: Path, memory: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not known, or half a file: read the data again
     digest = file_digest(file)
-    write_json(known, {"seen": seen, "sha256": digest})
+    with contextlib.suppress(OSError):  # without a memory it is only slower
+        write_json(known, {"seen": seen, "sha256": digest})
     return digest

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def cache_folder(name: str) -> Path:
     given = os.environ.get("XDG_CACHE_HOME")
     root = Path(given) if given else _home_cache() or _private_folder()
     return root / "keju" / name
+
+
+def warn_if_open(folder: Path) -> None:
+    """Says so where every user of the machine can write to a folder whose content decides results."""
+    with contextlib.suppress(OSError):
+        if folder.stat().st_mode & stat.S_IWOTH:
+            print(f"warning: every user can write to {folder}; what is there would be trained on", file=sys.stderr)
 
 
 def give_others_a_place() -> None:

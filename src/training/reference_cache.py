@@ -20,6 +20,7 @@ from torch import nn
 
 from keju.models.gathering import whole
 from keju.training.answer_scores import BranchNumbers, answer_logprobs, answer_token_logprobs
+from keju.training.cache_folder import warn_if_open
 from keju.training.stage_model import model_inside, passes_of
 from keju.trees.lazy_trees import ChosenTrees, LazyTrees, lengths_of
 from keju.trees.segment import Segment
@@ -82,6 +83,7 @@ def reference_trees(
     `model` must be the reference as it stands (the policy before its first step). `write=False`: another process of
     this run writes the file. A damaged line, as a killed run may leave behind, counts as not there.
     """
+    warn_if_open(Path(cache_dir).expanduser())
     key = model_key(model_inside(passes_of(model)))
     path = Path(cache_dir).expanduser() / f"{key}{'_tokens' if by_token else ''}.jsonl"
     known = _Numbers(trees, by_token)

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -77,6 +78,7 @@ class RunFolder:
         self.arguments = plain_arguments(arguments)
         self.argv = without_secrets(list(sys.argv[1:] if argv is None else argv))
         self.started = time.time()
+        self._start = time.monotonic()  # the clock of the day may be set while the run goes on
         self.is_main = is_main_process()
         self._resumes = _is_given(resume)
         self.checkpoint = _find_checkpoint(self.path, resume) if self._resumes else None
@@ -146,6 +148,9 @@ class RunFolder:
         if not self.is_main:
             return
         self.begin()
+        if not self.path.is_dir():
+            print(f"warning: {self.path} was removed while the run goes on; it is made again", file=sys.stderr)
+            write_json(self.path / "args.json", self._describe())
         append_rows(self.metrics_path, [{name: _finite(value) for name, value in row.items()}])
 
     def write_log(self, line: str) -> None:
@@ -166,7 +171,7 @@ class RunFolder:
         summary = {
             "stage": self.stage,
             "finished": True,
-            "seconds": round(time.time() - self.started, 2),
+            "seconds": round(time.monotonic() - self._start, 2),
             **_training_figures(rows),
             **figures,
         }
@@ -211,8 +216,12 @@ class RunFolder:
         self._created = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except PermissionError as error:
-            raise ValueError(f"--output_dir: no permission to create {self.path}") from error
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            if self._created and self.path.is_dir():
+                self.path.rmdir()
+            raise ValueError(f"--output_dir: {self.path} cannot be written ({error.strerror})") from error
         beside = self.path / BESIDE
         for log in (*self.path.glob("*.log"), *beside.glob("*.log")):
             with log.open("a", encoding="utf-8") as file:

@@ -27,6 +27,7 @@ from keju.records.opening import COMPRESSED
 from keju.records.reading import iterate_records
 from keju.records.shards import record_files
 from keju.records.writing import whole_folder
+from keju.training.cache_folder import warn_if_open
 from keju.training.progress import Progress
 from keju.training.resuming import digest_of
 from keju.training.terminal import visible
@@ -145,6 +146,7 @@ class TreeRequest:
 
         Of the processes of a run, and of several runs, one makes it and the others wait. A damaged one is made anew.
         """
+        warn_if_open(cache)
         folder = self.folder(cache)
         records = self._opened(folder)
         if records is None and build:

@@ -59,3 +59,11 @@ def test_what_others_have_made_there_is_not_used(without_home, kind):
     else:
         planted.write_text("")
     assert not module.cache_folder("tokens").is_relative_to(planted)
+
+
+@pytest.mark.parametrize(("mode", "says"), [(0o700, False), (0o775, False), (0o777, True), (0o1777, True)])
+def test_a_cache_that_everybody_can_write_is_named(tmp_path, capsys, mode, says):
+    tmp_path.chmod(mode)
+    module.warn_if_open(tmp_path)
+    module.warn_if_open(tmp_path / "none")
+    assert (f"every user can write to {tmp_path}" in capsys.readouterr().err) == says

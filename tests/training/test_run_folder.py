@@ -3,7 +3,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
+import tempfile
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -235,6 +238,35 @@ def test_two_processes_cannot_share_a_folder(tmp_path):
             open_run(tmp_path, overwrite=True)
     finally:
         run.close()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+
+    def read_only(**options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    for name in ("there", "new"):
+        with pytest.raises(ValueError, match=f"--output_dir: .*{name} cannot be written .Read-only file system."):
+            open_run(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_folder_that_is_removed_is_made_again(tmp_path, capsys):
+    run = train(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    run.log_metrics({"step": 3, "loss": 0.5})
+    run.log_metrics({"step": 4, "loss": 0.4})
+    run.finish()
+    assert "was removed while the run goes on" in capsys.readouterr().err
+    assert is_finished(tmp_path / "run") and [row["step"] for row in read_metrics(run.metrics_path)] == [3, 4]
+
+
+def test_a_clock_that_jumps_changes_no_duration(tmp_path, monkeypatch):
+    run = train(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert 0 <= run.finish()["seconds"] < 60
 
 
 def test_other_ranks_write_nothing(tmp_path, monkeypatch):
