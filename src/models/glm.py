@@ -205,6 +205,10 @@ class GLMModel(PrefixLM, GLMPreTrainedModel):
     def set_input_embeddings(self, value):
         self.word_embeddings = value
 
+    @property
+    def context_end(self) -> tuple[int, int]:
+        return self.config.mask_token_id, self.config.sop_token_id
+
     def layout(self, ids, positions, row, num_rows, *, generated: bool = True) -> PrefixLayout:
         config = self.config
         masks = [MaskTokens((config.mask_token_id, config.smask_token_id, config.gmask_token_id))]

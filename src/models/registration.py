@@ -40,6 +40,7 @@ PLUMBING = frozenset(
             "accelerate",
             "accelerated",
             "accelerated_layers",
+            "architecture",
             "attention",
             "backbone",
             "causal_lm",
