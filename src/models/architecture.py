@@ -112,11 +112,12 @@ def check_row(config: PretrainedConfig, length: int, *, flag: str) -> None:
     limit = row_limit(config)
     if limit is not None and length > limit.length:
         raise ValueError(
-            f"{flag}: rows of up to {length} tokens, but {limit.reason}; token trees hold rows of at most {limit.length}"
+            f"{flag}: rows of up to {length} tokens, but {limit.reason}; in token trees rows have at most "
+            f"{limit.length}"
         )
 
 
-def skeleton(auto_class, config: PretrainedConfig) -> PreTrainedModel:
+def without_weights(auto_class, config: PretrainedConfig) -> PreTrainedModel:
     """The model with its names and shapes, and no memory for its weights. ValueError where sizes are impossible."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -132,8 +133,8 @@ def num_numbers(model: PreTrainedModel) -> int:
 
 
 def check_size(model: PreTrainedModel, *, available: int | None, element_size: int) -> None:
-    """Raises ValueError for a skeleton that is absurdly larger than its files, which hold `available` numbers, or, where
-    there are none (None), than the memory of this machine."""
+    """Raises ValueError for a model without weights that is absurdly larger than its files, which hold `available`
+    numbers, or, where there are none (None), than the memory of this machine."""
     count = num_numbers(model)
     if available is not None:
         if count > MAX_GROWTH * max(available, 1):

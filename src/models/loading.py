@@ -13,7 +13,6 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -23,34 +22,28 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 from transformers.utils import cached_file
 
 from keju.models import attention
 from keju.models.accelerate import with_kernels
-from keju.models.architecture import (
-    check_layers,
-    check_modules,
-    check_quantization,
-    check_row,
-    check_size,
-    skeleton,
-)
+from keju.models.architecture import check_layers, check_modules, check_size, without_weights
 from keju.models.backbone import unwrapped
-from keju.models.checkpoint_files import (
-    SAFETENSORS,
-    check_config,
-    check_folder,
-    num_numbers_in,
-    read_object,
-    weight_files,
+from keju.models.checkpoint_files import SAFETENSORS, check_folder, num_numbers_in, read_object, weight_files
+from keju.models.configurations import (
+    base_of,
+    check_model,
+    check_path,
+    checked_config,
+    first_line,
+    load_config,
+    named_sizes,
+    size_config,
 )
 from keju.models.gathering import whole
 from keju.models.quantization import check_4bit, nf4, trained_in_4bit
 from keju.tokenizers import named_templates
 from keju.tokenizers.family import answer_end_id
 
-SIZES = Path(__file__).parent / "sizes"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Files of a tokenizer that are JSON objects.
 TOKENIZER_JSON = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
@@ -58,43 +51,6 @@ TOKENIZER_JSON = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map
 HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "v_head", "classifier"})
 # Masks and frequencies that older versions saved as buffers.
 CONSTANTS = re.compile(r"(\.|^)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|causal_mask)$")
-# Repository names on a hub: "name" or "owner/name".
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def named_sizes() -> list[str]:
-    """Names that start a model from scratch: one JSON file each in `models/sizes/`."""
-    return sorted(path.stem for path in SIZES.glob("*.json"))
-
-
-def size_fields(name: str) -> dict:
-    """The JSON of a named size: fields of its config, and perhaps `tokenizer`, the tokenizer_config.json that a
-    vocabulary needs to be one for this model."""
-    return json.loads((SIZES / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def size_config(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PretrainedConfig:
-    """Raises ValueError where the size asks for tokens that `tokenizer` does not have."""
-    fields = size_fields(name)
-    needed = fields.pop("tokenizer", None)
-    if needed is not None and tokenizer is not None:
-        own = REGISTERED_TOKENIZER_CLASSES[needed["tokenizer_class"]]
-        if not isinstance(tokenizer, own):
-            raise ValueError(
-                f"--tokenizer_name: {name} needs a {own.__name__}, this is a {type(tokenizer).__name__}; "
-                f"keju.prepare_data makes one, in the folder tokenizer-{name} beside the records"
-            )
-    return AutoConfig.for_model(**fields)
-
-
-def check_path(name: str, flag: str = "--model_name_or_path") -> None:
-    """Raises ValueError for a local path that is not there, before transformers takes it for a repository of a hub."""
-    path = Path(name).expanduser()
-    if path.exists() or name in named_sizes():
-        return
-    if path.is_absolute() or name.startswith((".", "~")) or not HUB_NAME.fullmatch(name) or path.parent.is_dir():
-        known = ", ".join(named_sizes())
-        raise ValueError(f"{flag}: {name} does not exist (neither a folder nor one of the sizes {known})")
 
 
 def load_tokenizer(
@@ -125,7 +81,7 @@ def read_tokenizer(name: str, *, flag: str = "--tokenizer_name") -> PreTrainedTo
                 read_object(Path(name) / file)
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises Exception itself
-        raise ValueError(f"{flag}: no tokenizer loads from {name}: {_first_line(error)}") from error
+        raise ValueError(f"{flag}: no tokenizer loads from {name}: {first_line(error)}") from error
 
 
 def check_vocabulary(
@@ -208,70 +164,15 @@ def load_scalar_model(
     return model
 
 
-def check_model(name: str, *, flag: str = "--model_name_or_path", overrides: dict | None = None) -> PretrainedConfig:
-    """The configuration of a model that is to compute token trees; of the base, for a folder of adapters.
-
-    Raises ValueError, before anything is allocated, for an architecture that cannot, for quantised weights and absurd
-    sizes, and for folders whose files are not whole.
-    """
-    config = _checked_config(name, flag, overrides)
-    try:
-        check_layers(config)
-    except ValueError as error:
-        raise ValueError(f"{flag}: {name}: {type(config).__name__}: {error}") from error
-    return config
-
-
-def check_rows(name: str, longest: int, *, flag: str = "--max_length", overrides: dict | None = None) -> None:
-    """Raises ValueError naming `flag` where rows of `longest` tokens are not those of token trees in this model."""
-    check_row(_checked_config(name, "--model_name_or_path", overrides), longest, flag=flag)
-
-
-def _checked_config(name: str, flag: str, overrides: dict | None) -> PretrainedConfig:
-    check_path(name, flag)
-    if name in named_sizes() and not Path(name).exists():
-        config = size_config(name)
-    else:
-        source = base_of(name, flag)
-        try:
-            if Path(source).is_dir():
-                check_config(Path(source))
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            check_quantization(config)
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"{flag}: no configuration loads from {source}: {_first_line(error)}") from error
-    for key, value in (overrides or {}).items():
-        setattr(config, key, value)
-    return config
-
-
-def base_of(name: str, flag: str = "--model_name_or_path") -> str:
-    """Whose configuration and weights a model has: those of the base of a folder of adapters, else its own.
-
-    Says so where that base is no folder: the hub may take a while to answer. Raises ValueError for adapters that name
-    no base.
-    """
-    settings = Path(name) / "adapter_config.json"
-    if not settings.is_file():
-        return name
-    base = read_object(settings).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise ValueError(f"{flag}: {settings}: base_model_name_or_path must name the base of the adapters")
-    check_path(base, f"{flag}: {settings}: base_model_name_or_path")
-    if not Path(base).is_dir():
-        print(f"{flag}: the base of the adapters in {name} is {base}, which is no folder here; asking the hub for it")
-    return base
-
-
 def _from_pretrained(
     auto_class, name, dtype, overrides, *, flag="--model_name_or_path", quantization=None, trees=True
 ) -> tuple[PreTrainedModel, set]:
-    config = check_model(name, flag=flag, overrides=overrides) if trees else _checked_config(name, flag, overrides)
+    config = check_model(name, flag=flag, overrides=overrides) if trees else checked_config(name, flag, overrides)
     source = base_of(name, flag)
     try:
         if Path(source).is_dir():
             check_folder(Path(source))
-        model = skeleton(auto_class, config)
+        model = without_weights(auto_class, config)
         if trees:
             check_modules(model)
         if Path(source).is_dir():
@@ -318,7 +219,7 @@ def load_checked(from_pretrained: Callable, name: str | None, *, where: str, **k
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"{where}: no model loads from it: {_reason(error)}") from error
     except SafetensorError as error:
-        raise ValueError(f"{where}: its weights are damaged: {_first_line(error)}") from error
+        raise ValueError(f"{where}: its weights are damaged: {first_line(error)}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     for key, found, expected in sorted(info["mismatched_keys"]):
@@ -354,7 +255,7 @@ def check_unexpected(names: Iterable[str], model: PreTrainedModel, *, where: str
 def _reason(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args == (attention.NAME,):
         return "its attention layers are not open to other implementations of attention; it cannot compute token trees"
-    return _first_line(error)
+    return first_line(error)
 
 
 def _load_lengths(model: PreTrainedModel, name: str) -> None:
@@ -378,7 +279,7 @@ def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overri
         setattr(config, key, value)
     try:
         check_layers(config)
-        model = skeleton(auto_class, config)
+        model = without_weights(auto_class, config)
         check_modules(model)
         if not is_deepspeed_zero3_enabled():  # which allocates pieces
             check_size(model, available=None, element_size=_dtype(dtype).itemsize)
@@ -388,15 +289,7 @@ def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overri
     return with_kernels(model)
 
 
-def load_config(name: str) -> PretrainedConfig:
-    return _checked_config(name, "--model_name_or_path", None)
-
-
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"--dtype {name}: choose from {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -45,6 +45,7 @@ PLUMBING = frozenset(
             "backbone",
             "causal_lm",
             "checkpoint_files",
+            "configurations",
             "decoding",
             "gathering",
             "generation",
@@ -52,7 +53,7 @@ PLUMBING = frozenset(
             "loading",
         ),
         *("padded_rows", "prefix_lm", "published_config", "quantization", "registration"),
-        *("rotary", "sampling"),
+        *("rotary", "sampling", "saved_weights"),
     }
 )
 TOKENIZER_PLUMBING = frozenset(

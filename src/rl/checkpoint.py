@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keju.models.gathering import in_pieces, whole_state_dict
+from keju.models.saved_weights import verify_saved
 from keju.records.writing import write_json
 from keju.rl.learners import Learner
 from keju.rl.ppo_trainer import PPOTrainer
@@ -39,7 +40,8 @@ def save_model(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        model.save_pretrained(aside, state_dict=state)
+        model.save_pretrained(aside, state_dict=dict(state))  # it takes some out
+        verify_saved(model, aside, state)
         tokenizer.save_pretrained(aside)
         for file in aside.iterdir():
             os.replace(file, folder / file.name)

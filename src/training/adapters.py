@@ -206,6 +206,11 @@ def _lora_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
 
 
+def has_started(model: nn.Module) -> bool:
+    """Whether PiSSA started the adapters: those that are saved are others than those in memory."""
+    return bool(_started_layers(model))
+
+
 def _started_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that PiSSA started, by name."""
     return {name: layer for name, layer in model.named_modules() if "start_A" in layer._buffers}

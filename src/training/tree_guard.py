@@ -28,6 +28,7 @@ TRUNK, LONGEST_TRUNK = 9, 160
 LENGTHS = ("window", "chunk", "block", "context", "kernel", "local", "topk", "top_k", "length")
 # Of the largest number compared.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+NOT_FINITE = "numbers that are not finite"
 HALF_TOLERANCE, HALF_MEAN_TOLERANCE = 0.1, 0.02
 
 
@@ -55,7 +56,7 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
         batch = PackedBatch.from_trees(trees)
         with _as_trained(inner):
             problem = _compare(passes, inner, batch, rows, gradients=gradients and not in_pieces(inner))
-            if problem and not in_pieces(inner):
+            if problem and problem != NOT_FINITE and not in_pieces(inner):
                 kind = _first_that_differs(inner, batch, rows)
                 problem = f"its layers of kind {kind} compute {problem}" if kind else f"it computes {problem}"
     except torch.OutOfMemoryError:
@@ -70,9 +71,6 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
         raise ValueError(f"{flag}: the model's own outputs are not finite; its weights are broken")
     if problem:
         raise ValueError(f"{flag}: {name}: {problem}; this architecture is not supported")
-
-
-NOT_FINITE = "numbers that are not finite"
 
 
 # -- what is compared --------------------------------------------------------------------------------------------------
@@ -137,10 +135,9 @@ def _rows(trees: list[Segment]) -> Iterator[Row]:
 
 
 def _special_ids(config: PretrainedConfig) -> set[int]:
-    fields = [
-        value for key, value in config.get_text_config(decoder=True).to_dict().items() if key.endswith("token_id")
-    ]
-    return {index for value in fields for index in (value if isinstance(value, list) else [value]) if index is not None}
+    fields = config.get_text_config(decoder=True).to_dict()
+    values = [value for key, value in fields.items() if key.endswith("token_id")]
+    return {index for value in values for index in (value if isinstance(value, list) else [value]) if index is not None}
 
 
 def _compare(passes: nn.Module, model: nn.Module, batch: PackedBatch, rows: list[Row], *, gradients: bool) -> str:
