@@ -122,8 +122,10 @@ def without_weights(auto_class, config: PretrainedConfig) -> PreTrainedModel:
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             return auto_class.from_config(config)
-    except (RuntimeError, OverflowError, MemoryError, TypeError, ZeroDivisionError, AssertionError) as error:
+    except (RuntimeError, OverflowError, MemoryError, TypeError, ValueError, ArithmeticError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if reason.startswith("Unrecognized configuration class"):
+            reason = f"{type(config).__name__} has no {auto_class.__name__.removeprefix('Auto')}"
         raise ValueError(f"no model can be built from its config.json: {reason}") from error
 
 

@@ -49,8 +49,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TOKENIZER_JSON = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 # Heads of causal language models and of scalar models; each kind does without that of the other.
 HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "v_head", "classifier"})
-# Masks and frequencies that older versions saved as buffers.
-CONSTANTS = re.compile(r"(\.|^)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|causal_mask)$")
+# Masks and frequencies that older versions saved as buffers, and where PiSSA started.
+CONSTANTS = re.compile(r"(\.|^)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|causal_mask|start_[AB])$")
 
 
 def load_tokenizer(
@@ -230,7 +230,8 @@ def load_checked(from_pretrained: Callable, name: str | None, *, where: str, **k
     missing = sorted(key for key in info["missing_keys"] - lengths if not key.endswith("score.weight"))
     if missing:
         raise ValueError(f"{where}: lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}")
-    check_unexpected(info["unexpected_keys"], model, where=where)
+    loaded = {key for key in info["unexpected_keys"] if lengths and ".lora_magnitude_vector." in key}
+    check_unexpected(info["unexpected_keys"] - loaded, model, where=where)
     model.config.pad_token_id = getattr(model.config, "pad_token_id", None)
     return with_kernels(model), info["missing_keys"]
 
