@@ -18,6 +18,7 @@ from keju.rl.learners import Learner
 from keju.rl.ppo_trainer import PPOTrainer
 from keju.training.adapters import has_adapters, load_adapters
 from keju.training.checkpoints import STATE, checkpoint_aside
+from keju.training.pickled_states import check_states
 from keju.training.processes import process_index
 
 ENGINE = "deepspeed"
@@ -91,6 +92,7 @@ def _load_learner(learner: Learner, folder: Path, name: str) -> None:
     if learner.engine is not None:
         if not (folder / name / ENGINE).is_dir():
             raise ValueError("it was written without --deepspeed")
+        check_states(folder / name)
         learner.engine.load_checkpoint(
             str(folder / name), tag=ENGINE, load_module_strict=False, load_lr_scheduler_states=False
         )

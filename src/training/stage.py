@@ -28,6 +28,7 @@ from keju.training.engines import deepspeed_config, readable
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
 from keju.training.op_builds import survive_killed_builds
+from keju.training.pickled_states import check_states
 from keju.training.plots import plot_loss
 from keju.training.processes import start_deepspeed
 from keju.training.progress import RunCallback
@@ -160,6 +161,8 @@ def train(
         callbacks=[RunCallback(folder)],
         loraplus_lr_ratio=loraplus_lr_ratio,
     )
+    if folder.checkpoint:
+        check_states(folder.checkpoint)
     with stopping_gracefully():
         trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     if trainer.state.global_step < trainer.state.max_steps:

@@ -56,8 +56,8 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
         batch = PackedBatch.from_trees(trees)
         with _as_trained(inner):
             problem = _compare(passes, inner, batch, rows, gradients=gradients and not in_pieces(inner))
-            if problem and problem != NOT_FINITE and not in_pieces(inner):
-                kind = _first_that_differs(inner, batch, rows)
+            if problem and problem != NOT_FINITE:
+                kind = _first_that_differs(passes, inner, batch, rows)
                 problem = f"its layers of kind {kind} compute {problem}" if kind else f"it computes {problem}"
     except torch.OutOfMemoryError:
         raise
@@ -293,7 +293,7 @@ def _gradient(loss: torch.Tensor, embedded: list[torch.Tensor]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _first_that_differs(model: nn.Module, batch: PackedBatch, rows: list[Row]) -> str:
+def _first_that_differs(passes: nn.Module, model: nn.Module, batch: PackedBatch, rows: list[Row]) -> str:
     """The class of the first part of a layer whose outputs over the trees are not those over the rows."""
 
     def outputs(read: Callable) -> dict[str, torch.Tensor]:
@@ -315,7 +315,6 @@ def _first_that_differs(model: nn.Module, batch: PackedBatch, rows: list[Row]) -
         if isinstance(module, nn.ModuleList):
             for index, layer in enumerate(module):
                 parts |= {f"{name}.{index}.{child}": part for child, part in layer.named_children()}
-    passes = passes_of(model)
     trees = outputs((batch, tree_hidden_states))
     singles = []
     for row in rows:
