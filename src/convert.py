@@ -37,8 +37,10 @@ from keju.conversion.vocabulary import (
     read_tokens,
     vocabulary_weights,
 )
+from keju.models.architecture import without_weights
 from keju.models.checkpoint_files import read_object
-from keju.models.loading import DTYPES, check_vocabulary, load_causal_lm, load_checked, load_config, read_tokenizer
+from keju.models.configurations import load_config
+from keju.models.loading import DTYPES, check_vocabulary, load_causal_lm, load_checked, read_tokenizer
 from keju.records.writing import whole_folder, write_json
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
@@ -97,13 +99,13 @@ def convert(args: ConvertArguments, scratch: Path) -> None:
     checkpoint = Checkpoint(source, DTYPES.get(args.dtype))
     has_tokenizer = any((source / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
     tokenizer = read_tokenizer(str(source), flag="--model_name_or_path") if has_tokenizer else None
-    skeleton = without_weights(config)
+    skeleton = without_weights(AutoModelForCausalLM, config)
     if tokenizer is not None:
         check_vocabulary(skeleton, tokenizer, flag="--model_name_or_path")
     tokenizer, extension = with_more_tokens(tokenizer, args, scratch)
 
     target, tensors = converted(args.to, config, checkpoint, skeleton)
-    new_skeleton = without_weights(target)
+    new_skeleton = without_weights(AutoModelForCausalLM, target)
 
     # Before anything is written: this also finds weights that are missing or of another shape.
     model, _ = load_checked(
@@ -137,7 +139,7 @@ def convert(args: ConvertArguments, scratch: Path) -> None:
             check(read_tokenizer(str(folder)), extension)
         elif tokenizer is not None:
             copy_tokenizer(source, folder)
-        model = load_causal_lm(str(folder))
+        model = load_causal_lm(str(folder), trees=False)
         difference = largest_difference(before, sample_logits(model, num_tokens))
         rows = {
             "read": f"{len(checkpoint)} tensors, {in_files(checkpoint.files)}",
@@ -176,7 +178,7 @@ def converted(
         return config, checkpoint
     pair, forward = find_pair(config, to)
     target = pair.to_theirs(config) if forward else pair.to_ours(config)
-    model = without_weights(target)
+    model = without_weights(AutoModelForCausalLM, target)
     tensors = Converted(
         checkpoint,
         [name for name in model.state_dict() if name not in model.all_tied_weights_keys],
@@ -187,12 +189,6 @@ def converted(
     )
     check_unused(tensors.unused(), skeleton)
     return target, tensors
-
-
-def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model with its names and shapes, and no memory for its weights."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
 
 
 def check_unused(names: list[str], skeleton: PreTrainedModel) -> None:

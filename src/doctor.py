@@ -14,12 +14,13 @@ from rich.table import Table
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import totals_of
+from keju.models.architecture import check_row
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.tokenizers.family import answer_end_id
 from keju.training.arguments import DataArguments, ModelArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.stage import inspect, num_shared
-from keju.training.stage_model import verify_head
+from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 
 FILES = {"text": "pretrain_train.jsonl", "sft": "ranked_train.jsonl", "ranked": "ranked_train.jsonl"}
@@ -58,7 +59,8 @@ def main() -> None:
         config_overrides=model_args.parsed_overrides(),
     )
     inspect(encoded, tokenizer, model, form=form)
-    verify_head(model, list(encoded[0].tokens))
+    check_row(model.config, totals_of(encoded.trees).deepest, flag="--max_length")
+    verify_trees(model, gradients=True)
     Console().print(figures(encoded, form, tokenizer, model))
     print("Nothing is wrong that can be seen from here.")
 

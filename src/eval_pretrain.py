@@ -23,6 +23,7 @@ from keju.eval.recorded_model import RecordedModel
 from keju.eval.served_model import ServedModel, check_url
 from keju.eval.table import print_results
 from keju.eval.task import expand_tasks, load_task
+from keju.models.architecture import check_row, row_limit
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.url_keys import url_without_key
 from keju.records.writing import write_json, write_jsonl
@@ -34,8 +35,8 @@ from keju.training.progress import Progress
 from keju.training.provenance import describe_versions
 from keju.training.reference_cache import model_key
 from keju.training.run_folder import RunFolder
-from keju.training.stage_model import verify_head
 from keju.training.terminal import visible
+from keju.training.tree_guard import verify_trees
 
 # Tokens of a packed row where --token_budget does not say: the least, and the most that long prompts are given.
 ROW, LONG_ROW = 4096, 16384
@@ -186,9 +187,13 @@ def load_examinee(args: EvalArguments, tokenizer) -> tuple[Examinee, str, int]:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and args.max_length is not None and args.max_length > limit:
         raise ValueError(f"--max_length {args.max_length}: the model has {limit} positions")
+    rows = row_limit(model.config)
+    if rows is not None:  # of what the layers see alike in trees and in rows
+        limit = min(limit or rows.length, rows.length)
+        check_row(model.config, args.max_length or 0, flag="--max_length")
     max_length = args.max_length or limit or args.token_budget or ROW
     token_budget = args.token_budget or max(ROW, min(max_length, LONG_ROW))
-    verify_head(model, Encoder(tokenizer, max_length).prefix_ids("科举"))
+    verify_trees(model)
     return LocalModel(model, tokenizer, token_budget, args.batch_size), model_key(model), max_length
 
 

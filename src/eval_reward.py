@@ -16,7 +16,9 @@ from rich.table import Table
 
 from keju.encoding.dataset import EncodedRecords, encode_records
 from keju.encoding.encoder import Encoder
+from keju.encoding.token_store import totals_of
 from keju.eval.reward_figures import RankedAnswers, reward_figures, rewards_by_score
+from keju.models.architecture import check_row
 from keju.models.loading import load_scalar_model, load_tokenizer
 from keju.records.reading import read_records
 from keju.records.record import RankedRecord
@@ -27,6 +29,7 @@ from keju.training.launch import run_stage
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
 from keju.training.run_folder import RunFolder
+from keju.training.tree_guard import verify_trees
 
 
 @dataclass
@@ -54,6 +57,8 @@ def main() -> None:
     model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     encoded = read_ranked(args, Encoder(tokenizer, args.max_length))
+    check_row(model.config, totals_of(encoded.trees).deepest, flag="--max_length")
+    verify_trees(model)
 
     with Progress(len(encoded), "score answers", unit="prompts") as bar:
         rewards = answer_rewards(model, encoded.trees, token_budget=args.token_budget, on_tree=bar.advance)

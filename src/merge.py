@@ -23,8 +23,10 @@ from transformers import PreTrainedModel
 from keju.conversion.output_folder import check_output
 from keju.conversion.verification import largest_difference, sample_logits
 from keju.models.backbone import backbone_of, unwrapped
-from keju.models.loading import DTYPES, check_path, load_causal_lm, load_scalar_model, read_tokenizer
+from keju.models.configurations import base_of
+from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, read_tokenizer
 from keju.models.quantization import nf4, trained_in_4bit
+from keju.models.saved_weights import verify_saved
 from keju.records.writing import whole_folder, write_json
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
@@ -48,8 +50,7 @@ def main() -> None:
         raise ValueError(f"--model_name_or_path: {source} holds no adapters (no adapter_config.json)")
     check_output(output, source, overwrite=args.overwrite_output_dir)
     described = json.loads(settings.read_text(encoding="utf-8"))
-    base = described["base_model_name_or_path"]
-    check_path(base, f"{settings}: base_model_name_or_path")
+    base = base_of(str(source))
     is_scalar = described.get("task_type") == "SEQ_CLS"
     load = load_scalar_model if is_scalar else load_causal_lm
     quantization = nf4(torch.float32, flag=f"--model_name_or_path: {source}") if trained_in_4bit(source) else None
@@ -66,6 +67,7 @@ def main() -> None:
     largest_difference(before, token_outputs(merged, num_tokens, is_scalar))
     with whole_folder(output, partial(shutil.rmtree, ignore_errors=True)) as folder:
         merged.to(DTYPES[args.dtype]).save_pretrained(folder)
+        verify_saved(merged, folder)
         read_tokenizer(str(source), flag="--model_name_or_path").save_pretrained(folder)
         again = load(str(folder), **({"require_head": True} if is_scalar else {}))
         after = token_outputs(again, num_tokens, is_scalar)

@@ -27,6 +27,7 @@ from keju.training.launch import run_stage
 from keju.training.progress import Progress
 from keju.training.run_folder import RunFolder
 from keju.training.terminal import visible
+from keju.training.tree_guard import verify_trees
 
 
 @dataclass
@@ -69,6 +70,7 @@ def main() -> None:
     set_seed(args.seed)
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    verify_trees(model)
     records = read_records(Path(args.data_dir).expanduser() / args.test_filename, on_bad_line=args.on_bad_line)
     records = list(records)[: args.max_samples]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 
 from keju.encoding.encoder import Encoder
+from keju.encoding.token_store import totals_of
+from keju.models.architecture import check_row
 from keju.models.loading import load_scalar_model, load_tokenizer
 from keju.records.formats import detect
 from keju.records.reading import iterate_rows
@@ -26,6 +28,7 @@ from keju.training.launch import run_stage
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
 from keju.training.run_folder import RunFolder
+from keju.training.tree_guard import verify_trees
 from keju.trees.segment import Segment
 
 CONTEXT = ("prompt", "system", "history", "tools", "prefix")  # what answers answer, where a row has them by themselves
@@ -60,10 +63,12 @@ def main() -> None:
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
     model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    verify_trees(model)
     located = list(iterate_rows(Path(args.data_dir).expanduser() / args.test_filename))
     records = [ranked_record(fields, where) for where, fields in located]
     encoder = Encoder(tokenizer, args.max_length, on_long=args.on_long)
     trees, owners = share_prompts([encoder.ranked_tree(record) for record in records], args.token_budget)
+    check_row(model.config, totals_of(trees).deepest, flag="--max_length")
     with Progress(len(trees), "score answers", unit="prompts") as bar:
         scored = answer_rewards(model, trees, token_budget=args.token_budget, on_tree=bar.advance)
     rewards: list[list[float]] = [[] for _ in records]

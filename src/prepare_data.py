@@ -41,7 +41,8 @@ from keju.data_prepare.pipeline.shards import FileCounts, length_class
 from keju.data_prepare.pipeline.stages import evaluation_ngrams
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
 from keju.encoding.workers import usable_cores
-from keju.models.loading import load_tokenizer, named_sizes, size_fields
+from keju.models.configurations import named_sizes, size_fields
+from keju.models.loading import load_tokenizer
 from keju.records.json_text import json_rows
 from keju.records.reading import ON_BAD_LINE
 from keju.records.writing import write_json, write_jsonl

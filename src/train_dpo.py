@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from keju.losses.preference_mix import loss_names
 from keju.losses.preference_pairs import LossSettings
@@ -31,6 +30,7 @@ from keju.training.reference_cache import reference_trees
 from keju.training.stage import (
     add_adapters,
     base_quantization,
+    guard,
     inspect,
     num_shared,
     open_run,
@@ -87,14 +87,14 @@ def main() -> None:
         raise ValueError("--init_lora_weights loftq starts away from the 4-bit base, which is the reference")
     folder = open_run("dpo", model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
+    form = "kto" if is_kto else "ranked"
+    records, held_out = read_records(folder, model_args, data, encoder, form)
     model = load_causal_lm(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
         tokenizer=tokenizer,
         quantization=base_quantization(model_args, training),
     )
-    form = "kto" if is_kto else "ranked"
-    records, held_out = read_records(folder, data, encoder, form)
     inspect(records, tokenizer, model, form=form)
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
     splits = [split for split in (records, held_out) if split]
@@ -102,8 +102,7 @@ def main() -> None:
         for split in splits:
             split.trees = MismatchedAnswers(split.trees, data.token_budget)
     if objective.needs_reference:
-        if not is_deepspeed_zero3_enabled():  # which has put it where it belongs
-            model.to(training.device)
+        guard(model, training)
         trees = JoinedTrees([split.trees for split in splits])
         with (
             Progress(len(trees), "reference", unit="prompts") as bar,

@@ -21,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from keju.encoding.encoder import Encoder
 from keju.models.backbone import DerivedHead
+from keju.models.configurations import check_model, check_rows
 from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.padded_rows import position_by_mask
 from keju.rl.arguments import PPODataArguments
@@ -34,7 +35,7 @@ from keju.training.launch import run_stage
 from keju.training.plots import plot_loss, plot_panels
 from keju.training.progress import RunCallback
 from keju.training.run_folder import RunFolder
-from keju.training.stage_model import verify_head
+from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import RootTokens
 
@@ -94,6 +95,10 @@ def main() -> None:
     )
     if not same_vocabulary(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path")):
         raise ValueError("--reward_model_path: GRPO needs a reward model with the policy's tokenizer; PPO does not")
+    check_model(models.model_name_or_path)
+    check_model(models.reward_model_path, flag="--reward_model_path")
+    longest = data.max_prompt_length + grpo.max_new_tokens
+    check_rows(models.reward_model_path, longest, flag="--max_prompt_length + --max_new_tokens")
     encoder = Encoder(tokenizer, max_length=data.max_prompt_length)
     prompts, held_out = (
         RootTokens(read_trees(data, name, encoder, "prompt", flag=flag, max_samples=count).trees)
@@ -103,7 +108,7 @@ def main() -> None:
         )
     )
     policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer)
-    check_head(policy, prompts[0])
+    check_head(policy)
     position_by_mask(policy)
     judge = load_scalar_model(
         models.reward_model_path,
@@ -112,6 +117,7 @@ def main() -> None:
         flag="--reward_model_path",
         require_head=True,
     )
+    verify_trees(judge, flag="--reward_model_path")
     rewards = Rewards(judge.eval(), data.token_budget)
     sampler = Sampler(tokenizer, grpo.num_responses, grpo.max_new_tokens, temperature=grpo.temperature)
     before = rewards.of_policy(policy, sampler, held_out, grpo.seed)
@@ -162,9 +168,9 @@ class Rewards:
         return sum(scores) / len(scores)
 
 
-def check_head(model: PreTrainedModel, prompt: list[int]) -> None:
+def check_head(model: PreTrainedModel) -> None:
     """Raises ValueError where log-probabilities are not the LM head's weight times the last hidden states."""
-    verify_head(model, prompt)
+    verify_trees(model, gradients=True)
     if isinstance(model.get_output_embeddings(), DerivedHead):
         raise ValueError(
             f"--model_name_or_path: TRL multiplies by the weight of the LM head as it is, which is not how "

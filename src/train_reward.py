@@ -73,6 +73,7 @@ def main() -> None:
     )
     folder = open_run("reward", model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
+    records, held_out = read_records(folder, model_args, data, encoder, "ranked", fold=Fold(data.fold))
     model = load_scalar_model(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
@@ -80,7 +81,6 @@ def main() -> None:
         quantization=base_quantization(model_args, training),
     )
     model.config.pad_token_id = tokenizer.pad_token_id
-    records, held_out = read_records(folder, data, encoder, "ranked", fold=Fold(data.fold))
     inspect(records, tokenizer, model, form="ranked")
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
     model = add_adapters(model, model_args, task_type="SEQ_CLS")
@@ -93,7 +93,6 @@ def main() -> None:
         data=data,
         training=training,
         folder=folder,
-        check_head=False,
         loraplus_lr_ratio=model_args.adapter_lr_ratio,
     )
     if held_out:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_key import tokenizer_digest
-from keju.models.gathering import gathered
+from keju.models.configurations import check_model, check_rows
 from keju.models.loading import DTYPES, load_scalar_model, load_tokenizer
 from keju.models.quantization import nf4
 from keju.records.reading import iterate_records, read_records
@@ -46,7 +46,7 @@ from keju.training.processes import process_index, start_deepspeed, wait_for_all
 from keju.training.progress import describe
 from keju.training.run_folder import RunFolder
 from keju.training.stage import inspect, start_of
-from keju.training.stage_model import verify_head
+from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import Chosen, ChosenTrees, RootTokens, lengths_of
 from keju.trees.segment import Segment
@@ -67,6 +67,19 @@ def main() -> None:
     tokenizer = load_tokenizer(
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
     )
+    for path, flag in (
+        (models.model_name_or_path, "--model_name_or_path"),
+        (models.reward_model_path, "--reward_model_path"),
+        (models.critic_model_path, "--critic_model_path"),
+        (models.judge_model_path, "--judge_model_path"),
+    ):
+        if path:
+            check_model(path, flag=flag)
+    check_rows(
+        models.model_name_or_path,
+        data.max_prompt_length + ppo.max_new_tokens,
+        flag="--max_prompt_length + --max_new_tokens",
+    )
     paths = ("reward_model_path", "critic_model_path", "judge_model_path")
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(ppo.deepspeed, models, *paths))
     records, held_out, ptx, ranked = read_data(data, ppo, tokenizer)
@@ -76,8 +89,7 @@ def main() -> None:
     trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx.trees, ranked.trees)
     trainer.where = records.where
     inspect(records, tokenizer, trainer.actor, form="prompt")
-    with gathered(trainer.passes(trainer.actor)):
-        verify_head(trainer.actor, list(prompts[0]))
+    verify_models(trainer)
     before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
     if folder.checkpoint:
         load_checkpoint(trainer, folder.checkpoint, folder.changed)
@@ -106,6 +118,20 @@ def main() -> None:
         figures |= {"reward_before": before["reward"], "reward_after": after["reward"], "kl": after["kl"]}
         figures |= {"evaluation_before": before, "evaluation_after": after}
     folder.finish(**figures)
+
+
+def verify_models(trainer: PPOTrainer) -> None:
+    """Raises ValueError unless all models compute token trees as they compute single rows."""
+    flags = {
+        "actor": "--model_name_or_path",
+        "reference": "--model_name_or_path",
+        "critic": "--critic_model_path",
+        "reward_model": "--reward_model_path",
+    }
+    models = {id(model): (model, flag) for role, flag in flags.items() if (model := getattr(trainer, role)) is not None}
+    for model, flag in models.values():
+        trained = any(parameter.requires_grad for parameter in model.parameters())
+        verify_trees(trainer.passes(model), gradients=trained, flag=flag)
 
 
 def start_processes(ppo: PPOArguments) -> None:

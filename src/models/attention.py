@@ -55,11 +55,13 @@ def keju_attention(
     scaling: float | None = None,
     column_mask: ColumnMask | None = None,
     alibi: tuple[torch.Tensor, torch.Tensor] | None = None,
+    longest_row: int | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """query [B, heads, T, D], key and value [B, kv_heads, T, D] -> ([B, T, heads, D], None), as transformers wants it.
 
     alibi: slopes [heads] and positions [T], for column_mask_attention; without a column mask ALiBi is in the mask.
+    longest_row: tokens of the longest row in the trees, where it is known. Rows within a sliding window need none.
 
     Raises ValueError where a model asks for something on top of the mask that trees do not carry.
     """
@@ -67,6 +69,9 @@ def keju_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    window = kwargs.get("sliding_window")
+    if window is not None and longest_row is not None and longest_row <= window:
+        kwargs["sliding_window"] = None
     for name in ("sliding_window", "softcap", "position_bias", "s_aux"):
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__} uses {name}, which attention over token trees does not support")

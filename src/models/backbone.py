@@ -8,6 +8,7 @@ from torch import nn
 from keju.kernels.column_mask import ColumnMask
 from keju.kernels.linear_cross_entropy import linear_cross_entropy
 from keju.kernels.linear_logprob import LinearLogprob, linear_logprob
+from keju.models.architecture import check_row, row_limit
 from keju.models.prefix_lm import PrefixLM
 
 
@@ -54,6 +55,10 @@ def tree_hidden_states(model: nn.Module, batch) -> torch.Tensor:
     """
     backbone = backbone_of(model)
     position_ids, visible_from = tree_layout(backbone, batch)
+    limited = {}
+    if row_limit(unwrapped(model).config) is not None:
+        limited["longest_row"] = int(batch.position_ids.max()) + 1
+        check_row(unwrapped(model).config, limited["longest_row"], flag=type(backbone).__name__)
     output = backbone(
         input_ids=batch.input_ids,
         position_ids=position_ids,
@@ -61,6 +66,7 @@ def tree_hidden_states(model: nn.Module, batch) -> torch.Tensor:
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device),
         column_mask=ColumnMask(visible_from, batch.visible_until),
         use_cache=False,
+        **limited,
     )
     return output.last_hidden_state[0]
 

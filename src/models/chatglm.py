@@ -206,6 +206,10 @@ class ChatGLMModel(PrefixLM, ChatGLMPreTrainedModel):
     def set_input_embeddings(self, value):
         self.word_embeddings = value
 
+    @property
+    def context_end(self) -> tuple[int, int]:
+        return self.config.gmask_token_id, self.config.bos_token_id
+
     def layout(self, ids, positions, row, num_rows, *, generated: bool = True) -> PrefixLayout:
         masks = [MaskTokens((self.config.mask_token_id,))]
         if generated:

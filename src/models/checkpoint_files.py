@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from keju.models.architecture import check_quantization
+
 # Stem and suffix of weight files: "model.safetensors", or in shards "model-00001-of-00002.safetensors" with an index.
 SAFETENSORS = ("model", "safetensors")
 PICKLES = ("pytorch_model", "bin")
+# What weights may be kept in; packed and scaled numbers have meanings that are not in the file.
+PLAIN = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "BOOL", "U8"})
 
 
 def check_folder(folder: Path) -> None:
@@ -53,6 +58,10 @@ def check_config(folder: Path) -> None:
         raise ValueError(f"{path}: has no model_type, and its fields are of no known architecture")
     if fields["model_type"] not in CONFIG_MAPPING:
         raise ValueError(f"{path}: model_type {fields['model_type']!r} is not known")
+    try:
+        check_quantization(fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_object(path: Path) -> dict:
@@ -83,6 +92,8 @@ def weight_files(folder: Path, kind: tuple[str, str]) -> dict[Path, Sequence[str
             raise ValueError(f"{index}: weight_map must name the file of each tensor")
         shards: dict[Path, list[str]] = {}
         for key, name in weight_map.items():
+            if name != Path(name).name or name in ("", ".", ".."):
+                raise ValueError(f"{index}: the file of {key} must lie in the same folder, not at {name!r}")
             shards.setdefault(folder / name, []).append(key)
         for path, keys in shards.items():
             if not path.is_file():
@@ -103,9 +114,22 @@ def safetensors_names(path: Path) -> list[str]:
     """The tensors in a file. Raises ValueError naming it if it is cut off or something else."""
     try:
         with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
+            names = list(file.keys())
+            for name in names:
+                if (kind := file.get_slice(name).get_dtype()) not in PLAIN:
+                    raise ValueError(f"{path}: {name} holds quantised numbers ({kind}), which are not read")
+            return names
+    except (SafetensorError, OSError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
+
+
+def num_numbers_in(files: Iterable[Path]) -> int:
+    """Numbers in all tensors of safetensors files, by their headers."""
+    total = 0
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
 
 
 def check_promised(path: Path, promised: Sequence[str], names: Sequence[str]) -> None:

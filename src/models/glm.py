@@ -91,7 +91,10 @@ class GLMConfig(PublishedConfig, PreTrainedConfig):
     @classmethod
     def describes(cls, config: dict) -> bool:
         """Whether the fields of a config.json of model_type "glm" are those of this architecture."""
-        return "max_sequence_length" in config or "block_position_encoding" in config
+        # Llama's relatives may have max_sequence_length, too, but all of them intermediate_size.
+        return "block_position_encoding" in config or (
+            "max_sequence_length" in config and "intermediate_size" not in config
+        )
 
 
 class GLMAttention(nn.Module):
@@ -204,6 +207,10 @@ class GLMModel(PrefixLM, GLMPreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.word_embeddings = value
+
+    @property
+    def context_end(self) -> tuple[int, int]:
+        return self.config.mask_token_id, self.config.sop_token_id
 
     def layout(self, ids, positions, row, num_rows, *, generated: bool = True) -> PrefixLayout:
         config = self.config

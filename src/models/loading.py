@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -22,58 +21,36 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
 from keju.models import attention
 from keju.models.accelerate import with_kernels
-from keju.models.checkpoint_files import check_config, check_folder, read_object
+from keju.models.architecture import check_layers, check_modules, check_size, without_weights
+from keju.models.backbone import unwrapped
+from keju.models.checkpoint_files import SAFETENSORS, check_folder, num_numbers_in, read_object, weight_files
+from keju.models.configurations import (
+    base_of,
+    check_model,
+    check_path,
+    checked_config,
+    first_line,
+    load_config,
+    named_sizes,
+    size_config,
+)
 from keju.models.gathering import whole
 from keju.models.quantization import check_4bit, nf4, trained_in_4bit
 from keju.tokenizers import named_templates
 from keju.tokenizers.family import answer_end_id
 
-SIZES = Path(__file__).parent / "sizes"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Files of a tokenizer that are JSON objects.
 TOKENIZER_JSON = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
-# Repository names on a hub: "name" or "owner/name".
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def named_sizes() -> list[str]:
-    """Names that start a model from scratch: one JSON file each in `models/sizes/`."""
-    return sorted(path.stem for path in SIZES.glob("*.json"))
-
-
-def size_fields(name: str) -> dict:
-    """The JSON of a named size: fields of its config, and perhaps `tokenizer`, the tokenizer_config.json that a
-    vocabulary needs to be one for this model."""
-    return json.loads((SIZES / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def size_config(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PretrainedConfig:
-    """Raises ValueError where the size asks for tokens that `tokenizer` does not have."""
-    fields = size_fields(name)
-    needed = fields.pop("tokenizer", None)
-    if needed is not None and tokenizer is not None:
-        own = REGISTERED_TOKENIZER_CLASSES[needed["tokenizer_class"]]
-        if not isinstance(tokenizer, own):
-            raise ValueError(
-                f"--tokenizer_name: {name} needs a {own.__name__}, this is a {type(tokenizer).__name__}; "
-                f"keju.prepare_data makes one, in the folder tokenizer-{name} beside the records"
-            )
-    return AutoConfig.for_model(**fields)
-
-
-def check_path(name: str, flag: str = "--model_name_or_path") -> None:
-    """Raises ValueError for a local path that is not there, before transformers takes it for a repository of a hub."""
-    path = Path(name).expanduser()
-    if path.exists() or name in named_sizes():
-        return
-    if path.is_absolute() or name.startswith((".", "~")) or not HUB_NAME.fullmatch(name) or path.parent.is_dir():
-        known = ", ".join(named_sizes())
-        raise ValueError(f"{flag}: {name} does not exist (neither a folder nor one of the sizes {known})")
+# Heads of causal language models and of scalar models; each kind does without that of the other.
+HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "v_head", "classifier"})
+# Masks and frequencies that older versions saved as buffers, and where PiSSA started.
+CONSTANTS = re.compile(r"(\.|^)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|causal_mask|start_[AB])$")
 
 
 def load_tokenizer(
@@ -104,7 +81,7 @@ def read_tokenizer(name: str, *, flag: str = "--tokenizer_name") -> PreTrainedTo
                 read_object(Path(name) / file)
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises Exception itself
-        raise ValueError(f"{flag}: no tokenizer loads from {name}: {_first_line(error)}") from error
+        raise ValueError(f"{flag}: no tokenizer loads from {name}: {first_line(error)}") from error
 
 
 def check_vocabulary(
@@ -128,13 +105,15 @@ def load_causal_lm(
     from_scratch: bool = False,
     config_overrides: dict | None = None,
     quantization: BitsAndBytesConfig | None = None,
+    trees: bool = True,
 ) -> PreTrainedModel:
     """A causal language model with attention over token trees.
 
     name: a checkpoint folder, a hub name, or one of `named_sizes()` (random weights, seeded by torch's generator, sized
     to `tokenizer`). `from_scratch` takes only the configuration of a folder. quantization: how linear layers are kept
-    (keju.models.quantization); adapters that were trained over 4 bits get such a base in any case. Raises ValueError
-    naming the flag, for a `tokenizer` that is too large for the model too.
+    (keju.models.quantization); adapters that were trained over 4 bits get such a base in any case. trees: refuse kinds
+    of layers that cannot compute token trees. Raises ValueError naming the flag, for a `tokenizer` that is too large
+    for the model too.
     """
     if quantization is not None and (from_scratch or (name in named_sizes() and not Path(name).exists())):
         raise ValueError("--load_in_4bit: random weights are not worth keeping in 4 bits; it needs a checkpoint")
@@ -143,7 +122,9 @@ def load_causal_lm(
     if from_scratch:
         config = load_config(name)
         return _from_scratch(AutoModelForCausalLM, config, tokenizer, dtype, config_overrides)
-    model = _from_pretrained(AutoModelForCausalLM, name, dtype, config_overrides, quantization=quantization)
+    model, _ = _from_pretrained(
+        AutoModelForCausalLM, name, dtype, config_overrides, quantization=quantization, trees=trees
+    )
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
     return model
@@ -170,7 +151,6 @@ def load_scalar_model(
         dtype,
         {"num_labels": 1},
         flag=flag,
-        with_missing=True,
         quantization=quantization,
     )
     fresh = any(key.endswith("score.weight") for key in missing)
@@ -185,14 +165,21 @@ def load_scalar_model(
 
 
 def _from_pretrained(
-    auto_class, name, dtype, overrides, *, flag="--model_name_or_path", with_missing=False, quantization=None
-):
-    check_path(name, flag)
-    if Path(name).is_dir():
-        try:
-            check_folder(Path(name))
-        except ValueError as error:
-            raise ValueError(f"{flag}: {error}") from error
+    auto_class, name, dtype, overrides, *, flag="--model_name_or_path", quantization=None, trees=True
+) -> tuple[PreTrainedModel, set]:
+    config = check_model(name, flag=flag, overrides=overrides) if trees else checked_config(name, flag, overrides)
+    source = base_of(name, flag)
+    try:
+        if Path(source).is_dir():
+            check_folder(Path(source))
+        model = without_weights(auto_class, config)
+        if trees:
+            check_modules(model)
+        if Path(source).is_dir():
+            available = num_numbers_in(weight_files(Path(source), SAFETENSORS))
+            check_size(model, available=available, element_size=_dtype(dtype).itemsize)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error if str(source) in str(error) else f'{source}: {error}'}") from error
     in_4bit = trained_in_4bit(name)
     if quantization is not None and in_4bit is False:
         raise ValueError(f"--load_in_4bit: the adapters in {name} were trained on a base of whole weights")
@@ -209,7 +196,7 @@ def _from_pretrained(
     )
     if quantization is not None:
         check_4bit(model, flag="--load_in_4bit" if in_4bit is None else f"{flag}: {name}")
-    return (model, missing) if with_missing else model
+    return model, missing
 
 
 def load_checked(from_pretrained: Callable, name: str | None, *, where: str, **kwargs) -> tuple[PreTrainedModel, set]:
@@ -230,9 +217,9 @@ def load_checked(from_pretrained: Callable, name: str | None, *, where: str, **k
             **kwargs,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{where}: no model loads from it: {_first_line(error)}") from error
+        raise ValueError(f"{where}: no model loads from it: {_reason(error)}") from error
     except SafetensorError as error:
-        raise ValueError(f"{where}: its weights are damaged: {_first_line(error)}") from error
+        raise ValueError(f"{where}: its weights are damaged: {first_line(error)}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     for key, found, expected in sorted(info["mismatched_keys"]):
@@ -243,8 +230,33 @@ def load_checked(from_pretrained: Callable, name: str | None, *, where: str, **k
     missing = sorted(key for key in info["missing_keys"] - lengths if not key.endswith("score.weight"))
     if missing:
         raise ValueError(f"{where}: lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}")
+    loaded = {key for key in info["unexpected_keys"] if lengths and ".lora_magnitude_vector." in key}
+    check_unexpected(info["unexpected_keys"] - loaded, model, where=where)
     model.config.pad_token_id = getattr(model.config, "pad_token_id", None)
     return with_kernels(model), info["missing_keys"]
+
+
+def check_unexpected(names: Iterable[str], model: PreTrainedModel, *, where: str) -> None:
+    """Raises ValueError for weights of a checkpoint that the model has no place for; lists those that do no harm: the
+    head of a model for another purpose, and constants that older files hold."""
+    unexpected = sorted(names)
+    heads = HEADS - {name for name, _ in unwrapped(model).named_children()}
+    harmless = [key for key in unexpected if CONSTANTS.search(key) or key.split(".")[0] in heads]
+    refused = [key for key in unexpected if key not in harmless]
+    if refused:
+        raise ValueError(
+            f"{where}: {type(model).__name__} has no place for {len(refused)} of its weights, first {refused[0]}: "
+            "config.json is not that of the files"
+        )
+    if harmless:
+        more = f" and {len(harmless) - 1} others" if len(harmless) > 1 else ""
+        print(f"{where}: left out {harmless[0]}{more}, which {type(model).__name__} does without")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyError) and error.args == (attention.NAME,):
+        return "its attention layers are not open to other implementations of attention; it cannot compute token trees"
+    return first_line(error)
 
 
 def _load_lengths(model: PreTrainedModel, name: str) -> None:
@@ -266,24 +278,19 @@ def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overri
         if not hasattr(config, key):
             raise ValueError(f"--config_overrides: {type(config).__name__} has no field {key!r}")
         setattr(config, key, value)
-    return with_kernels(auto_class.from_config(config, dtype=_dtype(dtype), attn_implementation=attention.NAME))
-
-
-def load_config(name: str) -> PretrainedConfig:
-    check_path(name)
     try:
-        if Path(name).is_dir():
-            check_config(Path(name))
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--model_name_or_path: no configuration loads from {name}: {_first_line(error)}") from error
+        check_layers(config)
+        model = without_weights(auto_class, config)
+        check_modules(model)
+        if not is_deepspeed_zero3_enabled():  # which allocates pieces
+            check_size(model, available=None, element_size=_dtype(dtype).itemsize)
+        model = auto_class.from_config(config, dtype=_dtype(dtype), attn_implementation=attention.NAME)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"--model_name_or_path: {type(config).__name__}: {_reason(error)}") from error
+    return with_kernels(model)
 
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"--dtype {name}: choose from {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -109,6 +109,11 @@ def to_additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 class PrefixLM(ABC):
     """Mixin of a backbone that is a prefix language model."""
 
+    @property
+    @abstractmethod
+    def context_end(self) -> tuple[int, int]:
+        """Ids of a mask token and of the start token: with these a context ends."""
+
     @abstractmethod
     def layout(
         self, ids: torch.Tensor, positions: torch.Tensor, row: torch.Tensor, num_rows: int, *, generated: bool = True

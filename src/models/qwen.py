@@ -97,6 +97,11 @@ class QWenConfig(PublishedConfig, PreTrainedConfig):
         if kwargs.get("rotary_pct", 1.0) != 1.0:
             raise ValueError(f"rotary_pct {kwargs['rotary_pct']} is not supported: the rotation spans whole heads")
 
+    @classmethod
+    def describes(cls, config: dict) -> bool:
+        """Whether a config.json without a model_type is of this family."""
+        return any(name in config for name in ("use_dynamic_ntk", "use_logn_attn", "rotary_emb_base"))
+
 
 def ntk_alpha(lengths: torch.Tensor, seq_length: int) -> torch.Tensor:
     """int64 [B] -> float32 [B]: 1 up to seq_length, 3 up to twice that, 7 up to four times, and so on."""

@@ -40,10 +40,12 @@ PLUMBING = frozenset(
             "accelerate",
             "accelerated",
             "accelerated_layers",
+            "architecture",
             "attention",
             "backbone",
             "causal_lm",
             "checkpoint_files",
+            "configurations",
             "decoding",
             "gathering",
             "generation",
@@ -51,7 +53,7 @@ PLUMBING = frozenset(
             "loading",
         ),
         *("padded_rows", "prefix_lm", "published_config", "quantization", "registration"),
-        *("rotary", "sampling"),
+        *("rotary", "sampling", "saved_weights"),
     }
 )
 TOKENIZER_PLUMBING = frozenset(

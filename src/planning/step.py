@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from keju.models import attention
 from keju.models.accelerate import accelerate
-from keju.models.loading import DTYPES, load_config, named_sizes, size_config
+from keju.models.configurations import load_config, named_sizes, size_config
+from keju.models.loading import DTYPES
 from keju.planning.allocations import OPTIMIZER, Allocations, Moment, unmoved
 from keju.planning.workload import Workload
 from keju.training.adapters import add_lora

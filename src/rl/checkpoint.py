@@ -14,11 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keju.models.gathering import in_pieces, whole_state_dict
+from keju.models.saved_weights import verify_saved
 from keju.records.writing import write_json
 from keju.rl.learners import Learner
 from keju.rl.ppo_trainer import PPOTrainer
 from keju.training.adapters import has_adapters, load_adapters
 from keju.training.checkpoints import STATE, checkpoint_aside
+from keju.training.pickled_states import check_states
 from keju.training.processes import process_index
 from keju.training.resuming import OPTIMIZER, apply_settings
 
@@ -42,7 +44,8 @@ def save_model(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        model.save_pretrained(aside, state_dict=state)
+        model.save_pretrained(aside, state_dict=dict(state))  # it takes some out
+        verify_saved(model, aside, state)
         tokenizer.save_pretrained(aside)
         for file in aside.iterdir():
             os.replace(file, folder / file.name)
@@ -109,6 +112,7 @@ def _load_learner(learner: Learner, folder: Path, name: str) -> None:
     if learner.engine is not None:
         if not (folder / name / ENGINE).is_dir():
             raise ValueError("it was written without --deepspeed")
+        check_states(folder / name)
         learner.engine.load_checkpoint(
             str(folder / name), tag=ENGINE, load_module_strict=False, load_lr_scheduler_states=False
         )

@@ -17,6 +17,7 @@ from keju.models.quantization import base_description, is_quantized
 
 WEIGHTS = "adapter_model.safetensors"
 NAME = "default"
+BUFFERS = (".start_A", ".start_B")
 
 
 def add_lora(
@@ -127,7 +128,7 @@ def save_model(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tenso
     layers = _started_layers(model)
     if not layers:
         return
-    state = load_file(folder / WEIGHTS)
+    state = {key: value for key, value in load_file(folder / WEIGHTS).items() if not key.endswith(BUFFERS)}
     for name, layer in layers.items():
         a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
         state[f"{name}.lora_A.weight"] = torch.cat([a, layer.start_A.to(a)])
@@ -204,6 +205,11 @@ def _lora_layers(model: nn.Module) -> dict[str, nn.Module]:
     from peft.tuners.lora import LoraLayer
 
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def has_started(model: nn.Module) -> bool:
+    """Whether PiSSA started the adapters: those that are saved are others than those in memory."""
+    return bool(_started_layers(model))
 
 
 def _started_layers(model: nn.Module) -> dict[str, nn.Module]:

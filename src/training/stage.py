@@ -20,22 +20,25 @@ from keju.encoding.inspection import check_trees, example_table
 from keju.encoding.store_key import tokenizer_digest
 from keju.encoding.token_store import totals_of
 from keju.models.backbone import backbone_of, tree_layout
+from keju.models.configurations import check_model, check_rows
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
-from keju.models.quantization import nf4
+from keju.models.quantization import is_quantized, nf4
 from keju.records.folds import Fold
 from keju.training.adapters import add_lora
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
 from keju.training.cache_folder import cache_folder
+from keju.training.engines import deepspeed_config, readable
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
 from keju.training.op_builds import survive_killed_builds
+from keju.training.pickled_states import check_states
 from keju.training.plots import plot_loss
 from keju.training.processes import start_deepspeed
 from keju.training.progress import RunCallback
 from keju.training.resuming import digest_of, model_digest
 from keju.training.run_folder import RunFolder
-from keju.training.stage_model import verify_head
 from keju.training.stopping import Stopped, stopping_gracefully
+from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_splits
 from keju.training.tree_trainer import TreeTrainer
 from keju.trees.packed_batch import PackedBatch
@@ -68,6 +71,7 @@ def open_run(
 
 def prepare(folder: RunFolder, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments):
     """Seeds every generator and loads the tokenizer -> (tokenizer, encoder)."""
+    check_model(model_args.model_name_or_path, overrides=model_args.parsed_overrides())
     set_seed(training.seed)
     if training.deepspeed:
         survive_killed_builds()
@@ -93,11 +97,22 @@ def start_of(deepspeed: str | None, models: Any, *flags: str) -> dict[str, str]:
 
 
 def read_records(
-    folder: RunFolder, data: DataArguments, encoder: Encoder, form: str, *, fold: Fold | None = None
+    folder: RunFolder,
+    args: ModelArguments,
+    data: DataArguments,
+    encoder: Encoder,
+    form: str,
+    *,
+    fold: Fold | None = None,
 ) -> tuple[EncodedRecords, EncodedRecords | None]:
-    """The records of a stage (see keju.training.tree_reading.read_splits), which the run is known by from then on."""
+    """read_splits, before the model loads; the run is known by its records from then on.
+
+    Raises ValueError for rows that the layers of the model do not see whole.
+    """
     records, held_out = read_splits(data, encoder, form, fold=fold)
     folder.identify(train_filename=records.digest)
+    longest = max(totals_of(split.trees).deepest for split in (records, held_out) if split)
+    check_rows(args.model_name_or_path, longest, overrides=args.parsed_overrides())
     return records, held_out
 
 
@@ -166,15 +181,13 @@ def train(
     data: DataArguments,
     training: StageTrainingArguments,
     folder: RunFolder,
-    check_head: bool = True,
     loraplus_lr_ratio: float = 1.0,
 ) -> Outcome:
     """Trains, saves the checkpoint folder and draws the loss; the caller adds its own figures to the summary.
 
     loraplus_lr_ratio: of adapters; see keju.training.adapters.apply_loraplus.
     """
-    if check_head and not is_deepspeed_zero3_enabled():  # there the weights are in pieces outside of the trainer
-        verify_head(model, list(train_records[0].tokens)[:16] or [0, 1])
+    guard(model, training)
     trainer = TreeTrainer(
         model,
         objective,
@@ -189,6 +202,8 @@ def train(
         made_with=folder.made_with,
         has_new_schedule=folder.has_new_schedule,
     )
+    if folder.checkpoint:
+        check_states(folder.checkpoint)
     with stopping_gracefully():
         trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     if trainer.state.global_step < trainer.state.max_steps:
@@ -204,6 +219,14 @@ def train(
     return Outcome(trainer, summary)
 
 
+def guard(model: PreTrainedModel, training: StageTrainingArguments) -> None:
+    """Raises ValueError unless `model`, where it is trained, computes token trees as it computes single rows."""
+    if not (is_deepspeed_zero3_enabled() or is_quantized(model)):  # which have put it where it belongs
+        model.to(training.device)
+    with readable(model, deepspeed_config(training)) as passes:
+        verify_trees(passes, gradients=True)
+
+
 def num_shared(trees: Sequence[Segment]) -> float:
     """How many times fewer tokens the trees hold than rows of prompt + answer would."""
     totals = totals_of(trees)
@@ -216,6 +239,7 @@ def train_language_model(
     """Pretraining and SFT differ in their records and in which of their tokens are trained: in `form`."""
     folder = open_run(stage, model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
+    records, held_out = read_records(folder, model_args, data, encoder, form)
     model = load_causal_lm(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
@@ -224,7 +248,6 @@ def train_language_model(
         config_overrides=model_args.parsed_overrides(),
         quantization=base_quantization(model_args, training),
     )
-    records, held_out = read_records(folder, data, encoder, form)
     inspect(records, tokenizer, model, form=form)
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")
     objective = LanguageModelObjective()

@@ -11,12 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
-from keju.models.backbone import backbone_of, tree_layout, tree_logprobs, unwrapped
 from keju.training.objectives.objective import Objective, ObjectiveOutput
 from keju.trees.packed_batch import PackedBatch
-from keju.trees.segment import Segment
 
 PREFIX = "model."
 Read = Callable[[nn.Module, PackedBatch], Any]
@@ -76,31 +73,3 @@ def _leave_out_scales(module: nn.Module, state: dict[str, torch.Tensor], prefix:
         if hasattr(parameter, "quant_state"):
             for key in [key for key in state if key.startswith(f"{prefix}{name}.")]:
                 del state[key]
-
-
-@torch.no_grad()
-def verify_head(model: PreTrainedModel, token_ids: list[int], *, tolerance: float = 1e-3) -> None:
-    """Raises ValueError unless log-probabilities over trees equal those of the model's own forward on a short row, and
-    for a model whose own are not finite.
-
-    Some architectures transform their logits in ways of their own; training on other logits than the model generates
-    with would be a silent error, and this costs one forward pass over a few tokens.
-    """
-    was_training = model.training
-    model.eval()
-    batch = PackedBatch.from_trees([Segment(token_ids[:16], trained=True)]).to(next(model.parameters()).device)
-    ours = tree_logprobs(model, batch).logprobs
-    position_ids, _ = tree_layout(backbone_of(model), batch)
-    row = {"input_ids": batch.input_ids, "attention_mask": torch.ones_like(batch.input_ids)}
-    logits = model(**row, position_ids=position_ids, use_cache=False).logits[0, :-1]
-    theirs = logits.float().log_softmax(-1).gather(-1, batch.target[:, None]).squeeze(-1)
-    model.train(was_training)
-    if not theirs.isfinite().all():
-        raise ValueError("--model_name_or_path: the model's log-probabilities are not finite; its weights are broken")
-    allowed = tolerance * (1 + theirs.abs().max().item()) * (1 if logits.dtype == torch.float32 else 100)
-    difference = (ours - theirs).abs().max().item()
-    if not difference <= allowed:
-        raise ValueError(
-            f"{type(unwrapped(model)).__name__} does more than apply a linear head to its last hidden states "
-            f"(log-probabilities differ by {difference:.2g}); this architecture is not supported yet"
-        )

@@ -16,7 +16,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
-from keju.training.adapters import apply_loraplus, has_adapters, load_adapters, save_model
+from keju.models.saved_weights import verify_saved
+from keju.training.adapters import apply_loraplus, has_adapters, has_started, load_adapters, save_model
 from keju.training.checkpoints import STATE, checkpoint_aside
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.objectives.objective import Objective
@@ -267,6 +268,8 @@ class TreeTrainer(Trainer):
         # keeps the model in pieces.
         state = self.model.inner_state_dict(state_dict) if state_dict and is_deepspeed_zero3_enabled() else None
         save_model(inner, folder, state)
+        if not has_started(inner):
+            verify_saved(inner, folder, state)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 

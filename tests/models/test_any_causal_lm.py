@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from keju.models import attention
 from keju.models.backbone import tree_logprobs
-from keju.training.stage_model import verify_head
+from keju.training.tree_guard import verify_trees
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
@@ -41,7 +41,7 @@ def test_tree_equals_rows(model_type):
     config = AutoConfig.for_model(model_type, **MODELS[model_type])
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).float().eval()
     prompt, answers = [1, 10, 11, 12, 13], [[20, 21, 2], [30, 2], [20, 40, 41, 42, 2]]
-    verify_head(model, prompt)
+    verify_trees(model, gradients=True)
     trees = [Segment(prompt, branches=[Segment(ids, True) for ids in answers]), Segment([1, 50, 51], True)]
     with torch.no_grad():
         ours = tree_logprobs(model, PackedBatch.from_trees(trees)).logprobs
@@ -53,8 +53,10 @@ def test_tree_equals_rows(model_type):
     torch.testing.assert_close(ours, torch.cat(expected), rtol=1e-5, atol=2e-5)
 
 
-def test_a_sliding_window_is_refused():
+@torch.no_grad()
+def test_rows_longer_than_a_sliding_window_are_refused():
     config = AutoConfig.for_model("mistral", **SIZE, sliding_window=16)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
-    with pytest.raises(ValueError, match="uses sliding_window, which attention over token trees does not support"):
-        tree_logprobs(model, PackedBatch.from_trees([Segment([1, 2, 4], True)]))
+    tree_logprobs(model, PackedBatch.from_trees([Segment(list(range(16)), True)] * 2))
+    with pytest.raises(ValueError, match="layers of kind sliding_attention see 16 tokens"):
+        tree_logprobs(model, PackedBatch.from_trees([Segment(list(range(17)), True)]))

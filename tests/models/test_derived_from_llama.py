@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Glm4Config, GlmConfig, LlamaConfi
 from keju.models import attention
 from keju.models.backbone import tree_logprobs
 from keju.models.llama_derived import InternLMConfig, XverseConfig
-from keju.training.stage_model import verify_head
+from keju.training.tree_guard import verify_trees
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
@@ -98,7 +98,7 @@ def row_logprobs(model, padding_side: str) -> torch.Tensor:
 @torch.no_grad()
 def test_trees_equal_padded_rows(name, padding_side):
     model = build(name)
-    verify_head(model, PROMPT)
+    verify_trees(model, gradients=True)
     ours = tree_logprobs(model, batch()).logprobs
     torch.testing.assert_close(ours, row_logprobs(model, padding_side), atol=2e-5, rtol=1e-5)
 

@@ -26,8 +26,9 @@ from transformers import (
 )
 
 from keju.models.backbone import tree_logprobs
-from keju.models.loading import load_causal_lm, load_scalar_model, named_sizes, size_config
-from keju.training.stage_model import verify_head
+from keju.models.configurations import named_sizes, size_config
+from keju.models.loading import load_causal_lm, load_scalar_model
+from keju.training.tree_guard import verify_trees
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
@@ -222,8 +223,8 @@ def test_half_precision_runs(causal_lm):
     assert len(generate(model, padded_prompts(model), do_sample=False)) == 3
 
 
-def test_the_head_is_verified(causal_lm):
-    verify_head(causal_lm, prompts_of(causal_lm)[0])
+def test_trees_are_verified(causal_lm):
+    verify_trees(causal_lm, gradients=True)
 
 
 # Of the projections in front of attention, as PEFT has it for the models of transformers.
@@ -275,13 +276,13 @@ def test_peft_may_be_imported_before_or_after_keju():
 def test_a_larger_vocabulary(causal_lm):
     model = copy.deepcopy(causal_lm)
     tree = Segment(prompts_of(model)[0], branches=[Segment([50, 51, 2], True)])
-    verify_head(model, list(tree.tokens))
+    verify_trees(model)
     model.resize_token_embeddings(130)
     assert model.get_input_embeddings().num_embeddings == 130
     assert model.get_output_embeddings().weight.shape[0] == 130
     logits = model(**row_inputs(model, [[*tree.tokens, 120]])).logits
     assert logits.shape[-1] == 130
-    verify_head(model, [*tree.tokens, 120])
+    verify_trees(model)
 
 
 def test_glm_of_transformers_still_is_what_it_is(tmp_path):

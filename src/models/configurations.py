@@ -1,0 +1,115 @@
+"""The configuration of a model, found and looked at before anything of the model is allocated."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
+
+from keju.models.architecture import check_layers, check_quantization, check_row
+from keju.models.checkpoint_files import check_config, read_object
+
+SIZES = Path(__file__).parent / "sizes"
+# Repository names on a hub: "name" or "owner/name".
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def named_sizes() -> list[str]:
+    """Names that start a model from scratch: one JSON file each in `models/sizes/`."""
+    return sorted(path.stem for path in SIZES.glob("*.json"))
+
+
+def size_fields(name: str) -> dict:
+    """The JSON of a named size: fields of its config, and perhaps `tokenizer`, the tokenizer_config.json that a
+    vocabulary needs to be one for this model."""
+    return json.loads((SIZES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def size_config(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PretrainedConfig:
+    """Raises ValueError where the size asks for tokens that `tokenizer` does not have."""
+    fields = size_fields(name)
+    needed = fields.pop("tokenizer", None)
+    if needed is not None and tokenizer is not None:
+        own = REGISTERED_TOKENIZER_CLASSES[needed["tokenizer_class"]]
+        if not isinstance(tokenizer, own):
+            raise ValueError(
+                f"--tokenizer_name: {name} needs a {own.__name__}, this is a {type(tokenizer).__name__}; "
+                f"keju.prepare_data makes one, in the folder tokenizer-{name} beside the records"
+            )
+    return AutoConfig.for_model(**fields)
+
+
+def check_path(name: str, flag: str = "--model_name_or_path") -> None:
+    """Raises ValueError for a local path that is not there, before transformers takes it for a repository of a hub."""
+    path = Path(name).expanduser()
+    if path.exists() or name in named_sizes():
+        return
+    if path.is_absolute() or name.startswith((".", "~")) or not HUB_NAME.fullmatch(name) or path.parent.is_dir():
+        known = ", ".join(named_sizes())
+        raise ValueError(f"{flag}: {name} does not exist (neither a folder nor one of the sizes {known})")
+
+
+def check_model(name: str, *, flag: str = "--model_name_or_path", overrides: dict | None = None) -> PretrainedConfig:
+    """The configuration of a model that is to compute token trees; of the base, for a folder of adapters.
+
+    Raises ValueError, before anything is allocated, for an architecture that cannot, for quantised weights and absurd
+    sizes, and for folders whose files are not whole.
+    """
+    config = checked_config(name, flag, overrides)
+    try:
+        check_layers(config)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {name}: {type(config).__name__}: {error}") from error
+    return config
+
+
+def check_rows(name: str, longest: int, *, flag: str = "--max_length", overrides: dict | None = None) -> None:
+    """Raises ValueError naming `flag` where rows of `longest` tokens are not those of token trees in this model."""
+    check_row(checked_config(name, "--model_name_or_path", overrides), longest, flag=flag)
+
+
+def checked_config(name: str, flag: str, overrides: dict | None) -> PretrainedConfig:
+    check_path(name, flag)
+    if name in named_sizes() and not Path(name).exists():
+        config = size_config(name)
+    else:
+        source = base_of(name, flag)
+        try:
+            if Path(source).is_dir():
+                check_config(Path(source))
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            check_quantization(config)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"{flag}: no configuration loads from {source}: {first_line(error)}") from error
+    for key, value in (overrides or {}).items():
+        setattr(config, key, value)
+    return config
+
+
+def base_of(name: str, flag: str = "--model_name_or_path") -> str:
+    """Whose configuration and weights a model has: those of the base of a folder of adapters, else its own.
+
+    Says so where that base is no folder: the hub may take a while to answer. Raises ValueError for adapters that name
+    no base.
+    """
+    settings = Path(name) / "adapter_config.json"
+    if not settings.is_file():
+        return name
+    base = read_object(settings).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{flag}: {settings}: base_model_name_or_path must name the base of the adapters")
+    check_path(base, f"{flag}: {settings}: base_model_name_or_path")
+    if not Path(base).is_dir():
+        print(f"{flag}: the base of the adapters in {name} is {base}, which is no folder here; asking the hub for it")
+    return base
+
+
+def load_config(name: str) -> PretrainedConfig:
+    return checked_config(name, "--model_name_or_path", None)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
