@@ -86,7 +86,7 @@ def read_ranked(args: EvalRewardArguments, encoder: Encoder) -> EncodedRecords:
     file = read_records(path, on_bad_line=args.on_bad_line, kinds=(RankedRecord,))
     records = list(file)[: args.max_samples]
     with Progress(len(records), f"encode {path.name}", unit="records") as bar:
-        encoded = encode_records(records, encoder, "ranked", on_record=bar.advance)
+        encoded = encode_records(records, encoder, "ranked", on_bad_line=args.on_bad_line, on_record=bar.advance)
     for reason in encoded.skipped[:3]:
         print(f"left out: {reason}")
     return encoded
