@@ -26,7 +26,7 @@ from keju.eval.task import expand_tasks, load_task
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.writing import write_json, write_jsonl
 from keju.report.evaluations import write_evaluation_report
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_bars
 from keju.training.progress import Progress
@@ -40,7 +40,7 @@ ROW, LONG_ROW = 4096, 16384
 
 
 @dataclass
-class EvalArguments:
+class EvalArguments(ThinkingArguments):
     """What is evaluated, and how."""
 
     model_name_or_path: str = field(metadata={"help": "Checkpoint folder or hub name; its name on --server_url."})
@@ -113,7 +113,7 @@ def main() -> None:
     )
     model, key, max_length = load_examinee(args, tokenizer)
     recorded = RecordedModel(model, folder.path / "scores.jsonl", key)
-    encoder = Encoder(tokenizer, max_length)
+    encoder = Encoder(tokenizer, max_length, chats=args.chat_settings())
 
     header = {"model": args.model_name_or_path, "versions": describe_versions()["versions"]}
     summaries: list[dict[str, Any]] = []

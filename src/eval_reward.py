@@ -22,7 +22,7 @@ from keju.records.reading import read_records
 from keju.records.record import RankedRecord
 from keju.records.writing import write_json, write_jsonl
 from keju.training.answer_scores import answer_rewards
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
@@ -30,7 +30,7 @@ from keju.training.run_folder import RunFolder
 
 
 @dataclass
-class EvalRewardArguments:
+class EvalRewardArguments(ThinkingArguments):
     """What is evaluated, and on which records."""
 
     model_name_or_path: str = field(metadata={"help": "Folder of a reward model."})
@@ -53,7 +53,7 @@ def main() -> None:
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
     model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    encoded = read_ranked(args, Encoder(tokenizer, args.max_length))
+    encoded = read_ranked(args, Encoder(tokenizer, args.max_length, chats=args.chat_settings()))
 
     with Progress(len(encoded), "score answers", unit="prompts") as bar:
         rewards = answer_rewards(model, encoded.trees, token_budget=args.token_budget, on_tree=bar.advance)

@@ -20,7 +20,7 @@ from keju.records.formats import detect
 from keju.records.record import Answer, ChatRecord, RankedRecord
 from keju.records.writing import write_json, write_jsonl
 from keju.training.answer_scores import answer_rewards
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
@@ -29,7 +29,7 @@ from keju.trees.segment import Segment
 
 
 @dataclass
-class PredRewardArguments:
+class PredRewardArguments(ThinkingArguments):
     """Which answers are scored."""
 
     model_name_or_path: str = field(metadata={"help": "Folder of a reward model."})
@@ -60,7 +60,7 @@ def main() -> None:
     files = Files(args.data_dir)
     located = list(files.json_lines(files.path(args.test_filename)))
     records = [ranked_record(row.fields, row.where) for row in located]
-    encoder = Encoder(tokenizer, args.max_length, on_long=args.on_long)
+    encoder = Encoder(tokenizer, args.max_length, on_long=args.on_long, chats=args.chat_settings())
     trees, owners = share_prompts([encoder.ranked_tree(record) for record in records], args.token_budget)
     with Progress(len(trees), "score answers", unit="prompts") as bar:
         scored = answer_rewards(model, trees, token_budget=args.token_budget, on_tree=bar.advance)
@@ -102,7 +102,10 @@ def ranked_record(row: Mapping[str, Any], where: str) -> RankedRecord:
         raise ValueError(f"{where}: {error}") from error
     if isinstance(record, ChatRecord) and record.messages[-1].role == "assistant":
         *messages, reply = record.messages
-        record = RankedRecord(tuple(messages), (Answer(reply.content, 0.0),))
+        if reply.tool_calls:
+            raise ValueError(f"{where}: an answer that calls tools cannot be scored")
+        answer = Answer(reply.content, 0.0, reasoning=reply.reasoning)
+        record = RankedRecord(tuple(messages), (answer,), tools=record.tools)
     if not isinstance(record, RankedRecord):
         raise ValueError(
             f'{where}: there is no answer to score ("answer", "responses", "answers" or an assistant turn)'

@@ -94,7 +94,7 @@ def main() -> None:
     )
     if not same_vocabulary(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path")):
         raise ValueError("--reward_model_path: GRPO needs a reward model with the policy's tokenizer; PPO does not")
-    encoder = Encoder(tokenizer, max_length=data.max_prompt_length)
+    encoder = Encoder(tokenizer, data.max_prompt_length, chats=data.chat_settings())
     prompts, held_out = (
         RootTokens(read_trees(data, name, encoder, "prompt", flag=flag, max_samples=count).trees)
         for name, flag, count in (

@@ -174,7 +174,7 @@ class Encoder(TextEncoder):
         """A conversation as one segment in which assistant turns and their ends are trained; or, where the format
         writes earlier turns differently once more turns follow, as one tree for each assistant turn."""
         with placed(record):
-            turns = self._turns(record)
+            turns = self.trained_turns(record)
             if self.template is None:
                 return self._plain_trees(record, turns)
             if self.renders_ids:
@@ -185,7 +185,7 @@ class Encoder(TextEncoder):
             ids, spans = self._spans(found.text, found.turns, turns, cut=True)
             return [self._whole(record, ids, spans)]
 
-    def _turns(self, record: ChatRecord) -> list[int]:
+    def trained_turns(self, record: ChatRecord) -> list[int]:
         """The numbers of the turns that are trained. A turn before the first one of a user answers nothing."""
         asked = next((n for n, message in enumerate(record.messages) if message.role in ("user", "tool")), 0)
         turns = [n for n, message in enumerate(record.messages) if message.role == "assistant" and n > asked]

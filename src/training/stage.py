@@ -69,7 +69,7 @@ def prepare(model_args: ModelArguments, data: DataArguments, training: StageTrai
     if model_args.tokenizer_name:
         name, flag = model_args.tokenizer_name, "--tokenizer_name"
     tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
-    return tokenizer, Encoder(tokenizer, data.max_length, on_long=data.on_long)
+    return tokenizer, Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
 
 
 def base_quantization(args: ModelArguments, training: StageTrainingArguments) -> BitsAndBytesConfig | None:
