@@ -102,8 +102,6 @@ def ranked_record(row: Mapping[str, Any], where: str) -> RankedRecord:
         raise ValueError(f"{where}: {error}") from error
     if isinstance(record, ChatRecord) and record.messages[-1].role == "assistant":
         *messages, reply = record.messages
-        if reply.tool_calls:
-            raise ValueError(f"{where}: an answer that calls tools cannot be scored")
         answer = Answer(reply.content, 0.0, reasoning=reply.reasoning)
         record = RankedRecord(tuple(messages), (answer,), tools=record.tools)
     if not isinstance(record, RankedRecord):

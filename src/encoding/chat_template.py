@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from keju.encoding.refusals import RunawayTemplate, Unencodable
 from keju.encoding.skeleton import Filled, Marked, Skeleton
 from keju.encoding.template_bounds import SECONDS, TEXT, TIMES, OutOfTime, bounded
 from keju.records.record import Message
+
+logger = logging.getLogger(__name__)
 
 FEW = 8  # turns of which each is compared with its rendering as a last turn; of more, those of every shape
 KEPT = 256  # skeletons: records of the same turns have the same one
@@ -65,6 +68,7 @@ class ChatTemplate:
                 raise ValueError(f"--enable_thinking: {self._name} does not read enable_thinking")
             self._settings["enable_thinking"] = enable_thinking
         self._reads_reasoning = bool(re.search(r"reasoning_content|\bthinking\b", self._source))
+        self._has_warned = False  # of thoughts that are left out
         self._calls_as_text = False  # whether this template wants the arguments of calls as a text
         self._skeletons: dict[Any, Skeleton] = {}
 
@@ -88,7 +92,7 @@ class ChatTemplate:
 
     def prompt(self, messages: Sequence[Message], tools: str = "") -> str:
         """What generation of the next turn is given. Raises Unencodable where the template leaves something out."""
-        text, marked = self.render(messages, tools, opens_answer=True), Marked.of(list(map(self._readable, messages)))
+        text, marked = self.render(messages, tools, opens_answer=True), self._marked(messages)
         self._check(marked, self._of(marked, tools, opens_answer=True), tools, ())
         return text
 
@@ -149,8 +153,7 @@ class ChatTemplate:
 
     def last_turn(self, messages: Sequence[Message], tools: str = "") -> Conversation:
         """A conversation that ends with an assistant turn, and where that turn stands."""
-        messages = list(map(self._readable, messages))
-        text, marked = self.render(messages, tools), Marked.of(messages)
+        text, marked = self.render(messages, tools), self._marked(messages)
         filled = self._of(marked, tools).filled(text, marked.texts)
         if filled is None:
             return Conversation(text, [self._searched(messages, tools, text)])
@@ -162,8 +165,8 @@ class ChatTemplate:
 
         None where the template writes an earlier turn, or what stands before it, otherwise than while it is the last.
         """
-        messages = list(map(self._readable, messages[: turns[-1] + 1]))
-        text, marked = self.render(messages, tools), Marked.of(messages)
+        messages = messages[: turns[-1] + 1]
+        text, marked = self.render(messages, tools), self._marked(messages)
         skeleton = self._of(marked, tools)
         filled = skeleton.filled(text, marked.texts)
         if filled is None:
@@ -187,6 +190,11 @@ class ChatTemplate:
             found.append(_moved(turn, filled))
         self._check(marked, skeleton, tools, turns)
         return Conversation(text, found)
+
+    def _marked(self, messages: Sequence[Message]) -> Marked:
+        marked = Marked.of(list(map(self._readable, messages)))
+        marked.must_think = {number for number, message in enumerate(messages) if message.reasoning}
+        return marked
 
     def _readable(self, message: Message) -> Message:
         """A thought as the template can read it: beside the content, or within it."""
@@ -241,10 +249,18 @@ class ChatTemplate:
                     what = "a call of" if message.tool_calls else "the text of"
                     raise Unencodable(f"{self._name} leaves out {what} turn {number + 1} ({message.role})")
         for number in turns:
-            if marked.messages[number].reasoning:
-                whole = self._of(marked, tools, number + 1)
-                if not all(mark in whole.place for mark in marked.thoughts[number]):
-                    raise Unencodable(f"{self._name} leaves out the thought of turn {number + 1}")
+            whole = self._of(marked, tools, number + 1) if marked.thoughts[number] else skeleton
+            if all(mark in whole.place for mark in marked.thoughts[number]):
+                continue
+            if number in marked.must_think:
+                raise Unencodable(f"{self._name} leaves out the thought of turn {number + 1}; give one that keeps it")
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning(
+                    "%s leaves out what stands between <think> and </think> in answers: it is not trained. "
+                    "--chat_template takes one that keeps it",
+                    self._name,
+                )
         for tool in json.loads(tools) if tools else ():
             name = tool.get("function", tool).get("name", "")
             if name not in skeleton.text:
@@ -253,22 +269,25 @@ class ChatTemplate:
     def _searched(self, messages: Sequence[Message], tools: str, text: str) -> Turn:
         """The last turn where the template decides by the texts what it writes around them."""
         opening = self.render(messages[:-1], tools, opens_answer=True) if len(messages) > 1 else ""
+        marked = self._marked(messages)
         for number, message in enumerate(messages):
-            said = message.content.rpartition("</think>")[2].strip()
-            if said and said not in text and json.dumps(said, ensure_ascii=False)[1:-1] not in text:
-                raise Unencodable(f"{self._name} changes or leaves out the text of turn {number + 1} ({message.role})")
-        message = messages[-1]
-        said = message.content.rpartition("</think>")[2].strip()
-        calls = json.loads(message.tool_calls) if message.tool_calls else []
-        names = [call.get("function", call)["name"] for call in calls]
-        if message.reasoning.strip() not in text or not all(name in text for name in names):
-            raise Unencodable(f"{self._name} leaves out a thought or a call of turn {len(messages)}")
-        answer = text.rindex(said or names[0]) if said or names else len(commonprefix([opening, text]))
-        start = len(opening) if text.startswith(opening) else min(len(commonprefix([opening, text])), answer)
-        if start > answer:
+            is_last = number == len(messages) - 1
+            looked_for = [*marked.said[number], *(marked.thoughts[number] if is_last and message.reasoning else ())]
+            for core in (marked.texts[mark] for mark in looked_for):
+                if core not in text and json.dumps(core, ensure_ascii=False)[1:-1] not in text:
+                    raise Unencodable(
+                        f"{self._name} changes or leaves out a text of turn {number + 1} ({message.role})"
+                    )
+        said = [marked.texts[mark] for mark in marked.said[-1]]
+        shared = len(opening) if text.startswith(opening) else len(commonprefix([opening, text]))
+        answer = text.rfind(said[-1]) if said else shared
+        behind = answer + len(said[-1]) if said else shared
+        if len(said) > 1:
+            answer = text.index(said[0], shared if text.startswith(opening) else 0)
+        start = shared if text.startswith(opening) else min(shared, answer)
+        if not 0 <= start <= answer:
             raise Unencodable(f"{self._name} changes turn {len(messages)}, so that what is trained cannot be found")
-        end, ended = self._end(text, answer + len(said))
-        return Turn(start, answer, end, ended)
+        return Turn(start, answer, *self._end(text, behind))
 
 
 def _shape(marked: Marked, number: int) -> Any:

@@ -11,6 +11,7 @@ Only answers and their end are trained.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from os.path import commonprefix
 from typing import NamedTuple
 
@@ -300,19 +301,32 @@ class Encoder(TextEncoder):
     def _plain_trees(self, record: ChatRecord, turns: Sequence[int]) -> list[Segment]:
         """As chat_trees, without a chat template."""
         _check_plain(record.messages, record.tools)
+        limit = CHARACTERS_A_TOKEN * self.max_length
+        messages = record.messages[: turns[-1] + 1]
+        # What lies far beyond max_length is not tokenised.
+        short = [replace(message, content=message.content[:limit]) for message in messages]
+        ids, spans = self._plain_spans(short, turns)
+        if len(ids) <= self.max_length + CHARACTERS_A_TOKEN and any(
+            len(message.content) > limit for message in messages
+        ):
+            ids, spans = self._plain_spans(messages, turns)
+        if self.is_prefix and len(turns) > 1:
+            by_turn = ((ids[: span.start], Answered(ids[span.start : span.end])) for span in spans)
+            return self._trees_by_turn(record, turns, by_turn)
+        return [self._whole(record, ids, spans)]
+
+    def _plain_spans(self, messages: Sequence[Message], turns: Sequence[int]) -> tuple[list[int], list[Span]]:
+        """The tokens up to the first answer beyond max_length, and the turns among them."""
         ids: list[int] = []
         spans: list[Span] = []
-        answers = iter([n for n, message in enumerate(record.messages) if message.role == "assistant"])
-        for part, is_answer in self._plain_parts(record.messages[: turns[-1] + 1]):
+        answers = iter([number for number, message in enumerate(messages) if message.role == "assistant"])
+        for part, is_answer in self._plain_parts(messages):
             if is_answer and (number := next(answers)) in turns:
                 spans.append(Span(number, len(ids), len(ids), len(ids) + len(part)))
             ids += part
             if is_answer and len(ids) > self.max_length:
                 break
-        if self.is_prefix and len(turns) > 1:
-            by_turn = ((ids[: span.start], Answered(ids[span.start : span.end])) for span in spans)
-            return self._trees_by_turn(record, turns, by_turn)
-        return [self._whole(record, ids, spans)]
+        return ids, spans
 
     def sft_trees(self, record: RankedRecord | ChatRecord) -> list[Segment]:
         if isinstance(record, ChatRecord):

@@ -29,13 +29,15 @@ class Marked:
     """A conversation with marks in the place of its texts.
 
     messages: as they are rendered. texts: what each mark stands for. Of each message, the numbers of the marks of its
-    thought and of what is said (the names of the tools that are called included), in order.
+    thought and of what is said (the names of the tools that are called included), in order. must_think: the numbers of
+    the messages whose records give a thought by itself.
     """
 
     messages: list[Message] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     thoughts: list[list[int]] = field(default_factory=list)
     said: list[list[int]] = field(default_factory=list)
+    must_think: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, messages: Sequence[Message]) -> Marked:

@@ -8,7 +8,7 @@ from os.path import commonprefix
 from keju.encoding.dataset import FORMS
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import placed
-from keju.records.record import ChatRecord, Message, RankedRecord, Record, TextRecord
+from keju.records.record import ChatRecord, Message, RankedRecord, Record
 from keju.trees.segment import Segment
 
 
@@ -18,9 +18,10 @@ def check_against_template(record: Record, encoder: Encoder, form: str) -> bool:
     encoder: with room for the whole record. What a template writes behind the token that ends the last turn is not
     learned, and our own end token stands where it writes none. Raises ValueError "file:line: ..." for a difference.
     """
-    if encoder.template is None or (isinstance(record, TextRecord) and form == "text"):
+    encode, kinds = FORMS[form]
+    if encoder.template is None or form == "text" or not isinstance(record, kinds):
         return False
-    trees = FORMS[form][0](encoder, record)
+    trees = encode(encoder, record)
     with placed(record):
         pairs = list(_pairs(record, encoder, form, trees))
     for ours, expected in pairs:
