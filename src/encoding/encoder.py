@@ -63,14 +63,14 @@ class Encoder(TextEncoder):
     ) -> None:
         super().__init__(tokenizer, max_length, on_long=on_long)
         self.chats = chats or ChatSettings()
+        self._known: dict[str, list[int]] = {}
         self.template = None
         if getattr(tokenizer, "chat_template", None):
             names = list(map(str, tokenizer.convert_ids_to_tokens(sorted(self.special_ids))))
             self.template = ChatTemplate(tokenizer, names, self.chats.enable_thinking)
         elif self.chats.enable_thinking is not None:
             raise ValueError("--enable_thinking: the tokenizer has no chat template that would read it")
-        # Families with a format of their own render ids that are not those of any text.
-        self.renders_ids = renders_ids(tokenizer)
+        self.renders_ids = renders_ids(tokenizer)  # its conversations are not the tokens of any text
 
     # -- prompts and answers -----------------------------------------------------------------------------------------
 
@@ -262,14 +262,14 @@ class Encoder(TextEncoder):
         places = [[turn.start for turn in turns], [turn.answer for turn in turns], [turn.end for turn in turns]]
         starts, ends = places[0] + places[1], places[2]
         if cut and len(text) > limit:
-            ids, begins, behind = tokens_and_places(self.tokenizer, text[:limit], starts, ends)
+            ids, begins, behind = tokens_and_places(self.tokenizer, text[:limit], starts, ends, self._known)
             cut = (
                 len(ids) > self.max_length + CHARACTERS_A_TOKEN
             )  # the last tokens before a cut are not those of the text
         else:
             cut = False
         if not cut:
-            ids, begins, behind = tokens_and_places(self.tokenizer, text, starts, ends)
+            ids, begins, behind = tokens_and_places(self.tokenizer, text, starts, ends, self._known)
         spans = [Span(*each) for each in zip(numbers, begins, begins[len(turns) :], behind, strict=False)]
         ids = ids[: behind[-1]]
         if not turns[-1].ended and not cut:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ SECONDS = 20.0  # of processor time for one conversation; 1,500 turns take a few
 MEMORY = 2 << 30  # bytes beyond what the process has
 TEXT = 64 << 20  # characters beyond a multiple of what the conversation holds
 TIMES = 16
+FRESH = 0.05
 
 
 class OutOfTime(Exception):
@@ -33,31 +35,47 @@ def bounded() -> Iterator[None]:
         yield
 
 
+_handled: set[int] = set()  # processes that have the handler
+
+
 @contextmanager
 def _time_limit() -> Iterator[None]:
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGVTALRM, _stop)
+    if os.getpid() not in _handled:  # setting a handler takes longer than many a rendering; this one stays
+        signal.signal(signal.SIGVTALRM, _stop)
+        _handled.add(os.getpid())
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
 
 
 def _stop(*_) -> None:
     raise OutOfTime
 
 
+_used = (-1.0, 0)  # when it was read, bytes of this process
+
+
+def _used_memory() -> int:
+    """Read again after FRESH seconds: many a conversation is rendered in less time than it takes to read it."""
+    global _used
+    now = time.monotonic()
+    if now - _used[0] > FRESH:
+        pages = int(Path("/proc/self/statm").read_bytes().split(maxsplit=1)[0])
+        _used = (now, pages * os.sysconf("SC_PAGE_SIZE"))
+    return _used[1]
+
+
 @contextmanager
 def _memory_limit() -> Iterator[None]:
-    statm = Path("/proc/self/statm")
     try:
         import resource
 
-        used = int(statm.read_bytes().split(maxsplit=1)[0]) * os.sysconf("SC_PAGE_SIZE")
+        used = _used_memory()
     except (ImportError, OSError):  # not Linux
         yield
         return
