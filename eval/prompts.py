@@ -102,11 +102,9 @@ class Prompter:
             return self._template(item, shots)
         if self.conversation:
             messages = self._messages(item.group, prompt, shots)
-            ids = self.encoder.prompt_ids(messages)
+            ids, answers = self.encoder.prompt_and_answers(messages, [text.strip() for text in item.choices])
             # The token that ends an answer is no part of a choice.
-            return Question(
-                ids, [self.encoder.answer_ids(messages, text.strip(), prompt=ids)[:-1] for text in item.choices]
-            )
+            return Question(ids, [answer.ids[:-1] for answer in answers])
         text = self._before(item.group, shots) + prompt
         ids = self.encoder.prefix_ids(text)
         return Question(ids, self.encoder.continuations_ids(text, item.choices, ids))

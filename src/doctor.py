@@ -6,29 +6,36 @@ python -m keju.doctor --model_name_or_path runs/pretrain --data_dir runs/data/id
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
+from keju.encoding.refusals import Unencodable
+from keju.encoding.template_check import check_against_template, trained_text
 from keju.encoding.token_store import totals_of
 from keju.models.architecture import check_row
 from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.records.reading import iterate_records
 from keju.tokenizers.family import answer_end_id
-from keju.training.arguments import DataArguments, ModelArguments, parse_arguments
+from keju.training.arguments import ChatTrainingArguments, DataArguments, ModelArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.stage import inspect, num_shared
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 
 FILES = {"text": "pretrain_train.jsonl", "sft": "ranked_train.jsonl", "ranked": "ranked_train.jsonl"}
+COMPARED = 32  # records whose tokens are compared with the chat template's own rendering
+TRAINED_SHOWN = 400  # characters
 FORMS = {"pretrain": "text", "sft": "sft", "reward": "ranked", "dpo": "ranked", "rlhf": "prompt"}
 
 
 @dataclass
-class DoctorArguments(DataArguments):
+class DoctorArguments(ChatTrainingArguments, DataArguments):
     train_filename: str = field(default="", metadata={"help": "Record file; by default the one that --stage reads."})
     max_train_samples: int | None = field(default=1000, metadata={"help": "Look at so many records."})
 
@@ -45,10 +52,11 @@ class StageArguments:
 def main() -> None:
     model_args, data, stage = parse_arguments(ModelArguments, DoctorArguments, StageArguments, description=__doc__)
     form = FORMS[stage.stage]
+    data.check_stage(stage.stage)
     name = model_args.tokenizer_name or model_args.model_name_or_path
     flag = "--tokenizer_name" if model_args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
-    encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long)
+    encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
     filename = data.train_filename or FILES.get(form, "prompts_train.jsonl")
     encoded = read_trees(data, filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples)
     model = load_causal_lm(
@@ -61,8 +69,27 @@ def main() -> None:
     inspect(encoded, tokenizer, model, form=form)
     check_row(model.config, totals_of(encoded.trees).deepest, flag="--max_length")
     verify_trees(model, gradients=True)
-    Console().print(figures(encoded, form, tokenizer, model))
+    compared = compare_with_template(data, filename, encoder, form)
+    table = figures(encoded, form, tokenizer, model)
+    if compared:
+        table.add_row("chat template", f"{compared} of {compared} records equal its own rendering, token by token")
+    if form == "sft":
+        table.add_row("trained", Text(trained_text(encoded[0], encoder)[:TRAINED_SHOWN]))
+    Console().print(table)
     print("Nothing is wrong that can be seen from here.")
+
+
+def compare_with_template(data: DoctorArguments, filename: str, encoder: Encoder, form: str) -> int:
+    """How many of the first records have been compared. Raises ValueError for one that differs."""
+    whole = Encoder(encoder.tokenizer, 10**9, chats=encoder.chats)
+    compared = 0
+    for record in islice(iterate_records(data.path(filename), on_bad_line=data.on_bad_line), COMPARED):
+        try:
+            compared += check_against_template(record, whole, form)
+        except Unencodable:
+            if data.on_bad_line == "error":
+                raise
+    return compared
 
 
 def figures(encoded: EncodedRecords, form: str, tokenizer, model) -> Table:

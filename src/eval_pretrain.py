@@ -28,7 +28,7 @@ from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.url_keys import url_without_key
 from keju.records.writing import write_json, write_jsonl
 from keju.report.evaluations import write_evaluation_report
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_bars
 from keju.training.progress import Progress
@@ -43,7 +43,7 @@ ROW, LONG_ROW = 4096, 16384
 
 
 @dataclass
-class EvalArguments:
+class EvalArguments(ThinkingArguments):
     """What is evaluated, and how."""
 
     model_name_or_path: str = field(metadata={"help": "Checkpoint folder or hub name; its name on --server_url."})
@@ -117,7 +117,7 @@ def main() -> None:
     model, key, max_length = load_examinee(args, tokenizer)
     folder.begin()
     recorded = RecordedModel(model, folder.path / "scores.jsonl", key)
-    encoder = Encoder(tokenizer, max_length)
+    encoder = Encoder(tokenizer, max_length, chats=args.chat_settings())
 
     header = {"model": args.model_name_or_path, "versions": describe_versions()["versions"]}
     summaries: list[dict[str, Any]] = []

@@ -24,7 +24,7 @@ from keju.records.reading import read_records
 from keju.records.record import RankedRecord
 from keju.records.writing import write_json, write_jsonl
 from keju.training.answer_scores import answer_rewards
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
@@ -33,7 +33,7 @@ from keju.training.tree_guard import verify_trees
 
 
 @dataclass
-class EvalRewardArguments:
+class EvalRewardArguments(ThinkingArguments):
     """What is evaluated, and on which records."""
 
     model_name_or_path: str = field(metadata={"help": "Folder of a reward model."})
@@ -56,7 +56,7 @@ def main() -> None:
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
     model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    encoded = read_ranked(args, Encoder(tokenizer, args.max_length))
+    encoded = read_ranked(args, Encoder(tokenizer, args.max_length, chats=args.chat_settings()))
     check_row(model.config, totals_of(encoded.trees).deepest, flag="--max_length")
     verify_trees(model)
 
@@ -92,7 +92,7 @@ def read_ranked(args: EvalRewardArguments, encoder: Encoder) -> EncodedRecords:
     file = read_records(path, on_bad_line=args.on_bad_line, kinds=(RankedRecord,))
     records = list(file)[: args.max_samples]
     with Progress(len(records), f"encode {path.name}", unit="records") as bar:
-        encoded = encode_records(records, encoder, "ranked", on_record=bar.advance)
+        encoded = encode_records(records, encoder, "ranked", on_bad_line=args.on_bad_line, on_record=bar.advance)
     for reason in encoded.skipped[:3]:
         print(f"left out: {reason}")
     return encoded

@@ -14,7 +14,9 @@ from typing import Any, Literal
 import torch
 from transformers import set_seed
 
+from keju.encoding.dataset import nothing_usable
 from keju.encoding.encoder import Encoder
+from keju.encoding.refusals import Unencodable, placed
 from keju.eval.text_metrics import compare, describe
 from keju.models.generation import Response, generate_responses
 from keju.models.loading import load_causal_lm, load_tokenizer
@@ -22,7 +24,7 @@ from keju.records.reading import read_records
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 from keju.records.turns import turn_of
 from keju.records.writing import write_json, write_jsonl
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.progress import Progress
 from keju.training.run_folder import RunFolder
@@ -31,7 +33,7 @@ from keju.training.tree_guard import verify_trees
 
 
 @dataclass
-class PredArguments:
+class PredArguments(ThinkingArguments):
     """What is answered, and how."""
 
     model_name_or_path: str = field(metadata={"help": "Checkpoint folder or hub name."})
@@ -74,8 +76,9 @@ def main() -> None:
     records = read_records(Path(args.data_dir).expanduser() / args.test_filename, on_bad_line=args.on_bad_line)
     records = list(records)[: args.max_samples]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    encoder = Encoder(tokenizer, limit or 2**30)
-    prompts = [prompt_ids(record, encoder, limit and limit - args.max_new_tokens, args.on_long) for record in records]
+    encoder = Encoder(tokenizer, limit or 2**30, chats=args.chat_settings())
+    room = limit and limit - args.max_new_tokens
+    records, prompts = encoded_prompts(records, encoder, room, args.on_long, args.on_bad_line)
     print(f"The first prompt, as the model reads it:\n{visible(tokenizer.decode(prompts[0]))}\n")
 
     with Progress(len(prompts), "generate", unit="prompts") as bar:
@@ -101,14 +104,33 @@ def main() -> None:
     folder.finish(**figures)
 
 
+def encoded_prompts(
+    records: Sequence[Record], encoder: Encoder, room: int | None, on_long: str, on_bad_line: str
+) -> tuple[list[Record], list[list[int]]]:
+    """(the records that can be encoded, what the model reads of each); says which were left out."""
+    kept, prompts, skipped = [], [], []
+    for record in records:
+        try:
+            prompts.append(prompt_ids(record, encoder, room, on_long))
+            kept.append(record)
+        except Unencodable as reason:
+            if on_bad_line == "error":
+                raise
+            skipped.append(str(reason))
+    if not kept:
+        raise ValueError(nothing_usable(skipped, len(skipped)))
+    if skipped:
+        print(f"left out {len(skipped)} of {len(records)} records, such as {visible(skipped[0])}")
+    return kept, prompts
+
+
 def prompt_ids(record: Record, encoder: Encoder, room: int | None, on_long: str) -> list[int]:
     """What the model reads; at most `room` tokens (None: no limit)."""
     if isinstance(record, TextRecord):
-        ids = encoder.prefix_ids(record.text)
-    elif isinstance(record, RankedRecord):
-        ids = encoder.prompt_ids(record.messages, record.prefix)
+        with placed(record):
+            ids = encoder.prefix_ids(record.text)
     else:
-        ids = encoder.prompt_ids(record.prompt)
+        ids = encoder.record_prompt_ids(record)
     if room is None or len(ids) <= room:
         return ids
     if on_long == "error" or room < 2:

@@ -23,7 +23,7 @@ from keju.records.reading import iterate_rows
 from keju.records.record import Answer, ChatRecord, RankedRecord
 from keju.records.writing import write_json, write_jsonl
 from keju.training.answer_scores import answer_rewards
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
@@ -35,7 +35,7 @@ CONTEXT = ("prompt", "system", "history", "tools", "prefix")  # what answers ans
 
 
 @dataclass
-class PredRewardArguments:
+class PredRewardArguments(ThinkingArguments):
     """Which answers are scored."""
 
     model_name_or_path: str = field(metadata={"help": "Folder of a reward model."})
@@ -66,7 +66,7 @@ def main() -> None:
     verify_trees(model)
     located = list(iterate_rows(Path(args.data_dir).expanduser() / args.test_filename))
     records = [ranked_record(fields, where) for where, fields in located]
-    encoder = Encoder(tokenizer, args.max_length, on_long=args.on_long)
+    encoder = Encoder(tokenizer, args.max_length, on_long=args.on_long, chats=args.chat_settings())
     trees, owners = share_prompts([encoder.ranked_tree(record) for record in records], args.token_budget)
     check_row(model.config, totals_of(trees).deepest, flag="--max_length")
     with Progress(len(trees), "score answers", unit="prompts") as bar:

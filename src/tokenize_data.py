@@ -18,7 +18,7 @@ from keju.encoding.token_store import DamagedStore, open_store
 from keju.models.loading import load_tokenizer
 from keju.records.folds import Fold
 from keju.records.shards import record_files
-from keju.training.arguments import DataArguments, parse_arguments
+from keju.training.arguments import ChatTrainingArguments, DataArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.progress import compact
 from keju.training.tree_reading import TreeRequest
@@ -43,7 +43,7 @@ class TokenizerArguments:
 
 
 @dataclass
-class TokenizeArguments(DataArguments):
+class TokenizeArguments(ChatTrainingArguments, DataArguments):
     train_filename: str = field(default=DEFAULT, metadata={"help": "Records; by default what --stage reads."})
     eval_filename: str | None = field(
         default=DEFAULT, metadata={"help": 'Held-out records; by default as --stage; "": none.'}
@@ -56,6 +56,7 @@ class TokenizeArguments(DataArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         Fold(self.fold)
+        self.check_stage(self.stage)
         names = FILES.get(FORMS[self.stage], RANKED)
         self.train_filename = names[0] if self.train_filename == DEFAULT else self.train_filename
         self.eval_filename = names[1] if self.eval_filename == DEFAULT else self.eval_filename
@@ -68,7 +69,7 @@ def main() -> None:
     flag = "--tokenizer_name" if tokenizer_args.tokenizer_name else "--model_name_or_path"
     name = tokenizer_args.tokenizer_name or tokenizer_args.model_name_or_path
     tokenizer = load_tokenizer(name, flag=flag, chat_template=tokenizer_args.chat_template)
-    encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long)
+    encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
     # The reward stage takes a part of its training records; the others, and held-out records, are whole.
     fold = Fold(data.fold) if data.stage == "reward" else None
     tokenise(data, encoder, data.train_filename, data.max_train_samples, fold)

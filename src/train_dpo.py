@@ -18,7 +18,13 @@ from torch import nn
 from keju.losses.preference_mix import loss_names
 from keju.losses.preference_pairs import LossSettings
 from keju.models.loading import load_causal_lm
-from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
+from keju.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    StageTrainingArguments,
+    ThinkingArguments,
+    parse_arguments,
+)
 from keju.training.cache_folder import cache_folder
 from keju.training.engines import deepspeed_config, readable
 from keju.training.launch import run_stage
@@ -46,7 +52,7 @@ from keju.trees.segment import Segment
 
 
 @dataclass
-class DPODataArguments(DataArguments):
+class DPODataArguments(ThinkingArguments, DataArguments):
     train_filename: str = field(default="ranked_train.jsonl", metadata={"help": "Ranked records, in --data_dir."})
     eval_filename: str | None = field(default="ranked_dev.jsonl", metadata={"help": "Held-out ranked records."})
 

@@ -99,7 +99,7 @@ def main() -> None:
     check_model(models.reward_model_path, flag="--reward_model_path")
     longest = data.max_prompt_length + grpo.max_new_tokens
     check_rows(models.reward_model_path, longest, flag="--max_prompt_length + --max_new_tokens")
-    encoder = Encoder(tokenizer, max_length=data.max_prompt_length)
+    encoder = Encoder(tokenizer, data.max_prompt_length, chats=data.chat_settings())
     prompts, held_out = (
         RootTokens(read_trees(data, name, encoder, "prompt", flag=flag, max_samples=count).trees)
         for name, flag, count in (

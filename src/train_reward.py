@@ -12,7 +12,13 @@ from keju.encoding.token_store import totals_of
 from keju.models.loading import load_scalar_model
 from keju.records.folds import Fold
 from keju.training.answer_scores import answer_rewards, by_score
-from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
+from keju.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    StageTrainingArguments,
+    ThinkingArguments,
+    parse_arguments,
+)
 from keju.training.launch import run_stage
 from keju.training.objectives.reward import RewardObjective
 from keju.training.plots import plot_histograms
@@ -29,7 +35,7 @@ from keju.training.stage import (
 
 
 @dataclass
-class RewardDataArguments(DataArguments):
+class RewardDataArguments(ThinkingArguments, DataArguments):
     train_filename: str = field(default="ranked_train.jsonl", metadata={"help": "Ranked records, in --data_dir."})
     eval_filename: str | None = field(default="ranked_dev.jsonl", metadata={"help": "Held-out ranked records."})
     fold: str = field(

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
+from keju.encoding.refusals import Unencodable
 from keju.encoding.store_key import tokenizer_digest
 from keju.models.configurations import check_model, check_rows
 from keju.models.loading import DTYPES, load_scalar_model, load_tokenizer
@@ -152,7 +153,8 @@ def start_processes(ppo: PPOArguments) -> None:
 
 def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTokenizerBase):
     """-> prompts to learn from, held-out prompts (token ids), ptx records, ranked records (none: empty)."""
-    encoder = Encoder(tokenizer, max_length=10**9)  # whole; what is too long is left out here, by this stage's flags
+    # Whole; what is too long is left out here, by this stage's flags
+    encoder = Encoder(tokenizer, 10**9, chats=data.chat_settings())
 
     def prompts_of(filename: str, flag: str, max_samples: int | None) -> EncodedRecords:
         encoded = read_trees(data, filename, encoder, "prompt", flag=flag, max_samples=max_samples)
@@ -164,13 +166,14 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
         held_out = RootTokens(prompts_of(data.eval_filename, "--eval_filename", data.max_eval_samples).trees)
     ptx = ranked = EncodedRecords()
     if data.ptx_filename:
-        encoder = Encoder(tokenizer, max_length=min(data.token_budget, data.max_prompt_length + ppo.max_new_tokens))
+        longest = min(data.token_budget, data.max_prompt_length + ppo.max_new_tokens)
+        encoder = Encoder(tokenizer, longest, chats=data.chat_settings())
         path = data.path(data.ptx_filename)
         is_text = isinstance(next(iterate_records(path, on_bad_line=data.on_bad_line), None), TextRecord)
         form = "text" if is_text else "sft"
         ptx = read_trees(data, data.ptx_filename, encoder, form, flag="--ptx_filename", max_samples=None)
     if ppo.enable_joint_optimization:
-        encoder = Encoder(tokenizer, max_length=data.token_budget)
+        encoder = Encoder(tokenizer, data.token_budget, chats=data.chat_settings())
         ranked = read_trees(
             data, data.ranked_filename, encoder, "ranked", flag="--ranked_filename", max_samples=data.max_train_samples
         )
@@ -194,12 +197,15 @@ def reader_settings(
     if same_vocabulary(tokenizer, own):
         return None, own
     print(f"{flag}: another tokenizer than the actor's; responses are rendered again as its text")
-    encoder = Encoder(tokenizer, max_length=10**9)
-    records = {
-        tuple(encoder.prompt_tree(record).tokens): record
-        for name in filter(None, (data.train_filename, data.eval_filename))
-        for record in read_records(data.path(name), on_bad_line=data.on_bad_line)
-    }
+    encoder = Encoder(tokenizer, 10**9, chats=data.chat_settings())
+    records = {}
+    for name in filter(None, (data.train_filename, data.eval_filename)):
+        for record in read_records(data.path(name), on_bad_line=data.on_bad_line):
+            try:
+                records[tuple(encoder.record_prompt_ids(record))] = record
+            except Unencodable:  # read_data has counted it
+                if data.on_bad_line == "error":
+                    raise
     return Translation(tokenizer, Encoder(own, max_length=10**9), records), own
 
 

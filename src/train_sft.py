@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
+from keju.training.arguments import (
+    ChatTrainingArguments,
+    DataArguments,
+    ModelArguments,
+    StageTrainingArguments,
+    parse_arguments,
+)
 from keju.training.launch import run_stage
 from keju.training.stage import train_language_model
 
 
 @dataclass
-class SFTDataArguments(DataArguments):
+class SFTDataArguments(ChatTrainingArguments, DataArguments):
     train_filename: str = field(default="ranked_train.jsonl", metadata={"help": "Ranked, chat or instruction records."})
     eval_filename: str | None = field(default="ranked_dev.jsonl", metadata={"help": "Held-out records of that kind."})
 

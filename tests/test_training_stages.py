@@ -15,6 +15,7 @@ from tiny_models import build_llama, build_pangu, build_scalar_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from keju import doctor, pretrain, train_dpo, train_reward, train_sft
+from keju.encoding.encoder import Encoder
 from keju.records.writing import write_jsonl
 from keju.training.launch import run_guarded
 
@@ -283,6 +284,30 @@ def test_disk_full_while_saving(folder, tmp_path, monkeypatch, capsys):
     message = capsys.readouterr().err
     assert "disk" in message.lower() and "Traceback" not in message
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_doctor_compares_with_the_template(folder, tmp_path, monkeypatch, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(folder / "llama", model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    turns = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}<think>{% endif %}"
+    tokenizer.save_pretrained(model)
+    argv = ["doctor.py", "--model_name_or_path", model, "--data_dir", folder, "--stage", "sft", "--max_length", 64]
+    monkeypatch.setattr(sys, "argv", list(map(str, argv)))
+    assert run_guarded(doctor.main) == 0
+    shown = capsys.readouterr().out
+    assert "records equal its own rendering, token by token" in shown
+    # Where our tokens are not the template's, the first record that shows it is named.
+    spans = Encoder._spans
+
+    def shifted(*args, **kwargs):
+        ids, found = spans(*args, **kwargs)
+        return [ids[1], ids[0], *ids[2:]], found
+
+    monkeypatch.setattr(Encoder, "_spans", shifted)
+    assert run_guarded(doctor.main) == 2
+    assert "is not that of the chat template's own rendering" in last_line(capsys)
 
 
 def test_doctor_refuses_a_double_start_token(folder, tmp_path, monkeypatch, capsys):

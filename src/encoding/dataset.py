@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from keju.encoding.encoder import Encoder, TooLong
+from keju.encoding.encoder import Encoder
+from keju.encoding.refusals import TooLong, Unencodable
 from keju.records.record import CONTRADICTION, ChatRecord, RankedRecord, Record, TextRecord
 from keju.trees.segment import Segment
 
@@ -76,16 +77,23 @@ def encode_records(
     encoder: Encoder,
     form: str,
     *,
+    on_bad_line: str = "error",
     on_record: Callable[[int], None] = lambda count: None,
 ) -> EncodedRecords:
     """Encodes records in the way of `form` (see FORMS).
 
-    Records longer than max_length are skipped and listed when the encoder's `on_long` is "skip". Raises ValueError
-    naming `file:line` for anything else that cannot be trained on. `on_record(1)` is called after each, for a bar.
+    Records longer than max_length are skipped and listed when the encoder's `on_long` is "skip", and those that cannot
+    be encoded when `on_bad_line` is. Raises ValueError naming `file:line` for anything else. `on_record(1)` is called
+    after each, for a bar.
     """
     encoded = EncodedRecords([], [])
     for record in records:
-        trees = encode_record(record, encoder, form)
+        try:
+            trees = encode_record(record, encoder, form)
+        except Unencodable as reason:
+            if on_bad_line == "error":
+                raise
+            trees = str(reason)
         if isinstance(trees, str):
             encoded.skipped.append(trees)
         else:
@@ -98,11 +106,14 @@ def encode_records(
 
 
 def encode_record(record: Record, encoder: Encoder, form: str) -> list[Segment] | str:
-    """The trees of one record, or `file:line: why` it is left out. Raises ValueError as `encode_records` does."""
+    """The trees of one record, or `file:line: why` it is left out.
+
+    Raises Unencodable for a record that makes no tokens, and ValueError as `encode_records` does.
+    """
     encode, kinds = FORMS[form]
     if not isinstance(record, kinds):
         names = " or ".join(kind.__name__.removesuffix("Record").lower() for kind in kinds)
-        raise ValueError(f"{record.where}: this stage needs {names} records, see README, Records")
+        raise Unencodable(f"{record.where}: this stage needs {names} records, see README, Records")
     why = left_out(record, form)
     if why:
         return f"{record.where}: {why}"

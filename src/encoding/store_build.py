@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from keju.encoding.array_file import ArrayWriter, file_checksums, file_digest
 from keju.encoding.dataset import encode_record, nothing_usable
 from keju.encoding.encoder import Encoder
+from keju.encoding.refusals import Unencodable
 from keju.encoding.token_store import CHECKSUMS, MANIFEST, NPY, LeftOut, Manifest
 from keju.encoding.tree_columns import ARRAYS, TreeColumns, flatten
 from keju.encoding.tree_totals import TreeTotals
@@ -66,6 +67,9 @@ def encode_block(rows: list[Row], encoder: Encoder, form: str, on_bad_line: str,
         try:
             found = encode_record(record, encoder, form)
         except ValueError as error:
+            if on_bad_line == "skip" and isinstance(error, Unencodable):
+                block.bad.append((done, number, line, str(error).removeprefix(f"{where}: ")))
+                continue
             block.error = (done, str(error))
             break
         if isinstance(found, str):

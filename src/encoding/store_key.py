@@ -7,6 +7,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from keju.records.writing import write_json
 
 # Raise it when the same records give other trees, or a store another layout: a change of keju.encoding, keju.records
 # or keju.tokenizers. tests/encoding/test_token_store.py notices when the trees of a few records change.
-VERSION = 2
+VERSION = 4
 # Of files that tokenizers save: what does not change a token.
 NO_CONTENT = {"is_local", "local_files_only", "name_or_path", "transformers_version", "padding", "truncation"}
 LIBRARIES = ("transformers", "tokenizers", "sentencepiece", "tiktoken", "jieba")
@@ -41,7 +42,7 @@ def store_key(
         "libraries": {name: version(name) for name in LIBRARIES},
         "data": [[suffix_of(file), digest] for file, digest in zip(files, digests, strict=True)],
         "tokenizer": tokenizer_digest(encoder.tokenizer),
-        "encoder": [encoder.max_length, encoder.on_long],
+        "encoder": [encoder.max_length, encoder.on_long, asdict(encoder.chats)],
         "form": form,
         "records": [on_bad_line, max_samples, fold],
     }

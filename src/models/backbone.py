@@ -103,7 +103,13 @@ def _head(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None, dict[str
 
 
 def tree_cross_entropy(model: nn.Module, batch) -> torch.Tensor:
-    """-log p of every prediction of the batch, summed: []. Its gradients are made in the forward pass."""
+    """-log p of every prediction of the batch, summed: []. Its gradients are made in the forward pass.
+
+    Where records give weights (token_values["weight"]) each summand is multiplied by its own; no weight is 1.
+    """
+    weights = batch.token_values.get("weight")
+    if weights is not None:
+        return -(weights.nan_to_num(nan=1.0) * tree_logprobs(model, batch).logprobs).sum()
     hidden = tree_hidden_states(model, batch)
     weight, bias, transform = _head(model)
     return linear_cross_entropy(hidden[batch.source], weight, batch.target, bias, reduction="sum", **transform)

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from keju.rl.modes import rules_of
-from keju.training.stage_arguments import TENSOR_PARALLEL_HELP, TokenCacheArguments, check_tensor_parallel_size
+from keju.training.stage_arguments import (
+    TENSOR_PARALLEL_HELP,
+    ThinkingArguments,
+    TokenCacheArguments,
+    check_tensor_parallel_size,
+)
 
 
 def setting(default, help: str):
@@ -61,7 +66,7 @@ class PPOModelArguments:
 
 
 @dataclass
-class PPODataArguments(TokenCacheArguments):
+class PPODataArguments(ThinkingArguments, TokenCacheArguments):
     """Which prompts are answered."""
 
     _argument_group_name = "data"

@@ -29,11 +29,11 @@ class Translation:
         """The responses in the reward model's ids, values["row"] counted through `rollouts`; never an empty branch."""
         trees, row = [], 0
         for rollout in rollouts:
-            messages, prefix = self.encoder.prompt_of(self.records[rollout.prompt])
-            prompt = self.encoder.prompt_ids(messages, prefix)
+            messages, prefix, tools = self.encoder.prompt_of(self.records[rollout.prompt])
+            texts = [self.text(rollout.prompt, response) for response in rollout.responses]
+            prompt, answers = self.encoder.prompt_and_answers(messages, texts, prefix, tools)
             responses = {}
-            for response in rollout.responses:
-                ids = self.encoder.answer_ids(messages, self.text(rollout.prompt, response), prefix, prompt)
+            for response, (ids, _) in zip(rollout.responses, answers, strict=True):
                 # A response without any text that was cut off still needs a token to be read at: the end.
                 responses[row] = ids if response.finished or len(ids) == 1 else ids[:-1]
                 row += 1

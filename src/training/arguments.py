@@ -20,10 +20,13 @@ from transformers import HfArgumentParser, TrainingArguments
 from keju.training.stage_arguments import (  # noqa: F401  (stages import the dataclasses from here)
     SHOWN_IN_HELP,
     WITHOUT_EFFECT,
+    ChatTrainingArguments,
     DataArguments,
     ModelArguments,
     StageTrainingArguments,
+    ThinkingArguments,
     TokenCacheArguments,
+    parsed_thinking,
 )
 from keju.training.yaml_config import Setting, read_settings
 

@@ -82,7 +82,7 @@ def prepare(folder: RunFolder, model_args: ModelArguments, data: DataArguments, 
         name, flag = model_args.tokenizer_name, "--tokenizer_name"
     tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(training.deepspeed, model_args))
-    return tokenizer, Encoder(tokenizer, data.max_length, on_long=data.on_long)
+    return tokenizer, Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
 
 
 def start_of(deepspeed: str | None, models: Any, *flags: str) -> dict[str, str]:

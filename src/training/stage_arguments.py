@@ -13,6 +13,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
+from keju.encoding.chat_settings import ChatSettings
 from keju.training.cache_folder import cache_folder
 
 TENSOR_PARALLEL_HELP = "Only 1: matrices are not cut up among GPUs (ZeRO-3 does that between passes)."
@@ -135,6 +136,49 @@ class TokenCacheArguments:
             raise ValueError(f"--num_workers: must be at least 1, got {self.num_workers}")
 
 
+@dataclass(kw_only=True)
+class ThinkingArguments:
+    """How conversations are rendered."""
+
+    enable_thinking: Literal["default", "true", "false"] = field(
+        default="default",
+        metadata={
+            "help": "What the chat template is given as enable_thinking, where it reads that; or its own default."
+        },
+    )
+
+    def chat_settings(self) -> ChatSettings:
+        return ChatSettings(enable_thinking=parsed_thinking(self.enable_thinking))
+
+
+@dataclass(kw_only=True)
+class ChatTrainingArguments(ThinkingArguments):
+    """Which turns of conversations are trained."""
+
+    train_turns: Literal["all", "last"] = field(
+        default="all", metadata={"help": "Train every assistant turn of a conversation, or the last one alone."}
+    )
+    train_thoughts: Literal["all", "last", "none"] = field(
+        default="all", metadata={"help": "Train what is thought before an answer: in all turns, the last one, or none."}
+    )
+
+    def chat_settings(self) -> ChatSettings:
+        return ChatSettings(parsed_thinking(self.enable_thinking), self.train_turns, self.train_thoughts)
+
+    def check_stage(self, stage: str) -> None:
+        """Raises ValueError for what has no effect on the tokens of this stage."""
+        given = {"train_turns": "all", "train_thoughts": "all"} if stage != "sft" else {}
+        given |= {"enable_thinking": "default"} if stage == "pretrain" else {}
+        for name, default in given.items():
+            if getattr(self, name) != default:
+                raise ValueError(f"--{name}: has no effect with --stage {stage}")
+
+
+def parsed_thinking(text: str) -> bool | None:
+    """--enable_thinking as a value; None: the template's own default."""
+    return {"true": True, "false": False}.get(text)
+
+
 @dataclass
 class DataArguments(TokenCacheArguments):
     """Which records are read, and how much of them."""
@@ -162,6 +206,10 @@ class DataArguments(TokenCacheArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: must be at least 1, got {value}")
+
+    def chat_settings(self) -> ChatSettings:
+        """How conversations are rendered; stages that read some have flags for it."""
+        return ChatSettings()
 
     def path(self, filename: str) -> Path:
         """The record file `filename` in `data_dir` (an absolute path stays as it is)."""

@@ -137,7 +137,7 @@ class TreeRequest:
             found = f"no usable record, {len(bad)} bad ones such as {bad[0]}" if bad else "the file has no records"
             raise ValueError(f"{self.path}: {found}")
         with Progress(len(read), f"encode {self.path.name}", unit="records") as bar:
-            encoded = encode_records(read, self.encoder, self.form, on_record=bar.advance)
+            encoded = encode_records(read, self.encoder, self.form, on_bad_line=self.on_bad_line, on_record=bar.advance)
         self._report([*bad, *encoded.skipped], len(bad) + encoded.num_skipped, len(read) + len(bad))
         return encoded
 

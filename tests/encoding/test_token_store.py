@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from keju.encoding import workers
 from keju.encoding.array_file import ArrayReader, ArrayWriter, DamagedFile
+from keju.encoding.chat_settings import ChatSettings
 from keju.encoding.dataset import encode_records
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_build import build_store
@@ -265,12 +266,32 @@ def test_a_store_travels_to_another_process_by_name(tmp_path, tokenizer):
     process.join()
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_records_that_a_template_refuses_are_skipped_and_counted(tmp_path, num_workers):
+    rows = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "成"}]} for text in "一二三"
+    ]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    refusing = build_char_tokenizer("一二三")
+    refusing.chat_template = (
+        "{% for m in messages %}{{ raise_exception('no') if m.content == '二' }}{{ m.content }}</s>{% endfor %}"
+    )
+    files, encoder = [tmp_path / "a.jsonl"], Encoder(refusing, 64)
+    with pytest.raises(ValueError, match=r"a.jsonl:2: the chat template refuses the conversation: no$"):
+        store_of(tmp_path / "none", files, encoder, "sft", num_workers=num_workers)
+    stored = store_of(tmp_path / "store", files, encoder, "sft", on_bad_line="skip", num_workers=num_workers)
+    assert len(stored) == 2 and stored.num_bad == 1
+    assert stored.bad == [f"{files[0]}:2: the chat template refuses the conversation: no"]
+
+
 # -- the key -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_key_changes_with_all_that_decides_the_trees(tmp_path):
-    def key(digest="d", file="a.jsonl", form="sft", max_length=64, on_long="skip", tokenizer=None, **options):
-        encoder = Encoder(tokenizer or build_char_tokenizer(), max_length, on_long=on_long)
+    def key(
+        digest="d", file="a.jsonl", form="sft", max_length=64, on_long="skip", tokenizer=None, chats=None, **options
+    ):
+        encoder = Encoder(tokenizer or build_char_tokenizer(), max_length, on_long=on_long, chats=chats)
         options = {"on_bad_line": "error", "max_samples": None, "fold": None} | options
         return store_key([digest], [Path(file)], encoder, form, **options)
 
@@ -286,6 +307,8 @@ def test_the_key_changes_with_all_that_decides_the_trees(tmp_path):
         key(on_long="truncate"),
         *(key(tokenizer=tokenizer) for tokenizer in (templated, larger, other_pad)),
         key(on_bad_line="skip"),
+        key(chats=ChatSettings(train_turns="last")),
+        key(chats=ChatSettings(train_thoughts="none")),
         key(max_samples=5),
         key(fold=(1, 2)),
     ]

@@ -15,6 +15,12 @@ class FamilyTokenizer:
         """The id that a model writes after its answer."""
         return self.eos_token_id
 
+    @property
+    def renders_ids(self) -> bool:
+        """Whether apply_chat_template makes ids that are not those of the text it renders: in a text nothing tells the
+        special tokens of the format from those that somebody typed."""
+        return False
+
 
 class PrefixTokenizer(FamilyTokenizer):
     """For models that read a context in both directions and write what a mask token in it stands for.
@@ -59,6 +65,11 @@ class PrefixTokenizer(FamilyTokenizer):
 def answer_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id that ends an answer, for any tokenizer."""
     return tokenizer.answer_end_token_id if isinstance(tokenizer, FamilyTokenizer) else tokenizer.eos_token_id
+
+
+def renders_ids(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """See FamilyTokenizer.renders_ids, for any tokenizer."""
+    return isinstance(tokenizer, FamilyTokenizer) and tokenizer.renders_ids
 
 
 def exchanges(messages: Sequence[dict[str, str]]) -> tuple[str, list[tuple[str, str | None]]]:

@@ -224,6 +224,10 @@ class QWenTokenizer(FamilyTokenizer, TextsToIds, PreTrainedTokenizer):
 
     # -- conversations -----------------------------------------------------------------------------------------------
 
+    @property
+    def renders_ids(self) -> bool:
+        return True
+
     def apply_chat_template(self, conversation, *args, tokenize: bool = True, tokenizer_kwargs=None, **kwargs):
         """transformers' own; tokenised, a special token of the template is one id and one in a message is text."""
         if not tokenize:

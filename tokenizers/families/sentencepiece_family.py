@@ -224,6 +224,10 @@ class SentencePieceFamily(FamilyTokenizer, TextsToIds, SentencePieceBackend):
 
     # -- conversations -----------------------------------------------------------------------------------------------
 
+    @property
+    def renders_ids(self) -> bool:
+        return self.chat_template is not None and self.chat_template == self._own_chat_template()
+
     def apply_chat_template(
         self,
         conversation,
@@ -244,8 +248,7 @@ class SentencePieceFamily(FamilyTokenizer, TextsToIds, SentencePieceBackend):
         **kwargs,
     ):
         """As transformers does it, with ids that are exact and in which no text of a user becomes special."""
-        own = chat_template is None and self.chat_template is not None
-        if not own or self.chat_template != self._own_chat_template():
+        if chat_template is not None or not self.renders_ids:
             return super().apply_chat_template(
                 conversation,
                 tools=tools,

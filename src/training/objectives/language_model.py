@@ -1,4 +1,4 @@
-"""Pretraining and SFT: the loss of every predicted token."""
+"""Pretraining and SFT: the loss of every predicted token, times its weight where records give weights."""
 
 from __future__ import annotations
 
