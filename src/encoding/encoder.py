@@ -259,13 +259,13 @@ class Encoder(TextEncoder):
         cut: tokens beyond max_length do not matter, so that a very long text is not tokenised to its end.
         """
         limit = CHARACTERS_A_TOKEN * self.max_length
-        places = [[turn.start for turn in turns], [turn.answer for turn in turns], [turn.end for turn in turns]]
-        starts, ends = places[0] + places[1], places[2]
+        is_all = self.chats.train_thoughts == "all"  # then nothing depends on where a thought ends
+        starts = [turn.start for turn in turns] + [turn.start if is_all else turn.answer for turn in turns]
+        ends = [turn.end for turn in turns]
         if cut and len(text) > limit:
             ids, begins, behind = tokens_and_places(self.tokenizer, text[:limit], starts, ends, self._known)
-            cut = (
-                len(ids) > self.max_length + CHARACTERS_A_TOKEN
-            )  # the last tokens before a cut are not those of the text
+            # The last tokens before a cut are not those of the text.
+            cut = len(ids) > self.max_length + CHARACTERS_A_TOKEN
         else:
             cut = False
         if not cut:

@@ -28,7 +28,7 @@ def tokens_and_places(
     ids = list(encoded["input_ids"])
     if encoded.encodings:
         own = encoded.encodings[0]
-        if len(starts) + len(ends) <= FEW:
+        if len({*starts, *ends}) <= FEW:
             return (
                 ids,
                 [_beginning(own, text, place) for place in starts],
