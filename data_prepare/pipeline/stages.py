@@ -155,10 +155,16 @@ def evaluation_ngrams(plan: Plan) -> str | None:
 
 
 def split_of(plan: Plan, item: Item) -> str:
-    """The split of a group is drawn by a hash; prompts for PPO are no loss for pretraining."""
+    """The split that the raw data say, or the one that is drawn for its group by a hash.
+
+    Where they have test or dev rows of their own, no others are drawn. Prompts for PPO are no loss for pretraining.
+    """
+    own = plan.own_splits.get(item.source, "train")
+    if own != "train":
+        return own
     kind, drawn = kind_of(item.row), fraction("split", plan.seed, item.group)
     for split in SPLITS:
-        drawn -= plan.shares.get(split, 0)
+        drawn -= plan.drawn_shares.get(split, 0)
         if drawn < 0:
             break
     if kind == "pretrain" and split == "prompts":

@@ -6,7 +6,6 @@ touched them, so that a pass over a large file would look like, and be killed fo
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -86,12 +85,3 @@ class ArrayReader:
     def __del__(self) -> None:
         if "_descriptor" in self.__dict__:
             os.close(self._descriptor)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
