@@ -140,6 +140,7 @@ def main() -> None:
     refuse_what_has_no_effect(args, corpus)
     if cleaning.simplify is None:
         cleaning = replace(cleaning, simplify=getattr(corpus, "SIMPLIFY", False))
+    cleaning = cleaning.resolved(curated=getattr(corpus, "CURATED", False))
     in_memory = hasattr(corpus, "build")
     made_from = made_from_package(args, corpus) if in_memory else made_from_files(args, corpus)
     made_from |= {

@@ -183,3 +183,10 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
     ".parquet": table_rows,
     ".arrow": table_rows,
 }
+
+
+def first_records(records: Sequence[Record], most: int | None, flag: str) -> list[Record]:
+    """The first of them, and how many that leaves out is said. flag: whose value `most` is (None: all)."""
+    if most is not None and most < len(records):
+        print(f"{flag} {most} leaves out {len(records) - most} of {len(records)} records")
+    return list(records)[:most]

@@ -24,7 +24,7 @@ from keju.encoding.workers import usable_cores
 from keju.records.digests import data_digest, file_digest
 from keju.records.folds import Fold
 from keju.records.opening import packing_of
-from keju.records.reading import iterate_records
+from keju.records.reading import iterate_records, raw_rows
 from keju.records.shards import TABLES, plain_suffix, record_files
 from keju.records.writing import whole_folder
 from keju.training.progress import Progress
@@ -74,8 +74,17 @@ def read_trees(
     if is_large or (data.token_cache == "auto" and _has_stores(data)):
         stored = request.stored(Path(data.token_cache_dir).expanduser(), data.num_workers, build=is_large)
     found = stored or request.encoded()
+    if max_samples is not None:
+        show_cap(files, max_samples, "--max_train_samples" if "eval" not in flag else "--max_eval_samples", path.name)
     found.digest = digest_of(request.digests(Path(data.token_cache_dir).expanduser()))
     return found
+
+
+def show_cap(files: Sequence[Path], most: int, flag: str, name: str) -> None:
+    """Says what the flag leaves out, if there is more in the files than it lets through."""
+    total = sum(1 for file in files for _ in raw_rows(file))
+    if total > most:
+        print(f"{name}: {flag} {most} leaves out {total - most} of {total} records")
 
 
 def _instead(path: Path, flag: str) -> str:
