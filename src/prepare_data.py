@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -26,18 +25,17 @@ from rich.progress import track
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
-from keju.data_prepare.cleaning.cleaner import Cleaner
 from keju.data_prepare.cleaning.contamination import write_evaluation_ngrams
 from keju.data_prepare.cleaning.settings import CleaningSettings
-from keju.data_prepare.corpus import Item
-from keju.data_prepare.data_set import DataSet, corpus_module
+from keju.data_prepare.data_set import corpus_module
 from keju.data_prepare.folder import REPORT, describe, new_folder, own_files, reusable_report
+from keju.data_prepare.in_memory import clean_rows, summary
 from keju.data_prepare.mixing import parse_mix
 from keju.data_prepare.pipeline import engine
 from keju.data_prepare.pipeline.build import begin, collect, has_training_rows, num_rows_held_out, training_texts
 from keju.data_prepare.pipeline.plan import VERSION, Plan, fields_by_size
 from keju.data_prepare.pipeline.rows import reply_of
-from keju.data_prepare.pipeline.shards import FileCounts, length_class
+from keju.data_prepare.pipeline.shards import length_class
 from keju.data_prepare.pipeline.stages import evaluation_ngrams
 from keju.data_prepare.raw_folder import (
     differing,
@@ -237,24 +235,6 @@ def build_in_memory(
     return report
 
 
-def clean_rows(data_set: DataSet, cleaning: CleaningSettings, evaluation_sets: list[str]) -> None:
-    """Cleans the rows that are records, in place."""
-    with tempfile.TemporaryDirectory() as folder:
-        if evaluation_sets:
-            write_evaluation_ngrams(evaluation_sets, folder)
-        cleaner = Cleaner(cleaning, folder if evaluation_sets else None)
-        for name, rows in data_set.files.items():
-            if is_record(rows[0]):
-                items = (Item(row, f"{name}:{line}", group="") for line, row in enumerate(rows, start=1))
-                rows[:] = [item.row for item in map(cleaner.clean, items) if isinstance(item, Item)]
-    data_set.steps.extend(cleaner.steps)
-
-
-def is_record(row: dict[str, Any]) -> bool:
-    """And no question of a benchmark."""
-    return "text" in row or "prompt" in row
-
-
 def write_page(args: PrepareDataArguments, corpus: ModuleType, found: dict[str, Any], folder: Path) -> None:
     if args.tokenizer_name or args.vocab_size:
         count_tokens(found, folder, load_tokenizer(args.tokenizer_name or str(folder / TOKENIZER)))
@@ -389,23 +369,6 @@ def save_family_tokenizer(sentencepiece_model: bytes, config: dict[str, Any], fo
     (folder / file_name).write_bytes(sentencepiece_model)
     write_json(folder / "tokenizer_config.json", config)
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)  # writes out what the family adds
-
-
-def summary(data_set: DataSet) -> dict[str, Any]:
-    """What went in, what came out, what was dropped and why."""
-    files = {}
-    for name, rows in data_set.files.items():
-        if is_record(rows[0]):
-            files[name] = FileCounts()
-            for row in rows:
-                files[name].add(row)
-    return {
-        "rows": {name: len(rows) for name, rows in data_set.files.items()},
-        "splits": data_set.splits,
-        "missing_wrong_answers": 0,
-        "steps": [step.as_row() for step in data_set.steps],
-        "files": {name: counts.as_row() for name, counts in files.items()},
-    }
 
 
 if __name__ == "__main__":

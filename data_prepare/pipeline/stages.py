@@ -155,7 +155,7 @@ def evaluation_ngrams(plan: Plan) -> str | None:
 
 
 def split_of(plan: Plan, item: Item) -> str:
-    """What the raw data say themselves, or drawn for its group by a hash; prompts for PPO are no loss for pretraining."""
+    """What the raw data say, or drawn for its group by a hash; prompts for PPO are no loss for pretraining."""
     own = plan.own_splits.get(item.source, "train")
     if own != "train":
         return own
