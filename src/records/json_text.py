@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +118,16 @@ class _Window:
         self.next_character()
         return self._at - self._line_start if self.line > line else None
 
-    def go_to_item(self, place: int | None, names: Iterable[str]) -> bool:
+    def go_to_item(self, place: int | None, names: Collection[str]) -> bool:
         """Goes to where another item seems to begin, after the one that is next; False if there is none.
 
         place: of `place_of_item`. names: that objects begin with.
         """
+        if place is None and not names:
+            return False
         if place is None:
             quoted = "|".join(re.escape(json.dumps(name, ensure_ascii=False)) for name in names)
-            start = re.compile(rf"\{{\s*(?:{quoted})\s*:" if quoted else r"(?!)")
+            start = re.compile(rf"\{{\s*(?:{quoted})\s*:")
         else:
             start = re.compile(rf"(?<=\n)[ \t]{{{place}}}(?=[{{\[])")
         self._pass(min(self._at + 1, len(self._text)))

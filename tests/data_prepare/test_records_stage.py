@@ -34,9 +34,7 @@ def prepare(monkeypatch, tmp_path):
 def said(folder, pattern="*.jsonl"):
     """(question, answer) of every row."""
     rows = [json.loads(line) for path in folder.glob(pattern) for line in path.read_text("utf-8").splitlines()]
-    return {
-        tuple(turn["content"] for turn in one.get("messages", one["prompt"] if "prompt" in one else [])) for one in rows
-    }
+    return {tuple(turn["content"] for turn in one["messages"]) for one in rows if "messages" in one}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
