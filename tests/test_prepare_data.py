@@ -164,3 +164,29 @@ def test_the_terminal_shows_the_beginning_of_long_texts_and_the_folder_in_one_pi
     assert f"{output}:" in lines
     (shown,) = (json.loads(line.partition(": ")[2]) for line in lines if line.startswith("pretrain_train.jsonl: "))
     assert len(shown["text"]) == 101 and shown["text"].endswith("…")
+
+
+def test_marks_and_fields_of_a_few_rows_are_kept(tmp_path, monkeypatch):
+    """So few that most slices of the corpus are empty."""
+    turns = [
+        {"role": "user", "content": "北京今天的天气怎么样？"},
+        {
+            "role": "assistant",
+            "content": "北京今天是晴天。",
+            "reasoning_content": "昨天也是晴天，所以今天多半也是。",
+            "weight": 0.5,
+        },
+    ]
+    rows = [
+        {"prompt": "天空在白天是什么颜色的？", "completion": "天空一直都是绿色的。", "label": "no"},
+        {"messages": turns, "tools": [{"name": "weather"}]},
+    ]
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    flags = ["--corpus", "records", "--raw_dir", raw, "--num_workers", "1", "--vocab_size", "0"]
+    assert run(monkeypatch, *flags, "--output_dir", tmp_path / "out") == 0
+    found = [json.loads(line) for path in (tmp_path / "out").glob("*_*.jsonl") for line in path.open(encoding="utf-8")]
+    answers = [row["answers"] for row in found if "answers" in row]
+    assert answers == [[{"answer": "天空一直都是绿色的。", "score": 0, "is_good": False}]]
+    (chat,) = (row for row in found if "messages" in row)
+    assert chat["messages"] == turns and chat["tools"] == [{"type": "function", "function": {"name": "weather"}}]

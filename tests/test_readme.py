@@ -36,8 +36,8 @@ def test_readme_shows_every_record_format_and_each_example_is_read(name):
         if "question" in row:  # a line of a benchmark, no record
             continue
         detect(row)
-        shown.add(next(parse.__name__ for fields, parse in FORMATS if fields <= row.keys()))
-    assert shown == {parse.__name__ for _, parse in FORMATS}
+        shown.add(next(parse.__name__ for fields, parse, _ in FORMATS if fields <= row.keys()))
+    assert shown == {parse.__name__ for _, parse, _ in FORMATS}
 
 
 @pytest.mark.parametrize("name", READMES)

@@ -208,3 +208,29 @@ def test_settings_that_cannot_be():
 def test_a_row_of_no_layout():
     with pytest.raises(ValueError, match="file.txt:7: a row with the fields question holds neither text"):
         cleaned({"question": "你好"})
+
+
+def test_turns_that_call_tools_stay_and_thoughts_are_cleaned():
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    turns = [
+        {"role": "user", "content": "北京今天的天气怎么样？"},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "先查一下！！！！！！",
+            "tool_calls": calls,
+            "weight": 0,
+        },
+        {"role": "tool", "content": ""},
+        {"role": "tool", "content": "晴"},
+        {"role": "assistant", "content": "北京今天是晴天。"},
+    ]
+    item = cleaned({"messages": turns}, min_prompt_chars=5)
+    assert item.row == {"messages": [turns[0], {**turns[1], "reasoning_content": "先查一下！！！"}, *turns[2:]]}
+
+
+def test_an_answer_that_is_better_and_worse_than_itself_is_no_answer():
+    found = cleaned(ranked(("比喻死守经验", 1), ("比喻死守经验", 0)))
+    assert isinstance(found, Dropped) and "are the same" in found.reason
+    kept = cleaned(ranked(("比喻死守经验", 1), ("比喻死守经验", 0), ("比喻勤劳", 0))).row
+    assert kept == ranked(("比喻死守经验", 1), ("比喻勤劳", 0))
