@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +37,19 @@ def reusable_report(folder: str | Path, made_from: dict[str, Any], overwrite: bo
     raise ValueError(f"--output_dir {folder}: {wrong}; name another folder or write there with --overwrite_output_dir")
 
 
-@contextlib.contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
+def own_files(folder: Path) -> list[Path]:
+    """What is in the folder of a data set and no part of it."""
+    report = _read_report(folder)
+    parts = {REPORT, *report["contents"]} if report else set()
+    return [path for path in folder.iterdir() if path.name not in parts]
+
+
+def new_folder(folder: str | Path) -> contextlib.AbstractContextManager[Path]:
     """A fresh folder beside `folder` that takes its place when the block ends, and vanishes when the block fails.
 
     Files of `folder` that are no part of an old data set are kept.
     """
-    folder = Path(folder).absolute()
-
-    def keep_other_files(old: Path) -> None:
-        report = _read_report(old)
-        replaced = {REPORT, *report["contents"]} if report else set()
-        for path in old.iterdir():
-            if path.name not in replaced and not (folder / path.name).exists():
-                path.rename(folder / path.name)
-        shutil.rmtree(old)
-
-    with whole_folder(folder, keep_other_files) as aside:
-        yield aside
+    return whole_folder(folder, own=own_files)
 
 
 def describe(folder: Path, made_from: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def json_lines(folder: Path, piece: Piece) -> Iterator[Row | BadRow]:
 def json_file(folder: Path, piece: Piece) -> Iterator[Row | BadRow]:
     """The objects of an array, each with the line it begins at; a file of one object is an array of one.
 
-    Raises ValueError where its JSON is broken: what follows cannot be trusted.
+    Raises ValueError where its JSON is broken so that what follows cannot be told.
     """
     path = folder / piece.path
     if not begins_array(path):

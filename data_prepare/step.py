@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ class Step:
 
     rows_changed: rows that came out other than they went in.
     changes: what was done inside rows, by name: texts masked, answers removed.
+    shown: where a changed row is -> what it said, and what it says now; of the rows as of examples.
     examples: of each reason the examples with the smallest checksums, so that they are the same however the rows were
         divided among processes.
     """
@@ -28,6 +29,12 @@ class Step:
     changes: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    shown: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def show_change(self, where: str, change: Callable[[], tuple[str, str]]) -> None:
+        """change: gives what a row has said and what it says now; called where that is kept as an example."""
+        if len(self.shown) < EXAMPLES_KEPT or _order(where) < max(map(_order, self.shown)):
+            self._keep_shown({where: change()})
 
     def drop(self, reason: str, example: str) -> None:
         self.dropped[reason] += 1
@@ -43,6 +50,7 @@ class Step:
         self.dropped.update(other.dropped)
         for reason, examples in other.examples.items():
             self._keep(reason, examples)
+        self._keep_shown(other.shown)
 
     def as_row(self) -> dict[str, Any]:
         """For the report; the same for the same rows, in whatever order they came."""
@@ -54,6 +62,10 @@ class Step:
             row["rows_changed"] = self.rows_changed
         if self.changes:
             row["changes"] = dict(_by_count(self.changes))
+        if self.shown:
+            row["shown"] = [
+                {"where": where, "before": old, "after": new} for where, (old, new) in sorted(self.shown.items())
+            ]
         return row | {"dropped": dropped}
 
     @classmethod
@@ -68,7 +80,12 @@ class Step:
             Counter(row.get("changes", {})),
             Counter({reason: entry["rows"] for reason, entry in dropped.items()}),
             {reason: list(entry["examples"]) for reason, entry in dropped.items()},
+            {entry["where"]: (entry["before"], entry["after"]) for entry in row.get("shown", ())},
         )
+
+    def _keep_shown(self, more: Mapping[str, tuple[str, str]]) -> None:
+        both = self.shown | more
+        self.shown = {where: both[where] for where in sorted(both, key=_order)[:EXAMPLES_KEPT]}
 
     def _keep(self, reason: str, examples: Iterable[str]) -> None:
         kept = {*self.examples.get(reason, ()), *examples}

@@ -90,6 +90,7 @@ def prepare_task(
     shots = task.shots(pool, protocol) if num_shots else []
     shots = pick_shots(shots, items, num_shots, seed, first=rules.first_shots)
     if max_items is not None and max_items < len(items):
+        print(f"{name}: --max_items {max_items} leaves out {len(items) - max_items} of {len(items)} items")
         kept = sorted(random.Random(seed).sample(range(len(items)), max_items))
         items = [items[index] for index in kept]
     conversation = apply_chat_template or rules.conversation

@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +21,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keju.conversion.checkpoint import Checkpoint
-from keju.conversion.output_folder import check_output
+from keju.conversion.output_folder import check_output, own_files
 from keju.conversion.pair import Converted
 from keju.conversion.shards import parse_size, write_shards
 from keju.conversion.targets import find_pair
@@ -41,6 +40,7 @@ from keju.models.architecture import without_weights
 from keju.models.checkpoint_files import read_object
 from keju.models.configurations import load_config
 from keju.models.loading import DTYPES, check_vocabulary, load_causal_lm, load_checked, read_tokenizer
+from keju.records.locks import only_writer
 from keju.records.writing import whole_folder, write_json
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
@@ -85,15 +85,17 @@ class ConvertArguments:
 
 def main() -> None:
     (args,) = parse_arguments(ConvertArguments, description=__doc__.splitlines()[0])
-    with tempfile.TemporaryDirectory() as scratch:
+    source, output = Path(args.model_name_or_path), Path(args.output_dir)
+    if not source.is_dir():
+        raise ValueError(f"--model_name_or_path: {source} is not a folder")
+    check_output(output, source, overwrite=args.overwrite_output_dir)
+    with only_writer(output, flag="--output_dir", own=own_files), tempfile.TemporaryDirectory() as scratch:
         convert(args, Path(scratch))
 
 
 def convert(args: ConvertArguments, scratch: Path) -> None:
     source, output = Path(args.model_name_or_path), Path(args.output_dir)
-    if not source.is_dir():
-        raise ValueError(f"--model_name_or_path: {source} is not a folder")
-    check_output(output, source, overwrite=args.overwrite_output_dir)
+    check_output(output, source, overwrite=args.overwrite_output_dir)  # again, as the only one that writes there
     max_bytes = parse_size(args.max_shard_size)
     config = load_config(str(source))
     checkpoint = Checkpoint(source, DTYPES.get(args.dtype))
@@ -127,7 +129,7 @@ def convert(args: ConvertArguments, scratch: Path) -> None:
     target.architectures = [type(new_skeleton).__name__]
     target.dtype = next(tensor.dtype for tensor in checkpoint.values() if tensor.is_floating_point())
     vars(target).pop("auto_map", None)  # names code to download
-    with whole_folder(output, partial(shutil.rmtree, ignore_errors=True)) as folder:
+    with whole_folder(output, own=own_files) as folder:
         with Progress(len(tensors), "convert", unit="tensors") as bar:
             files = write_shards(counted(items, bar), folder, max_bytes)
         target.save_pretrained(folder)

@@ -20,7 +20,7 @@ from keju.encoding.token_store import totals_of
 from keju.eval.reward_figures import RankedAnswers, reward_figures, rewards_by_score
 from keju.models.architecture import check_row
 from keju.models.loading import load_scalar_model, load_tokenizer
-from keju.records.reading import read_records
+from keju.records.reading import first_records, read_records
 from keju.records.record import RankedRecord
 from keju.records.writing import write_json, write_jsonl
 from keju.training.answer_scores import answer_rewards
@@ -90,7 +90,7 @@ def read_ranked(args: EvalRewardArguments, encoder: Encoder) -> EncodedRecords:
     """The test records as trees; says which were left out."""
     path = Path(args.data_dir).expanduser() / args.test_filename
     file = read_records(path, on_bad_line=args.on_bad_line, kinds=(RankedRecord,))
-    records = list(file)[: args.max_samples]
+    records = first_records(file, args.max_samples, "--max_samples")
     with Progress(len(records), f"encode {path.name}", unit="records") as bar:
         encoded = encode_records(records, encoder, "ranked", on_bad_line=args.on_bad_line, on_record=bar.advance)
     for reason in encoded.skipped[:3]:

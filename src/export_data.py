@@ -20,6 +20,7 @@ from keju.data_prepare.corpora import records
 from keju.data_prepare.corpus import BadRow, Item
 from keju.data_prepare.exporting import LAYOUTS, PAIRS, Choices, columns, export
 from keju.data_prepare.formats.row_files import row_file
+from keju.records.locks import only_writer
 from keju.records.reading import ON_BAD_LINE
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
@@ -49,9 +50,14 @@ class ExportDataArguments:
 def main() -> None:
     (args,) = parse_arguments(ExportDataArguments, description=__doc__.splitlines()[0])
     output, choices = Path(args.output_file), Choices(args.pairs, args.conversational)
+    console = Console(highlight=False)
+    with only_writer(output, flag="--output_file"):
+        export_all(args, output, choices, console)
+
+
+def export_all(args: ExportDataArguments, output: Path, choices: Choices, console: Console) -> None:
     if output.exists() and not args.overwrite:
         raise ValueError(f"--output_file {output}: is there already; name another or replace it with --overwrite")
-    console = Console(highlight=False)
     counts, left_out, refused, examples = Counter[str](), Counter[str](), Counter[str](), dict[str, str]()
     with row_file(output, columns(args.layout, choices)) as write:
         for where, found in items(args.input_files, console):

@@ -10,9 +10,7 @@ Those that were trained with --load_in_4bit are merged into what the 4 bits of t
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,13 +18,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from keju.conversion.output_folder import check_output
+from keju.conversion.output_folder import check_output, own_files
 from keju.conversion.verification import largest_difference, sample_logits
 from keju.models.backbone import backbone_of, unwrapped
 from keju.models.configurations import base_of
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, read_tokenizer
 from keju.models.quantization import nf4, trained_in_4bit
 from keju.models.saved_weights import verify_saved
+from keju.records.locks import only_writer
 from keju.records.writing import whole_folder, write_json
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
@@ -49,6 +48,14 @@ def main() -> None:
     if not settings.is_file():
         raise ValueError(f"--model_name_or_path: {source} holds no adapters (no adapter_config.json)")
     check_output(output, source, overwrite=args.overwrite_output_dir)
+    with only_writer(output, flag="--output_dir", own=own_files):
+        merge(args, settings)
+
+
+def merge(args: MergeArguments, settings: Path) -> None:
+    """settings: the adapters' adapter_config.json."""
+    source, output = Path(args.model_name_or_path), Path(args.output_dir)
+    check_output(output, source, overwrite=args.overwrite_output_dir)  # again, as the only one that writes there
     described = json.loads(settings.read_text(encoding="utf-8"))
     base = base_of(str(source))
     is_scalar = described.get("task_type") == "SEQ_CLS"
@@ -65,7 +72,7 @@ def main() -> None:
         adapted = PeftModel.from_pretrained(whole, source).eval()
     merged = adapted.merge_and_unload(safe_merge=True)
     largest_difference(before, token_outputs(merged, num_tokens, is_scalar))
-    with whole_folder(output, partial(shutil.rmtree, ignore_errors=True)) as folder:
+    with whole_folder(output, own=own_files) as folder:
         merged.to(DTYPES[args.dtype]).save_pretrained(folder)
         verify_saved(merged, folder)
         read_tokenizer(str(source), flag="--model_name_or_path").save_pretrained(folder)

@@ -20,7 +20,7 @@ from keju.encoding.refusals import Unencodable, placed
 from keju.eval.text_metrics import compare, describe
 from keju.models.generation import Response, generate_responses
 from keju.models.loading import load_causal_lm, load_tokenizer
-from keju.records.reading import read_records
+from keju.records.reading import first_records, read_records
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 from keju.records.turns import turn_of
 from keju.records.writing import write_json, write_jsonl
@@ -74,7 +74,7 @@ def main() -> None:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     verify_trees(model)
     records = read_records(Path(args.data_dir).expanduser() / args.test_filename, on_bad_line=args.on_bad_line)
-    records = list(records)[: args.max_samples]
+    records = first_records(records, args.max_samples, "--max_samples")
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     encoder = Encoder(tokenizer, limit or 2**30, chats=args.chat_settings())
     room = limit and limit - args.max_new_tokens

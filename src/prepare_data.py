@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -26,29 +25,39 @@ from rich.progress import track
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
-from keju.data_prepare.cleaning.cleaner import Cleaner
 from keju.data_prepare.cleaning.contamination import write_evaluation_ngrams
 from keju.data_prepare.cleaning.settings import CleaningSettings
-from keju.data_prepare.corpus import Item
-from keju.data_prepare.data_set import DataSet, corpus_module
-from keju.data_prepare.folder import REPORT, describe, new_folder, reusable_report
+from keju.data_prepare.data_set import corpus_module
+from keju.data_prepare.folder import REPORT, describe, new_folder, own_files, reusable_report
+from keju.data_prepare.in_memory import clean_rows, summary
 from keju.data_prepare.mixing import parse_mix
 from keju.data_prepare.pipeline import engine
-from keju.data_prepare.pipeline.build import begin, collect, fingerprint, training_texts
+from keju.data_prepare.pipeline.build import begin, collect, has_training_rows, num_rows_held_out, training_texts
 from keju.data_prepare.pipeline.plan import VERSION, Plan, fields_by_size
 from keju.data_prepare.pipeline.rows import reply_of
-from keju.data_prepare.pipeline.shards import FileCounts, length_class
+from keju.data_prepare.pipeline.shards import length_class
 from keju.data_prepare.pipeline.stages import evaluation_ngrams
+from keju.data_prepare.raw_folder import (
+    differing,
+    fingerprint,
+    lines_on_files,
+    lines_on_splits,
+    own_splits,
+    share_of_own,
+    states,
+)
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
 from keju.encoding.workers import usable_cores
 from keju.models.configurations import named_sizes, size_fields
 from keju.models.loading import load_tokenizer
 from keju.records.json_text import json_rows
+from keju.records.locks import only_writer
 from keju.records.reading import ON_BAD_LINE
 from keju.records.writing import write_json, write_jsonl
 from keju.report.corpora import write_corpus_report
 from keju.report.corpora_terminal import show_corpus
 from keju.training.arguments import parse_arguments
+from keju.training.cache_folder import cache_folder
 from keju.training.launch import run_stage
 from keju.training.progress import Progress
 
@@ -65,6 +74,8 @@ OF_ALL = (
     "decontaminate",
     "overwrite_output_dir",
 )
+OF_RECORDS = ("mix", "document", "own_splits")
+OWN_SPLITS = ("keep", "pool")
 EXECUTORS = ("here", "local", "slurm", "ray")
 
 
@@ -95,6 +106,10 @@ class PrepareDataArguments:
         default_factory=list, metadata={"help": "records: weights of files or folders, such as belle.json:0.5 sft/:2"}
     )
     document: str = field(default="line", metadata={"help": "records: what a text of a .txt file is, line or file"})
+    own_splits: str = field(
+        default="keep",
+        metadata={"help": "records: files named train, dev and test keep their rows apart; pool: splits are drawn"},
+    )
     compress: bool = field(default=False, metadata={"help": "write .jsonl.zst"})
     num_workers: int = field(default=0, metadata={"help": "processes; 0: one a core"})
     executor: str = field(
@@ -106,6 +121,8 @@ class PrepareDataArguments:
     def __post_init__(self) -> None:
         if self.on_bad_line not in ON_BAD_LINE:
             raise ValueError(f"--on_bad_line must be one of {', '.join(ON_BAD_LINE)}, not {self.on_bad_line!r}")
+        if self.own_splits not in OWN_SPLITS:
+            raise ValueError(f"--own_splits must be one of {', '.join(OWN_SPLITS)}, not {self.own_splits!r}")
         if self.executor not in EXECUTORS:
             raise ValueError(f"--executor must be one of {', '.join(EXECUTORS)}, not {self.executor!r}")
         shares = (self.prompts_share, self.dev_share, self.test_share)
@@ -122,21 +139,33 @@ def main() -> None:
     refuse_what_has_no_effect(args, corpus)
     if cleaning.simplify is None:
         cleaning = replace(cleaning, simplify=getattr(corpus, "SIMPLIFY", False))
+    cleaning = cleaning.resolved(curated=getattr(corpus, "CURATED", False))
     in_memory = hasattr(corpus, "build")
     made_from = made_from_package(args, corpus) if in_memory else made_from_files(args, corpus)
     made_from |= {
         "cleaning": asdict(cleaning),
-        "decontaminate": [fingerprint(existing_folder(folder)) for folder in args.decontaminate],
+        "decontaminate": [fingerprint(existing_folder(folder), memory()) for folder in args.decontaminate],
     }
-    report = reusable_report(args.output_dir, made_from, args.overwrite_output_dir)
-    if report is not None:
-        console.print(f"{args.output_dir} already holds this data set; nothing to do.", soft_wrap=True)
-    elif in_memory:
-        report = build_in_memory(args, cleaning, corpus, made_from, console)
-    else:
-        report = build_from_files(args, cleaning, corpus, made_from, console)
+    if Path(args.output_dir).is_file():
+        raise ValueError(f"--output_dir {args.output_dir}: is a file, expected a folder")
+    with only_writer(args.output_dir, flag="--output_dir", own=own_files):
+        report = reusable_report(args.output_dir, made_from, args.overwrite_output_dir)
+        if report is not None:
+            console.print(f"{args.output_dir} already holds this data set; nothing to do.", soft_wrap=True)
+        elif in_memory:
+            report = build_in_memory(args, cleaning, corpus, made_from, console)
+        else:
+            report = build_from_files(args, cleaning, corpus, made_from, console)
+        if report is not None:
+            shutil.rmtree(work_folder(args.output_dir), ignore_errors=True)
     if report is not None:
         show_corpus(console, Path(args.output_dir), report)
+
+
+def work_folder(output_dir: str) -> Path:
+    """Of what lies between the stages, and stays when a run is killed."""
+    output = Path(output_dir).absolute()
+    return output.with_name(f".{output.name}.work")
 
 
 def refuse_what_has_no_effect(args: PrepareDataArguments, corpus: ModuleType) -> None:
@@ -146,7 +175,7 @@ def refuse_what_has_no_effect(args: PrepareDataArguments, corpus: ModuleType) ->
         wrong = [name for name in given if name not in (*OF_ALL, "max_idioms")]
     else:
         wrong = [name for name in given if name == "max_idioms"]
-    wrong += [name for name in given if args.corpus != "records" and name in ("mix", "document")]
+    wrong += [name for name in given if args.corpus != "records" and name in OF_RECORDS]
     if wrong:
         raise ValueError(f"--{wrong[0]} has no effect on --corpus {args.corpus}; leave it out")
 
@@ -179,11 +208,11 @@ def made_from_files(args: PrepareDataArguments, corpus: ModuleType) -> dict[str,
     if not raw.exists():
         raise ValueError(f"--raw_dir {raw}: does not exist. To get the raw data: {corpus.DOWNLOAD}")
     names = ("corpus", "seed", "vocab_size", "tokenizer_name", "prompts_share", "dev_share", "test_share")
-    names += ("near_duplicates", "on_bad_line", "compress", "mix", "document")
+    names += ("near_duplicates", "on_bad_line", "compress", *OF_RECORDS)
     return {
         **{name: getattr(args, name) for name in names},
         "version": [corpus.VERSION, VERSION],
-        "source": fingerprint(raw),
+        "source": fingerprint(raw, memory()),
         "tokenizers": family_tokenizers(),
     }
 
@@ -207,29 +236,16 @@ def build_in_memory(
     return report
 
 
-def clean_rows(data_set: DataSet, cleaning: CleaningSettings, evaluation_sets: list[str]) -> None:
-    """Cleans the rows that are records, in place."""
-    with tempfile.TemporaryDirectory() as folder:
-        if evaluation_sets:
-            write_evaluation_ngrams(evaluation_sets, folder)
-        cleaner = Cleaner(cleaning, folder if evaluation_sets else None)
-        for name, rows in data_set.files.items():
-            if is_record(rows[0]):
-                items = (Item(row, f"{name}:{line}", group="") for line, row in enumerate(rows, start=1))
-                rows[:] = [item.row for item in map(cleaner.clean, items) if isinstance(item, Item)]
-    data_set.steps.extend(cleaner.steps)
-
-
-def is_record(row: dict[str, Any]) -> bool:
-    """And no question of a benchmark."""
-    return "text" in row or "prompt" in row
-
-
 def write_page(args: PrepareDataArguments, corpus: ModuleType, found: dict[str, Any], folder: Path) -> None:
     if args.tokenizer_name or args.vocab_size:
         count_tokens(found, folder, load_tokenizer(args.tokenizer_name or str(folder / TOKENIZER)))
     source = args.raw_dir or corpus.source()
     write_corpus_report(found, folder / PAGE, title=f"{args.corpus}: {source}")
+
+
+def memory() -> Path:
+    """Where checksums of raw files are kept."""
+    return cache_folder("raw")
 
 
 def existing_folder(folder: str) -> Path:
@@ -242,17 +258,21 @@ def build_from_files(
     args: PrepareDataArguments, cleaning: CleaningSettings, corpus, made_from: dict[str, Any], console: Console
 ) -> dict[str, Any] | None:
     """The report; None where jobs were only submitted."""
-    raw, output = Path(args.raw_dir).absolute(), Path(args.output_dir).absolute()
+    raw = Path(args.raw_dir).absolute()
+    before = states(raw)
     options = {"document": args.document} if args.corpus == "records" else {}
     by_size = fields_by_size(raw, functools.partial(corpus.pieces, raw, **options))
+    paths = sorted({piece.path for pieces in by_size["portions"] for piece in pieces})
+    own = own_splits(paths) if args.corpus == "records" and args.own_splits == "keep" else {}
     plan = Plan(
         corpus=args.corpus,
         raw_dir=str(raw),
         source=made_from["source"],
         version=corpus.VERSION,
-        work=str(output.with_name(f".{output.name}.work")),
+        work=str(work_folder(args.output_dir)),
         seed=args.seed,
-        shares={"test": args.test_share, "dev": args.dev_share, "prompts": args.prompts_share},
+        shares={"test": args.test_share, "dev": args.dev_share, "prompts": args.prompts_share}
+        | share_of_own(own, before),
         **by_size,
         near_duplicates=args.near_duplicates,
         on_bad_line=args.on_bad_line,
@@ -260,9 +280,42 @@ def build_from_files(
         cleaning=asdict(cleaning),
         decontaminate=tuple(str(Path(folder).absolute()) for folder in args.decontaminate),
         evaluation_source=" ".join(made_from["decontaminate"]),
-        mix=parse_mix(args.mix, {piece.path for pieces in by_size["portions"] for piece in pieces}) if args.mix else {},
+        mix=parse_mix(args.mix, paths) if args.mix else {},
+        own_splits=own,
         options=options,
     )
+    left_out = corpus.not_read(raw) if hasattr(corpus, "not_read") else {}
+    for line in [*lines_on_files(left_out), *lines_on_splits(own)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not run_pipeline(args, plan, console):
+        return None
+    if args.executor == "here" and not has_training_rows(plan) and (num_rows := num_rows_held_out(plan)):
+        console.print(f"{num_rows} rows are too few to hold some out: all are for training", soft_wrap=True)
+        plan = replace(plan, shares=plan.shares | dict.fromkeys(plan.drawn_shares, 0.0))
+        run_pipeline(args, plan, console)
+    if differ := differing(before, states(raw)):
+        raise ValueError(f"--raw_dir {raw}: {differ[0]} changed while it was read; give the same command again")
+    try:
+        with new_folder(args.output_dir) as folder:
+            found = collect(plan, folder) | {"not_read": left_out}
+            write_vocabulary(training_texts(folder), args.vocab_size, folder, console)
+            write_page(args, corpus, found, folder)
+            report = describe(folder, made_from) | found
+            write_json(folder / REPORT, report)
+    except ValueError:  # nothing is left of the data, or a setting does not fit them
+        if not has_training_rows(plan):
+            shutil.rmtree(plan.work)
+        raise
+    empty = [split for split in ("dev", "test") if not any(f"_{split}" in name for name in report["rows"])]
+    if empty:
+        why = "" if own else " (few rows: see --dev_share and --test_share)"
+        note = '; --eval_filename "" trains without held-out rows' if "dev" in empty else ""
+        console.print(f"no rows for {' and '.join(empty)}{why}{note}", markup=False, soft_wrap=True)
+    return report
+
+
+def run_pipeline(args: PrepareDataArguments, plan: Plan, console: Console) -> bool:
+    """Whether it is done; on other machines the jobs may only have been submitted."""
     if begin(plan):
         console.print(f"goes on with what an earlier run left in {plan.work}", soft_wrap=True)
     if plan.decontaminate and not (ngrams := Path(evaluation_ngrams(plan))).exists():
@@ -270,19 +323,12 @@ def build_from_files(
             write_evaluation_ngrams(plan.decontaminate, ngrams)
     if args.executor == "here":
         engine.run_here(plan, args.num_workers or usable_cores(), stage_bar)
-    else:
-        engine.run_with_datatrove(plan, args.executor, json.loads(args.executor_settings))
-        if not engine.is_done(plan):
-            console.print("The jobs are submitted. Give the same command again when they have ended.")
-            return None
-    with new_folder(args.output_dir) as folder:
-        found = collect(plan, folder)
-        write_vocabulary(training_texts(folder), args.vocab_size, folder, console)
-        write_page(args, corpus, found, folder)
-        report = describe(folder, made_from) | found
-        write_json(folder / REPORT, report)
-    shutil.rmtree(plan.work)
-    return report
+        return True
+    engine.run_with_datatrove(plan, args.executor, json.loads(args.executor_settings))
+    if not engine.is_done(plan):
+        console.print("The jobs are submitted. Give the same command again when they have ended.")
+        return False
+    return True
 
 
 def count_tokens(found: dict[str, Any], folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -324,23 +370,6 @@ def save_family_tokenizer(sentencepiece_model: bytes, config: dict[str, Any], fo
     (folder / file_name).write_bytes(sentencepiece_model)
     write_json(folder / "tokenizer_config.json", config)
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)  # writes out what the family adds
-
-
-def summary(data_set: DataSet) -> dict[str, Any]:
-    """What went in, what came out, what was dropped and why."""
-    files = {}
-    for name, rows in data_set.files.items():
-        if is_record(rows[0]):
-            files[name] = FileCounts()
-            for row in rows:
-                files[name].add(row)
-    return {
-        "rows": {name: len(rows) for name, rows in data_set.files.items()},
-        "splits": data_set.splits,
-        "missing_wrong_answers": 0,
-        "steps": [step.as_row() for step in data_set.steps],
-        "files": {name: counts.as_row() for name, counts in files.items()},
-    }
 
 
 if __name__ == "__main__":

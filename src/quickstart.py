@@ -17,6 +17,16 @@ from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.pipeline import Pipeline, tokenizer_of
 
+# The examples train on all records and score all items; here that would take hours.
+CAPS = {
+    "pretrain": ["--max_eval_samples", "200"],
+    "train_sft": ["--max_train_samples", "8000", "--max_eval_samples", "200"],
+    "train_reward": ["--max_train_samples", "16000", "--max_eval_samples", "200"],
+    "train_dpo": ["--max_train_samples", "2000", "--max_eval_samples", "200"],
+    "train_rlhf": ["--max_eval_samples", "64"],
+    "eval_pretrain": ["--max_items", "500"],
+    "pred_pretrain": ["--max_samples", "64"],
+}
 # What --fast takes off each stage: enough to show that everything runs, too little to learn much.
 FAST = {
     "prepare_data": ["--max_idioms", "2500", "--vocab_size", "3000"],
@@ -44,7 +54,9 @@ class QuickstartArguments:
 def main() -> None:
     (args,) = parse_arguments(QuickstartArguments, description=__doc__.splitlines()[0])
     start = time.monotonic()
-    pipeline = Pipeline(args.output_dir, args.config_dir, FAST if args.fast else None)
+    fast = FAST if args.fast else {}
+    extra = {stage: [*CAPS.get(stage, ()), *fast.get(stage, ())] for stage in {**CAPS, **fast}}
+    pipeline = Pipeline(args.output_dir, args.config_dir, extra)
     data = pipeline.run("prepare_data", "data", "--corpus", "idiom")
     tokenizer, files = str(tokenizer_of(data, args.model)), ["--data_dir", str(data)]
 

@@ -7,6 +7,7 @@ report = merge([cleaner.steps, ...])          # of several processes or pieces, 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 from keju.data_prepare.cleaning.passes import passes
@@ -17,6 +18,7 @@ from keju.data_prepare.corpus import Item
 from keju.data_prepare.step import Step
 
 _SHOWN_CHARS = 80
+_AROUND = 20  # characters beside a change that are shown with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,12 @@ class Cleaner:
     """What `clean` returns depends on the settings and the item alone; `steps` counts all items that it has seen.
 
     evaluation_ngrams: a folder of `write_evaluation_ngrams`; rows that share n-grams with it are dropped.
+    Settings that say nothing are those for texts of the web.
     Raises ValueError if the settings need a package or a folder that is not there.
     """
 
     def __init__(self, settings: CleaningSettings, evaluation_ngrams: str | None = None) -> None:
+        settings = settings.resolved(curated=False)
         self._passes = [(one, Step(one.name)) for one in passes(settings, evaluation_ngrams)]
 
     @property
@@ -52,7 +56,7 @@ class Cleaner:
         except ValueError as error:
             raise ValueError(f"{item.where}: {error}") from error
         plain = all(is_plain(text.text) for text in texts)
-        any_changed = False
+        any_changed, before = False, _by_place(texts)
         for one, step in self._passes:
             step.rows_in += 1
             if plain and one.leaves_plain_texts:
@@ -68,12 +72,30 @@ class Cleaner:
                 return Dropped(step.name, verdict.reason, example)
             step.rows_out += 1
             step.rows_changed += verdict
+            if verdict:
+                after = _by_place(texts)
+                step.show_change(item.where, lambda old=before, new=after: _first_change(old, new))
+                before = after
             any_changed |= verdict
         return replace(item, row=with_texts(item.row, texts)) if any_changed else item
 
 
 def _best_score(texts: list[RowText]) -> float | None:
     return max((text.score for text in texts if text.score is not None), default=None)
+
+
+def _by_place(texts: list[RowText]) -> dict[tuple, str]:
+    return {text.place: text.text for text in texts}
+
+
+def _first_change(before: dict[tuple, str], after: dict[tuple, str]) -> tuple[str, str]:
+    """The surroundings of the first difference between the texts of a row, before and after."""
+    place = next(place for place, text in before.items() if after.get(place) != text)
+    old, new = before[place], after.get(place, "")
+    at = len(os.path.commonprefix([old, new]))
+    end = len(os.path.commonprefix([old[at:][::-1], new[at:][::-1]]))
+    begin = max(0, at - _AROUND)
+    return tuple(text[begin : max(len(text) - end, at) + _AROUND][:_SHOWN_CHARS] for text in (old, new))
 
 
 def _shown(text: str) -> str:

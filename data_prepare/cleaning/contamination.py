@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,7 +95,7 @@ def write_evaluation_ngrams(
         [folder.resolve().name for folder in folders], length, max_texts, len(places), too_short,
         len(values), int(np.count_nonzero(~kept)), digest,
     )  # fmt: skip
-    with whole_folder(output, shutil.rmtree) as aside:
+    with whole_folder(output) as aside:
         np.save(aside / _HASHES, values)
         np.save(aside / _SOURCES, sources_kept)
         np.save(aside / _SIZES, np.array([len(found) for found in hashes]))

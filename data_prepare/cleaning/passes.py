@@ -129,7 +129,9 @@ def _length(settings: CleaningSettings) -> Run:
     def bounded(kind: str) -> Callable[[str], str | Unusable]:
         least, most = bounds[kind]
         too_short, too_long = Unusable(f"{kind} too short"), Unusable(f"{kind} too long")
-        return lambda text: too_short if len(text) < least else too_long if len(text) > most else text
+        return lambda text: (
+            too_short if len(text) < least or not text.strip() else too_long if len(text) > most else text
+        )
 
     return _each_text({kind: bounded(kind) for kind in bounds})
 

@@ -38,6 +38,11 @@ class RowText:
         return self.field == "answers" or self.kind in (SYSTEM, PREFIX, REASONING)
 
     @property
+    def place(self) -> tuple[str, int | None, bool]:
+        """The same for no two texts of a row."""
+        return self.field, self.index, self.kind == REASONING
+
+    @property
     def name(self) -> str:
         """What the object at `index` calls it."""
         return _REASONING_IN if self.kind == REASONING else _TEXT_IN[self.field]

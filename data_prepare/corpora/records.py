@@ -1,7 +1,8 @@
 """Files of examples in the formats that people have: alpaca, sharegpt, messages, TRL, KTO, BELLE, Firefly, MOSS, texts.
 
-The raw data is a file or a folder (with folders inside) of .jsonl, .json, .txt, .csv, .tsv (each also .gz or .zst) and
-.parquet. Formats are told by their fields: keju.records.formats and keju.data_prepare.formats.layouts list them.
+The raw data is a file or a folder (with folders inside) of .jsonl, .ndjson, .json, .txt, .csv, .tsv (each also .gz,
+.zst or .xz), .parquet and .arrow. Formats are told by their fields: keju.records.formats and
+keju.data_prepare.formats.layouts list them.
 """
 
 from __future__ import annotations
@@ -15,20 +16,29 @@ from typing import Any
 from keju.data_prepare.corpus import BadRow, Item, Piece
 from keju.data_prepare.formats.canonical import group_of, row_of
 from keju.data_prepare.formats.layouts import prompt_key, records_of
-from keju.data_prepare.formats.rows import COMPRESSED, SUFFIXES, Rows, kind_of, pieces_of, row_before, rows_of
+from keju.data_prepare.formats.rows import SUFFIXES, Rows, kind_of, pieces_of, row_before, rows_of
 from keju.data_prepare.raw_files import check_encoding, whole_text
+from keju.data_prepare.raw_folder import raw_files
+from keju.records.opening import COMPRESSED
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 
 VERSION = 2
 DOWNLOAD = "your own files: --raw_dir names one of them or their folder"
 WRONG = ()  # the answers are those of the files
 
+CURATED = True  # what these rows say is what people mean them to say
+
 DOCUMENTS = ("line", "file")
+METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+OTHERS = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "is a spreadsheet; save it as .csv (UTF-8)"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".gz", ".xz", ".zst"), "must be unpacked first"),
+}
 MAX_ANSWERS = 256  # of one item, where a KTO file has very many rows of one prompt
 
 
 def pieces(folder: str | Path, piece_bytes: int, document: str = "line") -> list[Piece]:
-    """All files of the folder by name, or the one file; large ones in parts. Hidden files are left out.
+    """All files of the folder by name but those of `not_read`, or the one file; large ones in parts.
 
     document: what one text of a .txt file is, "line" or "file".
     Raises ValueError where there is no such file, or one is not what its name says.
@@ -78,15 +88,33 @@ def _files(folder: Path) -> tuple[Path, list[str]]:
         return folder.parent, [folder.name]
     if not folder.is_dir():
         raise ValueError(f"--raw_dir {folder}: no such file or folder")
-    relative = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and kind_of(path))
-    names = sorted(path.as_posix() for path in relative if not any(part.startswith(".") for part in path.parts))
+    left_out = not_read(folder)
+    names = [name for name in raw_files(folder)[0] if name not in left_out]
     if not names:
-        raise ValueError(f"--raw_dir {folder}: has no file of {_suffixes()}")
+        there = next((f"; {name} {why}" for name, why in left_out.items()), "")
+        raise ValueError(f"--raw_dir {folder}: has no file of {_suffixes()}{there}")
     return folder, names
 
 
+def not_read(folder: str | Path) -> dict[str, str]:
+    """Name of a file or link below a folder that is not read -> why not."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return {}
+    names, left_out = raw_files(folder)
+    for name in names:
+        path = folder / name
+        if path.name.lower() in METADATA:
+            left_out[name] = "describes data and holds none"
+        elif not kind_of(path):
+            left_out[name] = OTHERS.get(path.suffix.lower(), "is no file of records by its name")
+        elif path.stat().st_size == 0:
+            left_out[name] = "is empty"
+    return left_out
+
+
 def _suffixes() -> str:
-    return f"{', '.join(SUFFIXES)} (all but .parquet also with {' or '.join(COMPRESSED)})"
+    return f"{', '.join(SUFFIXES)} (all but the last two also with {' or '.join(COMPRESSED)})"
 
 
 def _with_whole_runs(path: Path, piece: Piece) -> Rows:

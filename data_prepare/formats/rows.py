@@ -1,7 +1,8 @@
 """Files of rows: which parts a file has, and the JSON values of a part with the line (or row) each begins at.
 
-.jsonl, .json (an array, or one value a line), .txt (a document a line), .csv and .tsv, all of them also as .gz or .zst,
-and .parquet. A row that cannot be read is given as the ValueError that says why, without the place.
+.jsonl or .ndjson, .json (an array, or one value a line), .txt (a document a line), .csv and .tsv, all of them also as
+.gz, .zst or .xz, .parquet and .arrow. A row that cannot be read is given as the ValueError that says why, without the
+place.
 """
 
 from __future__ import annotations
@@ -15,16 +16,21 @@ from keju.data_prepare.corpus import Piece
 from keju.data_prepare.formats.tables import Rows, csv_columns, csv_rows, filled_lines, tsv_rows
 from keju.data_prepare.raw_files import check_encoding, encoding_of, line_before, line_pieces
 from keju.records.json_text import BrokenArray, array_items, parsed
-from keju.records.opening import BEGINNING, COMPRESSED, begins_array, blocks, decoded, read_bytes
+from keju.records.opening import BEGINNING, begins_array, blocks, decoded, packing_of, read_bytes
+from keju.records.reading import table_rows
+from keju.records.shards import TABLES
 from keju.records.values import without_nulls
 
-SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".txt", ".csv", ".tsv", *TABLES)
 
 
 def kind_of(path: Path) -> str:
-    """The suffix without .gz and .zst, such as ".jsonl"; "" if such files are not read."""
-    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-    return suffix if suffix in SUFFIXES and not (suffix == ".parquet" and path.suffix in COMPRESSED) else ""
+    """The suffix without that of compression, such as ".jsonl" (of .ndjson, too); "" if such files are not read."""
+    packing = packing_of(path)
+    suffix = Path(path.stem if packing else path.name).suffix.lower()
+    if suffix not in SUFFIXES or (packing and suffix in TABLES):
+        return ""
+    return ".jsonl" if suffix == ".ndjson" else suffix
 
 
 def pieces_of(path: Path, name: str, piece_bytes: int) -> list[Piece]:
@@ -37,12 +43,14 @@ def pieces_of(path: Path, name: str, piece_bytes: int) -> list[Piece]:
         return []
     if kind == ".parquet":
         return _row_groups(path, name, piece_bytes)
+    if kind == ".arrow":
+        return [Piece(name)]
     check_encoding(path)
     if kind == ".csv":
         csv_columns(path)
     if kind == ".json" and _is_one_object(path):
         raise ValueError(f"{path}: one JSON object; expected an array of records, or one record a line")
-    if path.suffix in COMPRESSED or kind == ".csv" or (kind == ".json" and begins_array(path)):
+    if packing_of(path) or kind == ".csv" or (kind == ".json" and begins_array(path)):
         return [Piece(name)]
     return line_pieces(path, name, piece_bytes)
 
@@ -52,6 +60,8 @@ def rows_of(path: Path, piece: Piece) -> Rows:
     kind = kind_of(path)
     if kind == ".parquet":
         return _parquet_rows(path, piece)
+    if kind == ".arrow":
+        return table_rows(path)
     if kind == ".json" and begins_array(path):
         return _array_rows(path)
     if kind == ".csv":
@@ -82,7 +92,7 @@ def _array_rows(path: Path) -> Rows:
     try:
         yield from array_items(blocks(path), encoding_of(path))
     except BrokenArray as error:
-        yield error.line, ValueError(f"{error}; the rest of the file is not read")
+        raise ValueError(f"{path}:{error.line}: {error}") from error
 
 
 def _is_one_object(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -11,27 +10,12 @@ from typing import Any
 from keju.data_prepare.pipeline import engine
 from keju.data_prepare.pipeline.plan import PLAN, Plan
 from keju.data_prepare.pipeline.rows import context_of, reply_of
-from keju.data_prepare.pipeline.shards import SAMPLES, put_together
+from keju.data_prepare.pipeline.shards import SAMPLES, file_name, put_together
 from keju.data_prepare.step import Step, merge
 from keju.records.json_text import json_rows
 
 FILE_KINDS = ("ranked", "chat", "pretrain", "prompts")  # from the one to look at first
 VOCABULARY_ROWS = 50_000
-ENDS = 1 << 16  # bytes of a file's beginning and end by which it is known again
-
-
-def fingerprint(folder: Path) -> str:
-    """Of the names, sizes, beginnings and ends of all files."""
-    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder.parent)}\0{size}\0".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(ENDS))
-            file.seek(max(0, size - ENDS))
-            digest.update(file.read(ENDS))
-    return digest.hexdigest()[:16]
 
 
 def begin(plan: Plan) -> bool:
@@ -52,15 +36,15 @@ def begin(plan: Plan) -> bool:
 def collect(plan: Plan, folder: Path) -> dict[str, Any]:
     """Puts the finished records into `folder` and leaves the work folder as it is; returns what is to be said of them.
 
-    Raises ValueError where nothing is left of the corpus.
+    Raises ValueError where nothing is left of the corpus to train on.
     """
     files = _files(plan)
-    if not any(counts["rows"] for name, counts in files.items() if name.endswith("_train")):
-        dropped = Counter()
-        for step in steps(plan):
-            dropped.update({reason: found["rows"] for reason, found in step["dropped"].items()})
-        why = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(3)) or "no rows in it"
-        raise ValueError(f"--raw_dir {plan.raw_dir}: nothing to train on is left of the corpus ({why})")
+    if not has_training_rows(plan):
+        dropped = [item for step in steps(plan) for item in step["dropped"].items()]
+        dropped.sort(key=lambda item: -item[1]["rows"])
+        reasons = [f"{found['rows']} dropped: {reason}; as {found['examples'][0]}" for reason, found in dropped[:2]]
+        why, total = "; ".join(reasons) or "no other rows", steps(plan)[0]["rows_in"]
+        raise ValueError(f"--raw_dir {plan.raw_dir}: nothing to train on is left of {total} rows ({why})")
     files = {name: files[name] for name in sorted(files, key=_reading_order) if files[name]["rows"]}
     patterns = {}
     for name in files:
@@ -75,6 +59,20 @@ def collect(plan: Plan, folder: Path) -> dict[str, Any]:
         "steps": steps(plan),
         "files": {patterns[name]: counts for name, counts in files.items()},
     }
+
+
+def has_training_rows(plan: Plan) -> bool:
+    """Prompts alone will do where there is nothing else."""
+    rows = {name: counts["rows"] for name, counts in _files(plan).items() if counts["rows"]}
+    of_prompts = [name for name in rows if name.startswith("prompts")]
+    return any(name.endswith("_train") for name in rows if len(of_prompts) == len(rows) or name not in of_prompts)
+
+
+def num_rows_held_out(plan: Plan) -> int:
+    """Rows of splits that were drawn for them."""
+    drawn = [name for name in plan.drawn_shares if plan.drawn_shares[name]]
+    files = {file_name(kind, split) for kind in FILE_KINDS for split in drawn}
+    return sum(counts["rows"] for name, counts in _files(plan).items() if name in files)
 
 
 def _reading_order(name: str) -> tuple[bool, int, str]:
@@ -106,9 +104,9 @@ def _files(plan: Plan) -> dict[str, dict[str, Any]]:
 def training_texts(folder: Path) -> list[str]:
     """Texts for a vocabulary: those of the first training rows, which are in random order."""
     texts: list[str] = []
-    for path in sorted(folder.glob("*_train*.jsonl*")):
-        if path.name.startswith("prompts"):
-            continue
+    paths = sorted(folder.glob("*_train*.jsonl*"))
+    others = [path for path in paths if not path.name.startswith("prompts")]
+    for path in others or paths:
         for row in json_rows(path):
             if len(texts) >= VOCABULARY_ROWS:
                 break

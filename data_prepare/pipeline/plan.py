@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from keju.data_prepare.corpus import Piece
+from keju.data_prepare.raw_folder import states
 from keju.records.writing import write_json
 
-VERSION = 2  # raise it when the same plan gives other records
+VERSION = 3  # raise it when the same plan gives other records
 PLAN = "plan.json"
 PIECE_BYTES = (512 << 10, 8 << 20)  # the smallest and the largest piece; short rows take 50 times as much memory
 PIECES = 256  # of one corpus, where their sizes allow it
@@ -53,6 +54,8 @@ class Plan:
     decontaminate, evaluation_source: folders of evaluation sets, and what their files are known again by.
     num_train_parts: how many tasks write a shard of the training split.
     mix: source -> weight; 1 for all others.
+    own_splits: source -> "train", "dev" or "test", where the raw data have splits of their own. Of those splits that
+        they have, shares says how much of the raw data is theirs.
     options: keywords of the corpus's `pieces` and `read`.
     """
 
@@ -74,8 +77,15 @@ class Plan:
     decontaminate: tuple[str, ...] = ()
     evaluation_source: str = ""
     mix: Mapping[str, float] = field(default_factory=dict)
+    own_splits: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     pipeline: int = VERSION
+
+    @functools.cached_property
+    def drawn_shares(self) -> dict[str, float]:
+        """Of the splits that the raw data do not have themselves."""
+        own = set(self.own_splits.values())
+        return {split: share for split, share in self.shares.items() if split not in own}
 
     @functools.cached_property
     def parts(self) -> list[Part]:
@@ -111,9 +121,7 @@ def fields_by_size(raw: Path, pieces: Callable[[int], list[Piece]]) -> dict[str,
 
 def bytes_in(path: Path) -> int:
     """Of a file, or of all files in a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(inside.stat().st_size for inside in path.rglob("*") if inside.is_file())
+    return sum(state[0] for state in states(path).values())
 
 
 def in_portions(folder: Path, pieces: Sequence[Piece], num_bytes: int) -> tuple[tuple[Piece, ...], ...]:

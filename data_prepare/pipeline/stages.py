@@ -155,10 +155,13 @@ def evaluation_ngrams(plan: Plan) -> str | None:
 
 
 def split_of(plan: Plan, item: Item) -> str:
-    """The split of a group is drawn by a hash; prompts for PPO are no loss for pretraining."""
+    """What the raw data say, or drawn for its group by a hash; prompts for PPO are no loss for pretraining."""
+    own = plan.own_splits.get(item.source, "train")
+    if own != "train":
+        return own
     kind, drawn = kind_of(item.row), fraction("split", plan.seed, item.group)
     for split in SPLITS:
-        drawn -= plan.shares.get(split, 0)
+        drawn -= plan.drawn_shares.get(split, 0)
         if drawn < 0:
             break
     if kind == "pretrain" and split == "prompts":

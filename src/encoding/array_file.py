@@ -119,15 +119,6 @@ class ArrayReader:
             os.close(self._descriptor)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def file_checksums(path: Path) -> tuple[str, np.ndarray]:
     """SHA-256 of a file, hex, and the CRC-32 of each block of it, uint32."""
     digest, sums = hashlib.sha256(), array("I")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from keju.encoding.array_file import ArrayWriter, file_checksums, file_digest
+from keju.encoding.array_file import ArrayWriter, file_checksums
 from keju.encoding.dataset import encode_record, nothing_usable
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import Unencodable
@@ -24,6 +24,7 @@ from keju.encoding.token_store import CHECKSUMS, MANIFEST, NPY, LeftOut, Manifes
 from keju.encoding.tree_columns import ARRAYS, TreeColumns, flatten
 from keju.encoding.tree_totals import TreeTotals
 from keju.encoding.workers import map_in_order
+from keju.records.digests import file_digest
 from keju.records.folds import Fold
 from keju.records.reading import check_on_bad_line, parse_row, raw_rows
 from keju.records.writing import write_json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import tempfile
@@ -13,10 +12,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from keju.encoding.array_file import file_digest
 from keju.encoding.encoder import Encoder
 from keju.records.shards import suffix_of
-from keju.records.writing import write_json
 
 # Raise it when the same records give other trees, or a store another layout: a change of keju.encoding, keju.records
 # or keju.tokenizers. tests/encoding/test_token_store.py notices when the trees of a few records change.
@@ -64,21 +61,3 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
                 digest.update(f"\0{path.relative_to(folder).as_posix()}\0{len(data)}\0".encode())
                 digest.update(data)
     return digest.hexdigest()
-
-
-def data_digest(file: Path, memory: Path) -> str:
-    """SHA-256 of a file. `memory`: a folder that keeps it for as long as size, times and inode stay the same."""
-    state = file.stat()
-    known = memory / (hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:32] + ".json")
-    # The last is that of any change, which nobody can set back as a copy sets the one before.
-    seen = [state.st_size, state.st_mtime_ns, state.st_ino, state.st_ctime_ns]
-    try:
-        row = json.loads(known.read_text(encoding="utf-8"))
-        if row["seen"] == seen:
-            return row["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not known, or half a file: read the data again
-    digest = file_digest(file)
-    with contextlib.suppress(OSError):  # without a memory it is only slower
-        write_json(known, {"seen": seen, "sha256": digest})
-    return digest

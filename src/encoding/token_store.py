@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from keju.encoding.array_file import BLOCK, ArrayReader, file_digest
+from keju.encoding.array_file import BLOCK, ArrayReader
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.tree_columns import ARRAYS, TOKENS, restore
 from keju.encoding.tree_totals import TreeTotals
+from keju.records.digests import file_digest
 from keju.trees.lazy_trees import LazySequence, LazyTrees
 from keju.trees.segment import Segment
 

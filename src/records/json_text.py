@@ -5,13 +5,15 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from keju.records.opening import numbered_lines
 
 MAX_ITEM = 1 << 26  # characters; where an item does not end within them, it is malformed
+MAX_NAMES = 16  # by which the beginning of an item is known
+TAIL = 1 << 10  # characters, more than the beginning of an item has
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
@@ -32,7 +34,7 @@ def parsed(text: str) -> Any:
 
 
 class BrokenArray(ValueError):
-    """An array that goes on as no JSON. line: where, counted from 1; the message does not say it."""
+    """An array that cannot be read on. line: where, counted from 1; the message does not say it."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
@@ -42,17 +44,40 @@ class BrokenArray(ValueError):
 def array_items(data: Iterable[bytes], encoding: str = "utf-8") -> Iterator[tuple[int, Any]]:
     """(line, value) of every item of an array of any size, of which no more than a block and an item is held.
 
-    Raises BrokenArray where its JSON is broken: what follows cannot be trusted.
+    An item that is no JSON is a ValueError in its place, and reading goes on at the next one: where a line begins as
+    its own did, or, of items that share a line, where an object begins with the same name as those before it. A comma
+    too many at the end, or one that is missing between two objects, loses nothing.
+    Raises BrokenArray where no next item can be told, and for bytes that are no text.
     """
     window = _Window(data, encoding)
-    mark = window.expect("[")
-    if window.next_character() == "]":
-        mark = window.expect("]")
-    while mark != "]":
-        window.next_character()
+    window.expect("[")
+    names: dict[str, None] = {}  # that the objects so far begin with
+    while True:
+        place = window.place_of_item()
+        if window.next_character() == "]":
+            break
         line = window.line
-        yield line, window.item()
-        mark = window.expect(",]")
+        try:
+            value = window.item()
+        except BrokenArray as error:
+            if not window.go_to_item(place, names):
+                raise BrokenArray(error.line, f"{error}; nothing after it can be read") from error
+            yield line, ValueError(str(error) if error.line == line else f"{error}, line {error.line}")
+            continue
+        if isinstance(value, dict) and value and len(names) < MAX_NAMES:
+            names.setdefault(next(iter(value)))
+        yield line, value
+        mark = window.next_character()
+        if mark == "{":
+            continue
+        if mark not in (",", "]"):
+            error = window.broken("Expecting ',' or ']'")
+            if not window.go_to_item(place, names):
+                raise BrokenArray(error.line, f"{error}; nothing after it can be read")
+            yield error.line, ValueError(str(error))
+        elif mark == ",":
+            window.expect(",")
+    window.expect("]")
     if window.next_character():
         raise window.broken("Text after the end of the array")
 
@@ -87,6 +112,32 @@ class _Window:
         self._at += 1
         return found
 
+    def place_of_item(self) -> int | None:
+        """How far the item that comes next is indented; None where it is not the first of its line."""
+        line = self.line
+        self.next_character()
+        return self._at - self._line_start if self.line > line else None
+
+    def go_to_item(self, place: int | None, names: Collection[str]) -> bool:
+        """Goes to where another item seems to begin, after the one that is next; False if there is none.
+
+        place: of `place_of_item`. names: that objects begin with.
+        """
+        if place is None and not names:
+            return False
+        if place is None:
+            quoted = "|".join(re.escape(json.dumps(name, ensure_ascii=False)) for name in names)
+            start = re.compile(rf"\{{\s*(?:{quoted})\s*:")
+        else:
+            start = re.compile(rf"(?<=\n)[ \t]{{{place}}}(?=[{{\[])")
+        self._pass(min(self._at + 1, len(self._text)))
+        while not (found := start.search(self._text, self._at)):
+            self._pass(max(self._at, len(self._text) - TAIL))  # the start may lie across two blocks
+            if not self._grow():
+                return False
+        self._pass(found.end() if place is not None else found.start())
+        return True
+
     def item(self) -> Any:
         """Goes past a whole value and returns it."""
         while True:
@@ -95,16 +146,19 @@ class _Window:
             except json.JSONDecodeError as error:
                 if len(self._text) - self._at < MAX_ITEM and self._grow():
                     continue  # the item may go on in the next block
-                self._pass(error.pos)
-                raise self.broken(error.msg) from error
+                raise self.broken(error.msg, error.pos) from error
             except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
                 raise self.broken(str(error)) from error
             if end < len(self._text) or not self._grow():  # a number at the end may go on as well
                 self._pass(end)
                 return value
 
-    def broken(self, message: str) -> BrokenArray:
-        return BrokenArray(self.line, f"malformed JSON ({message} at column {self._at - self._line_start + 1})")
+    def broken(self, message: str, position: int | None = None) -> BrokenArray:
+        """position: in the text; the next character where it is None."""
+        position = self._at if position is None else position
+        line = self.line + self._text.count("\n", self._at, position)
+        line_start = self._line_start if line == self.line else self._text.rindex("\n", self._at, position) + 1
+        return BrokenArray(line, f"malformed JSON ({message} at column {position - line_start + 1})")
 
     def _pass(self, end: int) -> None:
         if num_line_ends := self._text.count("\n", self._at, end):

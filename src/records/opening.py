@@ -5,27 +5,38 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-COMPRESSED = (".zst", ".gz")
+COMPRESSED = (".zst", ".gz", ".xz")
 BLOCK = 1 << 20
 BEGINNING = 1 << 16  # bytes by which is told what a file holds
 MAX_LINE = 1 << 26  # bytes; a longer line is no record, and must not fill the memory
-INPUT = 1 << 14  # bytes decompressed at once: what comes out is in memory as a whole
+INPUT = 1 << 10  # bytes decompressed at once: what comes out, of a few bytes each 128 KiB, is in memory as a whole
+
+
+def packing_of(path: Path) -> str:
+    """How a file is compressed, by its name: one of COMPRESSED, or ""."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in COMPRESSED else ""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The (decompressed) bytes of a file. What is wrong with .gz or .zst is raised by those who read: `DAMAGE`."""
+    """The (decompressed) bytes of a file. What is wrong with compressed ones is raised by those who read: `DAMAGE`."""
+    packing = packing_of(path)
     with path.open("rb") as raw:
-        if path.suffix == ".gz":
+        if packing == ".gz":
             with gzip.open(raw, "rb") as file:
                 yield file
-        elif path.suffix == ".zst":
+        elif packing == ".xz":
+            with lzma.open(raw, "rb") as file:
+                yield file
+        elif packing == ".zst":
             import zstandard
 
             with _Zst(zstandard.ZstdDecompressor(), raw) as stream, io.BufferedReader(stream, 1 << 20) as file:
@@ -98,7 +109,7 @@ class Damaged(Exception):
     """Compressed bytes that are not what was written."""
 
 
-DAMAGE = (Damaged, EOFError, gzip.BadGzipFile, zlib.error)
+DAMAGE = (Damaged, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
 def _damage(error: Exception) -> str:

@@ -1,5 +1,5 @@
-"""Read records from .jsonl (one a line), .json (an array, or one a line), .txt (one document a line), each also as .zst
-or .gz, from tables (.parquet, .arrow: one a row), and from sets of such files (see keju.records.shards).
+"""Read records from .jsonl or .ndjson (one a line), .json (an array, or one a line), .txt (one document a line), each
+also as .zst, .gz or .xz, from tables (.parquet, .arrow: one a row), and from sets of such files: keju.records.shards.
 
 A bad line is never silently dropped: it is an error that names `file:line`, or is skipped, counted and reported.
 """
@@ -14,9 +14,9 @@ from typing import Any, overload
 
 from keju.records.formats import detect
 from keju.records.json_text import BrokenArray, array_items, parsed
-from keju.records.opening import COMPRESSED, begins_array, blocks, decoded, numbered_lines
+from keju.records.opening import begins_array, blocks, decoded, numbered_lines
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
-from keju.records.shards import record_files, suffix_of
+from keju.records.shards import plain_suffix, record_files
 from keju.records.values import without_nulls
 
 logger = logging.getLogger(__name__)
@@ -96,8 +96,7 @@ def check_on_bad_line(on_bad_line: str) -> None:
 
 def raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
     """(line number, what `parse_row` takes: the bytes of a line of JSON, a parsed value, or what is wrong with it)."""
-    suffix = suffix_of(file)
-    return _READERS[suffix.removesuffix(file.suffix) if file.suffix in COMPRESSED else suffix](file)
+    return _READERS[plain_suffix(file)](file)
 
 
 def iterate_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -162,13 +161,13 @@ def _json_file(path: Path) -> Iterator[tuple[int, Any]]:
     return _json_array(path) if begins_array(path) else _json_lines(path)
 
 
-def _table_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def table_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """(row number from 1, the row) of an Arrow or Parquet file."""
     import pyarrow.ipc
     import pyarrow.parquet
 
     def batches():
-        if path.suffix == ".parquet":
+        if plain_suffix(path) == ".parquet":
             yield from pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256)
             return
         with pyarrow.OSFile(str(path)) as file:
@@ -191,7 +190,7 @@ def _table_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
-    """The items of an array with the line each begins at. A syntax error ends it: what follows cannot be trusted."""
+    """The items of an array with the line each begins at, or what is wrong with one."""
     try:
         yield from array_items(blocks(path))
     except BrokenArray as error:
@@ -200,8 +199,16 @@ def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
     ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
     ".json": _json_file,
     ".txt": _text_lines,
-    ".parquet": _table_rows,
-    ".arrow": _table_rows,
+    ".parquet": table_rows,
+    ".arrow": table_rows,
 }
+
+
+def first_records(records: Sequence[Record], most: int | None, flag: str) -> list[Record]:
+    """The first of them, and how many that leaves out is said. flag: whose value `most` is (None: all)."""
+    if most is not None and most < len(records):
+        print(f"{flag} {most} leaves out {len(records) - most} of {len(records)} records")
+    return list(records)[:most]

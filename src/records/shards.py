@@ -8,17 +8,26 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from keju.records.opening import COMPRESSED
+from keju.records.opening import COMPRESSED, packing_of
 
-PLAIN = (".jsonl", ".json", ".txt")
+PLAIN = (".jsonl", ".ndjson", ".json", ".txt")
 TABLES = (".parquet", ".arrow")
 SUFFIXES = (*PLAIN, *(plain + packed for plain in PLAIN for packed in COMPRESSED), *TABLES)
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+(\.\w+)?)")
 
 
 def suffix_of(path: Path) -> str:
-    """The ending that says how a file is read (".jsonl.zst"), "" where there is none that we know."""
-    return max((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), key=len, default="")
+    """The ending that says how a file is read (".jsonl.zst"), in small letters; "" where there is none that we know."""
+    return max((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")
+
+
+def plain_suffix(path: Path) -> str:
+    """The same without how the file is compressed: ".jsonl" of ".jsonl.zst"."""
+    return suffix_of(path).removesuffix(packing_of(path))
+
+
+def _stem(path: Path) -> str:
+    return path.name[: len(path.name) - len(suffix_of(path))]
 
 
 def record_files(path: str | Path) -> list[Path]:
@@ -40,9 +49,10 @@ def record_files(path: str | Path) -> list[Path]:
             raise ValueError(f"{path}: no file of records matches")
         return found
     wanted = suffix_of(path)
-    stem = path.name.removesuffix(wanted)
-    single = [path.with_name(stem + suffix) for suffix in SUFFIXES if suffix.startswith(wanted)]
-    single = [file for file in single if file.is_file()]
+    stem = _stem(path)
+    beside = path.parent.glob(f"{_escaped(stem)}.*")
+    single = [file for file in beside if suffix_of(file) and suffix_of(file).startswith(wanted)]
+    single = sorted(file for file in single if _stem(file) == stem and file.is_file())
     sets = _sets(path.parent, stem, wanted)
     if len(single) + len(sets) > 1:
         names = [file.name for file in single] + [f"{stem}-*-of-{count:05}{suffix}" for count, suffix in sets]
@@ -67,7 +77,8 @@ def _sets(folder: Path, stem: str, wanted: str) -> dict[tuple[int, str], set[int
     sets: dict[tuple[int, str], set[int]] = {}
     for file in folder.glob(f"{_escaped(stem)}-*-of-*"):
         found = SHARD.fullmatch(file.name)
-        if found and found["stem"] == stem and found["suffix"] in SUFFIXES and found["suffix"].startswith(wanted):
+        suffix = suffix_of(file)
+        if found and found["stem"] == stem and found["suffix"].lower() == suffix and suffix.startswith(wanted):
             sets.setdefault((int(found["count"]), found["suffix"]), set()).add(int(found["number"]))
     return sets
 

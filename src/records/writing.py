@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
@@ -40,7 +41,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """An empty file beside `path` that takes its name when the block ends, and vanishes when the block fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    aside, _ = hidden_names(path)
     try:
         aside.open("x").close()
         yield aside
@@ -53,25 +54,75 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: str | Path, dispose: Callable[[Path], None]) -> Iterator[Path]:
+def whole_folder(folder: str | Path, *, own: Callable[[Path], Iterable[Path]] = lambda folder: ()) -> Iterator[Path]:
     """A fresh folder beside `folder` that takes its place when the block ends, and vanishes when the block fails.
 
-    dispose: called with the folder that was replaced, if any, which is then beside the new one.
+    own: which entries of a folder that is replaced are the user's own. They are carried over before it is, unless the
+    new folder has entries of these names; the others go. `keju.records.locks` brings into order what a kill leaves.
     """
     folder = Path(folder).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    mark = secrets.token_hex(4)
-    aside, old = (folder.with_name(f".{folder.name}.{mark}.{state}") for state in ("part", "old"))
+    aside, old = hidden_names(folder)
     aside.mkdir()
     try:
         yield aside
         if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
+            carry_over(own(folder), aside)
+            old = _replace(folder, aside, old)
+        else:
+            aside.rename(folder)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
         raise
     if old.exists():
-        dispose(old)
+        carry_over(own(old), folder)  # what came while the others were carried over
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def hidden_names(path: Path) -> tuple[Path, Path]:
+    """Names beside `path` for what is to replace it and for what was replaced; LEFTOVER of `keju.records.locks`."""
+    mark = secrets.token_hex(4)
+    return path.with_name(f".{path.name}.{mark}.part"), path.with_name(f".{path.name}.{mark}.old")
+
+
+def carry_over(entries: Iterable[Path], folder: Path) -> None:
+    """Links files, and folders with what is in them, into another folder; those that it has already stay as they are.
+
+    They are in both then, so that a kill at any moment loses none. Where there are no links they are copied.
+    """
+    for entry in entries:
+        target = folder / entry.name
+        if os.path.lexists(target):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, target, symlinks=True, copy_function=_link)
+        else:
+            _link(entry, target)
+
+
+def _link(source: str | Path, target: str | Path, *, follow_symlinks: bool = False) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _replace(folder: Path, new: Path, old: Path) -> Path:
+    """Gives `new` the name of `folder`; returns where the old one is then."""
+    if _exchange(folder, new):
+        return new
+    folder.rename(old)
+    new.rename(folder)
+    return old
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names at once, so that both are there at any moment; False where the system cannot do that."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

@@ -48,6 +48,9 @@ def step_lines(steps: list[dict[str, Any]]) -> list[str]:
         note = f", {changed:,} changed" if changed else ""
         lines.append(f"{step['name']}: {step['rows_in']:,} -> {step['rows_out']:,} rows{note}")
         lines += [f"  {change}: {count:,}" for change, count in step.get("changes", {}).items()]
+        for change in step.get("shown", ())[:1]:
+            old, new = (" ".join(change[name].split()) for name in ("before", "after"))
+            lines.append(f"  as {change['where']}: {shortened(old)} -> {shortened(new) or '(nothing)'}")
         for reason, dropped in step["dropped"].items():
             # An example is where a row is, and what it says or what is wrong with it.
             example = dropped["examples"][0].removesuffix(reason).rstrip(": ")

@@ -11,8 +11,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from keju.encoding.store_key import data_digest
 from keju.models.checkpoint_files import read_object
+from keju.records.digests import data_digest
 from keju.records.shards import suffix_of
 
 # Settings that do not change what the weights become. Every other one decides.

@@ -15,17 +15,17 @@ from typing import Literal, Protocol
 
 from filelock import FileLock, Timeout
 
-from keju.encoding.array_file import file_digest
 from keju.encoding.dataset import EncodedRecords, encode_records
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_build import build_store
-from keju.encoding.store_key import data_digest, store_key
+from keju.encoding.store_key import store_key
 from keju.encoding.token_store import MANIFEST, DamagedStore, StoredRecords, open_store
 from keju.encoding.workers import usable_cores
+from keju.records.digests import data_digest, file_digest
 from keju.records.folds import Fold
-from keju.records.opening import COMPRESSED
-from keju.records.reading import iterate_records
-from keju.records.shards import record_files
+from keju.records.opening import packing_of
+from keju.records.reading import iterate_records, raw_rows
+from keju.records.shards import TABLES, plain_suffix, record_files
 from keju.records.writing import whole_folder
 from keju.training.cache_folder import warn_if_open
 from keju.training.progress import Progress
@@ -75,8 +75,17 @@ def read_trees(
     if is_large or (data.token_cache == "auto" and _has_stores(data)):
         stored = request.stored(Path(data.token_cache_dir).expanduser(), data.num_workers, build=is_large)
     found = stored or request.encoded()
+    if max_samples is not None:
+        show_cap(files, max_samples, "--max_train_samples" if "eval" not in flag else "--max_eval_samples", path.name)
     found.digest = digest_of(request.digests(Path(data.token_cache_dir).expanduser()))
     return found
+
+
+def show_cap(files: Sequence[Path], most: int, flag: str, name: str) -> None:
+    """Says what the flag leaves out, if there is more in the files than it lets through."""
+    total = sum(1 for file in files for _ in raw_rows(file))
+    if total > most:
+        print(f"{name}: {flag} {most} leaves out {total - most} of {total} records")
 
 
 def _instead(path: Path, flag: str) -> str:
@@ -103,7 +112,7 @@ def read_splits(
 
 def text_bytes(files: Sequence[Path]) -> int:
     """About how much text the files hold."""
-    return sum(file.stat().st_size * (COMPRESSION if file.suffix in COMPRESSED else 1) for file in files)
+    return sum(file.stat().st_size * (COMPRESSION if packing_of(file) else 1) for file in files)
 
 
 def _has_stores(data: RecordSettings) -> bool:
@@ -198,10 +207,10 @@ class TreeRequest:
             num_workers = max(1, min(num_workers, size // (LARGE // 16)))  # a process takes seconds to start
         for leftover in folder.parent.glob(f".{folder.name}.*.part"):
             shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed: we hold the lock
-        is_table = any(file.suffix in (".parquet", ".arrow") for file in self.files)
+        is_table = any(plain_suffix(file) in TABLES for file in self.files)
         text_read = 0
         with (
-            whole_folder(folder, shutil.rmtree) as aside,
+            whole_folder(folder) as aside,
             Progress(None, f"encode {self.path.name}", unit="records") as bar,
         ):
 

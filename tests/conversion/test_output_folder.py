@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from keju.conversion.output_folder import check_output
@@ -11,7 +9,7 @@ from keju.records.writing import whole_folder
 
 
 def test_it_appears_at_the_end(tmp_path):
-    with whole_folder(tmp_path / "deep" / "out", shutil.rmtree) as folder:
+    with whole_folder(tmp_path / "deep" / "out") as folder:
         (folder / "file").write_text("new")
         assert not (tmp_path / "deep" / "out").exists()
     assert (tmp_path / "deep" / "out" / "file").read_text() == "new"
@@ -24,7 +22,7 @@ def test_a_failure_changes_nothing(tmp_path, there):
     if there:
         output.mkdir()
         (output / "file").write_text("old")
-    with pytest.raises(KeyboardInterrupt), whole_folder(output, shutil.rmtree) as folder:
+    with pytest.raises(KeyboardInterrupt), whole_folder(output) as folder:
         (folder / "file").write_text("new")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["out"] * there
@@ -34,7 +32,7 @@ def test_a_failure_changes_nothing(tmp_path, there):
 def test_nothing_old_stays(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.safetensors").write_text("old")
-    with whole_folder(tmp_path / "out", shutil.rmtree) as folder:
+    with whole_folder(tmp_path / "out") as folder:
         (folder / "model.safetensors.index.json").write_text("new")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors.index.json"]
 

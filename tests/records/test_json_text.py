@@ -28,8 +28,8 @@ def test_array_items_and_their_lines(size):
         ('[{"a": 1},\n{"b": }, {"c": 3}]', 1, 2, "malformed JSON (Expecting value at column 7)"),
         ('[{"a": 1},\n{"b":\n1,\n"好" 2}]', 1, 4, "malformed JSON (Expecting ':' delimiter at column 5)"),
         ('[{"a": 1},\n{"b": 2}', 2, 2, "malformed JSON (Expecting ',' or ']' at column 9)"),
-        ('[{"a": 1}\n{"b": 2}]', 1, 2, "malformed JSON (Expecting ',' or ']' at column 1)"),
-        ('[{"a": 1},\n]', 1, 2, "malformed JSON (Expecting value at column 1)"),
+        ('[{"a": 1}\n"b"]', 1, 2, "malformed JSON (Expecting ',' or ']' at column 1)"),
+        ("[,\n]", 0, 1, "malformed JSON (Expecting value at column 2)"),
         ('[]\n "x"', 0, 2, "malformed JSON (Text after the end of the array at column 2)"),
         ('[{}, {}, {"a": 1}, {"b": "}]', 3, 1, "malformed JSON (Unterminated string starting at at column 26)"),
         ("[" * 100_000, 0, 1, "malformed JSON (maximum recursion depth exceeded"),
@@ -43,6 +43,34 @@ def test_a_broken_array_is_told_with_its_place(text, items, line, message, size)
         found += array_items(in_blocks(text.encode(), max(size, len(text) // 50)))
     assert len(found) == items
     assert caught.value.line == line and str(caught.value).startswith(message)
+
+
+ROWS = [{"text": f"第{n}", "turns": [{"role": "甲\n{"}, {"role": "乙"}]} for n in range(100)]
+WAYS = {
+    "indented": json.dumps(ROWS, ensure_ascii=False, indent=2),
+    "one line": json.dumps(ROWS, ensure_ascii=False),
+    "lines": "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n]",
+}
+
+
+@pytest.mark.parametrize("size", [50, 100_000])
+@pytest.mark.parametrize(
+    ("right", "wrong"), [('"第20"', '"第20'), ('"第20",', '"第20"'), ('"第20"', "'第20'"), ('"第20"', "")]
+)
+@pytest.mark.parametrize("way", WAYS)
+def test_after_an_item_that_is_no_json_the_next_ones_are_read(way, right, wrong, size):
+    text = WAYS[way].replace(right, wrong, 1)
+    found = list(array_items(in_blocks(text.encode(), size)))
+    assert [value for _, value in found if isinstance(value, dict)] == ROWS[:20] + ROWS[21:]
+    ((line, error),) = [(line, value) for line, value in found if isinstance(value, ValueError)]
+    item_begins = WAYS[way].index("第20") - len('{"text": "')
+    assert line == WAYS[way].count("\n", 0, item_begins) + (0 if way == "indented" else 1)
+    assert str(error).startswith("malformed JSON (")
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2},]', '[{"a": 1}\n{"a": 2}\n]', '[{"a": 1},\n{"a": 2},\n]'])
+def test_a_comma_too_many_or_too_few_loses_nothing(text):
+    assert [value for _, value in array_items([text.encode()])] == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize("size", [1, 2, 1000])

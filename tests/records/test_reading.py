@@ -61,8 +61,8 @@ def test_array(file_of):
     ("content", "line", "reason"),
     [
         ('[\n{"text": "甲"},\n{"text": }\n]', 3, "malformed JSON (Expecting value at column 10)"),
-        ('[\n{"text": "甲"}\n{"text": "乙"}\n]', 3, "malformed JSON (Expecting ',' or ']' at column 1)"),
-        ('[\n{"text": "甲"},\n]', 3, "malformed JSON"),
+        ('[\n{"text": "甲"}\n"乙"\n]', 3, "malformed JSON (Expecting ',' or ']' at column 1)"),
+        ('[\n,{"text": "甲"},\n]', 2, "malformed JSON"),
         ('[\n{"text": "甲"}\n', 3, "malformed JSON"),
         ('[\n{"text": "甲"}\n]\n[]', 4, "malformed JSON (Text after the end of the array"),
         ('[\n{"text": "甲"},\n{"text": ""}]', 3, '"text" is empty'),
@@ -118,7 +118,7 @@ def test_missing_file_lists_its_neighbours(file_of, tmp_path):
 
 def test_folder_and_unknown_ending(file_of, tmp_path):
     assert error_of(tmp_path) == f"{tmp_path}: is a folder, expected a file of records"
-    assert ".jsonl, .json, .txt" in error_of(file_of("a", "data.tsv"))
+    assert ".jsonl, .ndjson, .json, .txt" in error_of(file_of("a", "data.tsv"))
 
 
 def test_on_bad_line_is_checked(file_of):

@@ -1,0 +1,80 @@
+"""One writer at a time for a file or folder, which also clears away what killed writers before it left."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from keju.records.writing import carry_over
+
+LEFTOVER = r"\.[0-9a-f]{8}\.(part|old)"  # after "." and the name; see `keju.records.writing.hidden_names`
+
+
+@contextlib.contextmanager
+def only_writer(
+    path: str | Path, *, flag: str, own: Callable[[Path], Iterable[Path]] = lambda folder: ()
+) -> Iterator[None]:
+    """Nobody else who asks is writing to `path` (a file or a folder, there or not) until the block ends.
+
+    The system frees the lock when a process dies. What killed writers left beside `path` is removed; a folder that one
+    of them had just moved away comes back. own: as for `whole_folder`. flag: named in messages.
+    Raises ValueError where another process is writing, and where nothing can be written.
+    """
+    path = Path(path).absolute()
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(lock)
+    except BlockingIOError:
+        raise ValueError(f"{flag}: another process is writing to {path} now; choose another, or wait for it") from None
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise ValueError(f"{flag} {path}: nothing can be written to {path.parent} ({error.strerror})") from error
+    try:
+        _clear_away(path, own)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder around it may be gone
+            lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(lock: Path) -> int:
+    """The descriptor of the file that holds the lock. Raises BlockingIOError where another process has it."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError as error:  # some network file systems cannot lock
+            print(f"warning: {lock} cannot be locked ({error.strerror}); do not write twice there", file=sys.stderr)
+            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                return descriptor
+        os.close(descriptor)  # of a process that has removed it meanwhile
+
+
+def _clear_away(path: Path, own: Callable[[Path], Iterable[Path]]) -> None:
+    """Only for who holds the lock."""
+    leftover = re.compile(re.escape(f".{path.name}") + LEFTOVER)
+    left = sorted(found for found in path.parent.iterdir() if leftover.fullmatch(found.name))
+    for found in left:
+        if found.suffix != ".old":
+            continue
+        if not path.exists():
+            found.rename(path)
+        elif path.is_dir():
+            carry_over(own(found), path)
+    for found in left:
+        if found.is_dir() and not found.is_symlink():
+            shutil.rmtree(found, ignore_errors=True)
+        else:
+            found.unlink(missing_ok=True)
