@@ -35,7 +35,6 @@ from keju.training.progress import RunCallback
 from keju.training.resuming import digest_of, model_digest
 from keju.training.run_folder import RunFolder
 from keju.training.stage_model import verify_head
-from keju.training.stopping import Stopped, stopping_gracefully
 from keju.training.tree_reading import read_splits
 from keju.training.tree_trainer import TreeTrainer
 from keju.trees.packed_batch import PackedBatch
@@ -189,12 +188,7 @@ def train(
         made_with=folder.made_with,
         has_new_schedule=folder.has_new_schedule,
     )
-    with stopping_gracefully():
-        trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
-    if trainer.state.global_step < trainer.state.max_steps:
-        step = trainer.state.global_step
-        raise Stopped(step, folder.path / f"checkpoint-{step}")
-    folder.begin()  # a run that was resumed after its last step
+    trainer.train_in(folder)
     trainer.save_model()  # before the evaluation, in which a kill would cost the training
     summary = {}
     if eval_records:

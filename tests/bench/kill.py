@@ -65,11 +65,25 @@ PPO = {
     "kl_horizon": 100,
     "allow_unfinished": "true",
 }
-STAGES = {"pretrain": TRAINER, "sft": TRAINER, "reward": TRAINER, "dpo": TRAINER, "rlhf": PPO}
+GRPO = {
+    "rollout_batch_size": 4,
+    "num_responses": 2,
+    "max_new_tokens": 8,
+    "token_budget": 128,
+    "max_eval_samples": 3,
+    "learning_rate": 1e-3,
+}
+STAGES = {
+    **dict.fromkeys(("pretrain", "sft", "reward", "dpo"), TRAINER),
+    "kto": TRAINER | {"loss_type": "kto"},
+    "rlhf": PPO,
+    "grpo": GRPO,
+}
+MODULES = {"pretrain": "pretrain", "kto": "train_dpo"}  # the others: train_<stage>
 SAVE_STEPS = 2
 # With dropout, where a family has it: then the state of the random generators matters, too.
 FAMILIES = {"llama": build_llama, "pangu": lambda size: build_pangu(size, resid_pdrop=0.1, embd_pdrop=0.1)}
-TIMING = {"elapsed", "tokens_per_second", "seconds_rollout", "seconds_scoring", "seconds_update"}
+TIMING = {"elapsed", "tokens_per_second", "seconds_rollout", "seconds_scoring", "seconds_update", "step_time"}
 
 
 @dataclass(frozen=True)
@@ -92,15 +106,15 @@ class Series:
             "save_steps": SAVE_STEPS,
             **STAGES[self.stage],
         }
-        if self.stage == "rlhf":
+        if self.stage in ("rlhf", "grpo"):
             flags["reward_model_path"] = self.folder / ("reward_adapters" if self.peft else "reward")
-        if self.stage == "dpo":
+        if self.stage in ("dpo", "kto"):
             flags["reference_cache_dir"] = output.with_name(f"{output.name}_reference")
         if self.peft:
             flags |= {"share_base": "true"} if self.stage == "rlhf" else {"use_peft": "true", "lora_dropout": 0.1}
         if self.processes > 1:
             flags["deepspeed"] = ZERO2
-        module = "keju.pretrain" if self.stage == "pretrain" else f"keju.train_{self.stage}"
+        module = "keju." + MODULES.get(self.stage, f"train_{self.stage}")
         return [
             *self._launcher(),
             module,
