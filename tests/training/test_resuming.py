@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import kill
 
 from keju import pretrain, train_dpo, train_grpo, train_reward, train_rlhf, train_sft
+from keju.training import stage as training_stage
 from keju.training.checkpoints import MANIFEST, checkpoints
 from keju.training.launch import run_guarded
 from keju.training.resuming import NEUTRAL, apply_settings, changed_settings, deciding
@@ -239,6 +240,22 @@ def test_killed_in_the_final_evaluation_the_training_is_not_lost(monkeypatch, fo
     assert run(monkeypatch, stage, folder, output, *flags, *AUTO) == 0
     assert kill.weights(output) == kill.weights(folder / f"whole_{stage}")
     assert json.loads((output / "summary.json").read_text())["finished"]
+
+
+def test_a_final_evaluation_that_was_logged_is_not_logged_twice(monkeypatch, folder, tmp_path):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    flags = ("--eval_filename", "ranked_dev.jsonl", "--eval_strategy", "steps", "--eval_steps", STEPS)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(monkeypatch, "sft", folder, whole, *flags) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(training_stage, "plot_loss", killed)
+        assert run(patch, "sft", folder, broken, *flags) == 130
+    assert run(monkeypatch, "sft", folder, broken, *flags, *AUTO) == 0
+    evaluations = [row["step"] for row in kill.rows(broken) if "eval_loss" in row]
+    assert evaluations == [STEPS, STEPS]  # within the training and after it
+    assert kill.rows(broken) == kill.rows(whole)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
