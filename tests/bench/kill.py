@@ -187,6 +187,12 @@ def kill_once(
     def next_step() -> bool:
         return logged_step(run, since) >= max(step, checkpoint_before + 1)
 
+    def over() -> bool:
+        """Whether the moment has passed: a start may be faster than that of the unbroken run."""
+        if when == "before it replaces":
+            return not (run / BESIDE).is_dir()
+        return when == "start" and logged_step(run, since) > checkpoint_before
+
     checkpoint_before = checkpoint_step(run)
     moments = {
         "start": (lambda: True, pace.start),
@@ -195,13 +201,15 @@ def kill_once(
         "end": (lambda: logged_step(run, since) >= step, pace.end),
         "final save": (lambda: is_saving_model(run, since), pace.final_save),
         "final evaluation": (lambda: has_saved_model(run, since), 0.9 * pace.evaluation),
-        "before it replaces": (lambda: (run / BESIDE).is_dir(), 0.5 * pace.start),
+        "before it replaces": (lambda: (run / BESIDE).is_dir(), 0.3 * pace.start),
         "after it replaced": (lambda: logged_step(run, since) >= step, pace.step),
     }
     condition, delay = moments[when]
     if not wait_for(condition):
         return False
-    time.sleep(rng.uniform(0, haste * delay))
+    until = time.perf_counter() + rng.uniform(0, haste * delay)
+    while time.perf_counter() < until and not over():
+        time.sleep(0.001)
     if process.poll() is not None:
         return False
     kill(process)
@@ -257,10 +265,11 @@ def survive(series: Series, kills: int, seed: int = 0, say=print) -> Outcome:
 
     for when, step in plan_kills(kills, steps, rng):
         if when == "before it replaces":
-            shutil.copytree(whole, replaced)
-            before = contents(replaced)
-            struck(replaced, ["--overwrite_output_dir"], when, step)
-            outcome.old_run_kept &= contents(replaced) == before
+            while not (replaced / BESIDE).is_dir():  # as long as the kills come too late
+                shutil.rmtree(replaced, ignore_errors=True)
+                shutil.copytree(whole, replaced)
+                struck(replaced, ["--overwrite_output_dir"], when, step)
+            outcome.old_run_kept &= contents(replaced) == contents(whole)
         elif when == "after it replaced":
             since = struck(replaced, ["--overwrite_output_dir"], when, step)
             outcome.old_run_kept &= all(path.stat().st_mtime_ns >= since for path in replaced.rglob("*"))
