@@ -20,12 +20,13 @@ from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from keju.encoding.encoder import Encoder
+from keju.encoding.store_key import tokenizer_digest
 from keju.models.backbone import DerivedHead
 from keju.models.configurations import check_model, check_rows
 from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.padded_rows import position_by_mask
 from keju.rl.arguments import PPODataArguments
-from keju.rl.checkpoint import save_model
+from keju.rl.grpo_trainer import ResumableGRPOTrainer
 from keju.rl.response_trees import branch_trees
 from keju.rl.rollout import Rollout, Sampler
 from keju.rl.translation import same_vocabulary
@@ -35,6 +36,7 @@ from keju.training.launch import run_stage
 from keju.training.plots import plot_loss, plot_panels
 from keju.training.progress import RunCallback
 from keju.training.run_folder import RunFolder
+from keju.training.stage import start_of
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import RootTokens
@@ -65,6 +67,13 @@ class GRPOArguments:
 
     output_dir: str = field(metadata={"help": "Folder of this run."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "A checkpoint folder, or `auto`: the newest in --output_dir."}
+    )
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint although settings or data are others than those it was made with."},
+    )
     seed: int = field(default=42, metadata={"help": "Of prompts and samples."})
     max_steps: int = field(default=-1, metadata={"help": "Rollouts in all; above 0, it wins over --num_train_epochs."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the prompts."})
@@ -80,15 +89,32 @@ class GRPOArguments:
     loss_type: str = field(default="dapo", metadata={"help": "TRL's: grpo, bnpo, dr_grpo, dapo ..."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 (autocast) over the weights."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
+    save_strategy: Literal["steps", "no"] = field(
+        default="steps", metadata={"help": "Checkpoints every --save_steps, or none."}
+    )
+    save_steps: int = field(default=50, metadata={"help": "Rollouts between two checkpoints."})
+    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept; older ones are deleted."})
 
     def __post_init__(self):
+        for name in ("rollout_batch_size", "max_new_tokens", "save_steps", "save_total_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
         if self.num_responses < 2:
             raise ValueError(f"--num_responses {self.num_responses}: GRPO compares answers; at least 2")
 
 
 def main() -> None:
     models, data, grpo = parse_arguments(GRPOModelArguments, PPODataArguments, GRPOArguments, description=__doc__)
-    folder = RunFolder(grpo.output_dir, "grpo", arguments=[models, data, grpo], overwrite=grpo.overwrite_output_dir)
+    folder = RunFolder(
+        grpo.output_dir,
+        "grpo",
+        arguments=[models, data, grpo],
+        overwrite=grpo.overwrite_output_dir,
+        resume=grpo.resume_from_checkpoint,
+        accept_changes=grpo.resume_with_changes,
+    )
     set_seed(grpo.seed)
     tokenizer = load_tokenizer(
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
@@ -99,14 +125,22 @@ def main() -> None:
     check_model(models.reward_model_path, flag="--reward_model_path")
     longest = data.max_prompt_length + grpo.max_new_tokens
     check_rows(models.reward_model_path, longest, flag="--max_prompt_length + --max_new_tokens")
+    folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(None, models, "reward_model_path"))
     encoder = Encoder(tokenizer, data.max_prompt_length, chats=data.chat_settings())
-    prompts, held_out = (
-        RootTokens(read_trees(data, name, encoder, "prompt", flag=flag, max_samples=count).trees)
+    records, others = (
+        read_trees(data, name, encoder, "prompt", flag=flag, max_samples=count)
         for name, flag, count in (
             (data.train_filename, "--train_filename", data.max_train_samples),
             (data.eval_filename or data.train_filename, "--eval_filename", data.max_eval_samples),
         )
     )
+    folder.identify(train_filename=records.digest)
+    prompts, held_out = RootTokens(records.trees), RootTokens(others.trees)
+    if len(prompts) < grpo.rollout_batch_size:
+        raise ValueError(
+            f"--rollout_batch_size {grpo.rollout_batch_size}: --train_filename {data.train_filename} has only "
+            f"{len(prompts)} prompts"
+        )
     policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer)
     check_head(policy)
     position_by_mask(policy)
@@ -124,7 +158,7 @@ def main() -> None:
     print(f"held-out prompts, before: reward {before:.3f}")
 
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is new; the pinned version has it
-    trainer = GRPOTrainer(
+    trainer = ResumableGRPOTrainer(
         policy,
         reward_funcs=reward,
         args=trl_settings(grpo),
@@ -132,13 +166,15 @@ def main() -> None:
         processing_class=tokenizer,
         callbacks=[RunCallback(folder)],
         rollout_func=rollout_function(prompts, sampler, rewards),
+        made_with=folder.made_with,
+        has_new_schedule=folder.has_new_schedule,
     )
     trainer.remove_callback(PrinterCallback)  # the bar is ours
     if trainer.ref_model is not None:
         position_by_mask(trainer.ref_model)
-    trainer.train()
-    policy = trainer.accelerator.unwrap_model(trainer.model)
-    save_model(policy, tokenizer, folder.path)  # before the evaluation, in which a kill would cost the training
+    trainer.train_in(folder)
+    trainer.save_model()  # before the evaluation, in which a kill would cost the training
+    policy = trainer.saved_model()
     after = rewards.of_policy(policy, sampler, held_out, grpo.seed)
     print(f"held-out prompts, after: reward {after:.3f}")
     plot_loss(folder.metrics_path, folder.path / "loss.png")
@@ -187,7 +223,8 @@ def rollout_function(prompts: Sequence[Sequence[int]], sampler: Sampler, rewards
         (count,) = {count for _, count in groups}
         policy = trainer.accelerator.unwrap_model(trainer.model)
         chosen = [prompts[number] for number, _ in groups]
-        rollouts = replace(sampler, num_responses=count).sample(policy, chosen, seed=trainer.state.global_step)
+        seed = trainer.args.seed * 1_000_003 + trainer.state.global_step + 1
+        rollouts = replace(sampler, num_responses=count).sample(policy, chosen, seed)
         return {
             "prompt_ids": [list(rollout.prompt) for rollout in rollouts for _ in rollout.responses],
             "completion_ids": [list(response.ids) for rollout in rollouts for response in rollout.responses],
@@ -224,7 +261,10 @@ def trl_settings(grpo: GRPOArguments) -> GRPOConfig:
         gradient_checkpointing=False,
         disable_dropout=True,
         logging_steps=1,
-        save_strategy="no",
+        logging_nan_inf_filter=False,  # a loss of NaN ends the run
+        save_strategy=grpo.save_strategy,
+        save_steps=grpo.save_steps,
+        save_total_limit=grpo.save_total_limit,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,

@@ -1,7 +1,9 @@
 """The GRPO stage: TRL's trainer with our prompts, samples and reward model."""
 
+import itertools
 import json
 import random
+import signal
 import sys
 
 import pytest
@@ -17,7 +19,9 @@ from keju.models.backbone import tree_logprobs
 from keju.models.loading import load_scalar_model
 from keju.models.padded_rows import position_by_mask
 from keju.records.writing import write_jsonl
+from keju.training.checkpoints import damage
 from keju.training.launch import run_guarded
+from keju.training.stopping import SIGNALS, handle_signals
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
@@ -98,6 +102,48 @@ def test_what_a_run_leaves_behind(monkeypatch, data, tmp_path, model):
         assert scores[1] == pytest.approx(judge(input_ids=row).logits.item(), rel=1e-3, abs=1e-4)
 
 
+def test_a_signal_saves_and_the_run_goes_on_in_another_pass(monkeypatch, data, tmp_path):
+    """Two steps are a pass; the third one answers its prompts in the order of the second pass."""
+    of_rollouts, calls = train_grpo.Rewards.of_rollouts, itertools.count()
+
+    def stopped(rewards, rollouts):
+        if next(calls) == 2:  # before, step 1, step 2
+            signal.raise_signal(signal.SIGTERM)
+        return of_rollouts(rewards, rollouts)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    assert run(monkeypatch, data, tmp_path / "whole") == 0
+    try:
+        handle_signals()
+        with monkeypatch.context() as patch:
+            patch.setattr(train_grpo.Rewards, "of_rollouts", stopped)
+            assert run(patch, data, tmp_path / "run") == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert damage(checkpoint) is None and not (tmp_path / "run" / "summary.json").exists()
+    assert not list(tmp_path.rglob("training_args.bin"))
+    assert run(monkeypatch, data, tmp_path / "run", resume_from_checkpoint="auto") == 0
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_samples_depend_on_the_seed_and_the_step(monkeypatch, data, tmp_path):
+    seeds, sample = [], train_grpo.Sampler.sample
+
+    def watched(sampler, policy, prompts, seed):
+        seeds.append(seed)
+        return sample(sampler, policy, prompts, seed)
+
+    monkeypatch.setattr(train_grpo.Sampler, "sample", watched)
+    for seed in (1, 2):
+        assert run(monkeypatch, data, tmp_path / f"{seed}", seed=seed) == 0
+    one, two = seeds[:5], seeds[5:]
+    assert one[0] == one[-1] == 1 and two[0] == two[-1] == 2  # held-out prompts are answered alike, before and after
+    assert len({*one, *two}) == 8
+
+
 @pytest.mark.parametrize("family", sorted(set(BUILDERS) - {"baichuan2-7B"}))
 def test_trl_has_our_log_probabilities(family):
     """Its fused head over padded rows against trees, prefix language models included."""
@@ -121,6 +167,8 @@ def test_trl_has_our_log_probabilities(family):
     ("flags", "said"),
     [
         ({"num_responses": 1}, "--num_responses 1"),
+        ({"rollout_batch_size": 9}, "--rollout_batch_size 9: --train_filename prompts_train.jsonl has only 8 prompts"),
+        ({"save_steps": 0}, "--save_steps: must be at least 1"),
         ({"model_name_or_path": "{data}/derived"}, "train_rlhf trains this model"),
         ({"reward_model_path": "{data}/other"}, "--reward_model_path"),
         ({"train_filename": "none.jsonl"}, "--train_filename"),

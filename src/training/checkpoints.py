@@ -173,4 +173,17 @@ def check_num_processes(checkpoint: Path) -> None:
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"])
+    return int(_state(checkpoint)["global_step"])
+
+
+def num_logged(checkpoint: Path) -> int | None:
+    """How many rows of its own step a run had logged when it wrote this checkpoint; None where it keeps no account."""
+    state = _state(checkpoint)
+    history = state.get("log_history")
+    if not isinstance(history, list):
+        return None
+    return sum(isinstance(row, dict) and row.get("step") == state["global_step"] for row in history)
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))

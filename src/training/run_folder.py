@@ -23,6 +23,7 @@ from keju.training.checkpoints import (
     check_num_processes,
     checkpoints,
     newest_whole,
+    num_logged,
     read_manifest,
     step_of,
 )
@@ -282,12 +283,14 @@ class RunFolder:
         return known["stage"] == self.stage and all(same)
 
     def _rewind_metrics(self) -> None:
-        """Drops rows of steps after the checkpoint: they will be logged again."""
+        """Drops rows that came after the checkpoint, the final evaluation's among them: they will be logged again."""
         (self.path / "summary.json").unlink(missing_ok=True)
         if self.metrics_path.is_file():
             step = step_of(self.checkpoint)
             rows = read_metrics(self.metrics_path)
-            write_jsonl(self.metrics_path, [row for row in rows if row.get("step", 0) <= step])
+            before = [row for row in rows if row.get("step", 0) < step]
+            own = [row for row in rows if row.get("step", 0) == step]
+            write_jsonl(self.metrics_path, [*before, *own[: num_logged(self.checkpoint)]])
 
 
 @contextlib.contextmanager

@@ -31,13 +31,11 @@ from keju.training.engines import deepspeed_config, readable
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
 from keju.training.op_builds import survive_killed_builds
-from keju.training.pickled_states import check_states
 from keju.training.plots import plot_loss
 from keju.training.processes import start_deepspeed
 from keju.training.progress import RunCallback
 from keju.training.resuming import digest_of, model_digest
 from keju.training.run_folder import RunFolder
-from keju.training.stopping import Stopped, stopping_gracefully
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_splits
 from keju.training.tree_trainer import TreeTrainer
@@ -202,14 +200,7 @@ def train(
         made_with=folder.made_with,
         has_new_schedule=folder.has_new_schedule,
     )
-    if folder.checkpoint:
-        check_states(folder.checkpoint)
-    with stopping_gracefully():
-        trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
-    if trainer.state.global_step < trainer.state.max_steps:
-        step = trainer.state.global_step
-        raise Stopped(step, folder.path / f"checkpoint-{step}")
-    folder.begin()  # a run that was resumed after its last step
+    trainer.train_in(folder)
     trainer.save_model()  # before the evaluation, in which a kill would cost the training
     summary = {}
     if eval_records:

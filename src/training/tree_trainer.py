@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
 from keju.models.saved_weights import verify_saved
-from keju.training.adapters import apply_loraplus, has_adapters, has_started, load_adapters, save_model
-from keju.training.checkpoints import STATE, checkpoint_aside
+from keju.training.adapters import apply_loraplus, has_started, save_model
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.objectives.objective import Objective
-from keju.training.processes import own_parts, sum_figures, sum_over_processes, wait_for_all
-from keju.training.resuming import apply_settings
+from keju.training.processes import own_parts, sum_figures, sum_over_processes
+from keju.training.resumable_trainer import ResumableTrainer
 from keju.training.sampler import TreeBatchSampler
 from keju.training.stage_model import StageModel
 from keju.trees.lazy_trees import lengths_of
@@ -31,15 +29,14 @@ from keju.trees.packing import pack
 from keju.trees.segment import Segment
 
 
-class TreeTrainer(Trainer):
+class TreeTrainer(ResumableTrainer):
     """Trains `model` with `objective` on `train_trees`.
 
     A forward pass takes one pack: at most `token_budget` tokens and `per_device_train_batch_size` trees. The loss of an
     optimizer step is the mean over the items (tokens or pairs) of its whole global batch: over all accumulation steps
     and processes, however these split it.
 
-    made_with: kept in checkpoints (see keju.training.resuming). has_new_schedule: optimizer and schedule
-    of a checkpoint get the settings of this run.
+    made_with, has_new_schedule: see ResumableTrainer.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the items of the whole accumulated batch
@@ -63,13 +60,11 @@ class TreeTrainer(Trainer):
         if loraplus_lr_ratio != 1 and args.deepspeed and "optimizer" in args.hf_deepspeed_config.config:
             raise ValueError("--loraplus_lr_ratio: the file of --deepspeed has an optimizer of its own; leave that out")
         self.loraplus_lr_ratio = loraplus_lr_ratio
-        self.made_with, self.has_new_schedule = made_with, has_new_schedule
         self.objective = objective
         self.token_budget = token_budget
         self.where = where
         self.metric_sums: dict[str, torch.Tensor] = {}
         self._new_tokens = 0  # of this process, not yet in the state
-        self._written_to: Path | None = None  # a checkpoint that is being written
         # Not as the Trainer's processing_class, whose eos it would make the end of generation: some families end
         # answers in another way.
         self.tokenizer = tokenizer
@@ -82,6 +77,8 @@ class TreeTrainer(Trainer):
             eval_dataset=eval_trees,
             data_collator=self.collate,
             callbacks=callbacks,
+            made_with=made_with,
+            has_new_schedule=has_new_schedule,
         )
         if callbacks:
             self.remove_callback(PrinterCallback)  # ours report; without any, transformers prints its dicts
@@ -173,33 +170,6 @@ class TreeTrainer(Trainer):
             apply_loraplus(super().create_optimizer(model), self.model, self.loraplus_lr_ratio)
         return self.optimizer
 
-    def _run_epoch(self, *args, **kwargs) -> None:
-        """A run that goes on from the checkpoint of its last step has nothing left to train, but transformers would do
-        at least one step more."""
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        if not self.is_deepspeed_enabled and not (Path(checkpoint) / "optimizer.pt").is_file():
-            raise ValueError(
-                f"--resume_from_checkpoint: {checkpoint} has no state of the optimizer (--save_only_model); a new run "
-                f"starts from its weights with --model_name_or_path {checkpoint}"
-            )
-        if not self.has_new_schedule:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                "--resume_with_changes: under DeepSpeed learning rate and schedule cannot change on the way"
-            )
-        groups = [dict(group) for group in self.optimizer.param_groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
-        apply_settings(self.optimizer, self.lr_scheduler, groups)
-
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -232,38 +202,17 @@ class TreeTrainer(Trainer):
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    def _save_checkpoint(self, model, trial) -> None:
-        """What transformers writes, but aside: it takes its name when it is whole (see keju.training.checkpoints)."""
-        self._count_tokens()
-        run, step, state = Path(self.args.output_dir), self.state.global_step, self.state
-        best = state.best_model_checkpoint if state.best_global_step != step else None
-        spare = [Path(best)] if best else []
-        with checkpoint_aside(
-            run, step, keep=self.args.save_total_limit, spare=spare, made_with=self.made_with
-        ) as aside:
-            self._written_to = aside
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._written_to = None
-            if state.best_global_step == step:
-                state.best_model_checkpoint = str(run / f"checkpoint-{step}")
-            wait_for_all()
-            if self.args.should_save:
-                inner = aside / f"checkpoint-{step}"
-                for file in inner.iterdir():
-                    file.rename(aside / file.name)
-                inner.rmdir()
-                state.save_to_json(str(aside / STATE))
+    def saved_model(self) -> torch.nn.Module:
+        return super().saved_model().model
 
-    def _get_output_dir(self, trial) -> str:
-        """Where transformers makes and counts checkpoint folders."""
-        return str(self._written_to or self.args.output_dir)
+    def _save_checkpoint(self, model, trial) -> None:
+        self._count_tokens()
+        super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The model as a folder that from_pretrained loads, without the wrapper around it; no pickle beside it."""
         folder = Path(output_dir or self.args.output_dir)
-        inner = self.accelerator.unwrap_model(self.model).model
+        inner = self.saved_model()
         # DeepSpeed hands a copy of every tensor over, which would save tied weights twice; it is needed where ZeRO-3
         # keeps the model in pieces.
         state = self.model.inner_state_dict(state_dict) if state_dict and is_deepspeed_zero3_enabled() else None
@@ -272,20 +221,6 @@ class TreeTrainer(Trainer):
             verify_saved(inner, folder, state)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        inner = self.accelerator.unwrap_model(self.model).model
-        folder = Path(resume_from_checkpoint)
-        if has_adapters(inner):
-            load_adapters(inner, folder)
-            return
-        state = {}
-        for shard in sorted(folder.glob("model*.safetensors")):
-            state |= load_file(shard)
-        missing, unexpected = inner.load_state_dict(state, strict=False)
-        untied = set(missing) - set(getattr(inner, "all_tied_weights_keys", ()))
-        if not state or unexpected or untied:
-            raise ValueError(f"--resume_from_checkpoint: the weights in {folder} do not fit this model")
 
 
 class _EpochLoader(DataLoader):

@@ -3,10 +3,12 @@
 python tests/bench/kill.py --stage rlhf --kills 10
 
 A tiny run of the stage goes through once; then the same run is killed (SIGKILL) so many times, and resumed each time
-with --resume_from_checkpoint auto. Every second kill waits for a save to begin, the others come at a random moment of
-the training, of the start of the process, or of its end. Weights must be bit-equal to those of the unbroken run, and so
-must the rows of metrics.jsonl. The last line is JSON: {"name", "kills", "bit_equal", "lost_steps_max"}; steps are lost
-that came after the last checkpoint.
+with --resume_from_checkpoint auto. Kills come at a random moment of a save, of a step, of the start of the process,
+between the last step and the end, in the final save, in the final evaluation, and of a run that replaces a finished one
+(--overwrite_output_dir): before it has begun, when the old run must be whole, and after that. The run ends inside a
+pass over its records. Weights must be bit-equal to those of the unbroken run, and so must the rows of metrics.jsonl.
+The last line is JSON: {"name", "kills", "bit_equal", "lost_steps_max"}; steps are lost that came after the last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -17,116 +19,37 @@ import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import torch
-from char_tokenizer import CHARACTERS, build_char_tokenizer
+from killed_runs import FAMILIES, SAVE_STEPS, STAGES, TIMING, Series, make_inputs
 from safetensors.torch import load_file
-from tiny_models import build_llama, build_pangu, build_scalar_model
 
-from keju.models.loading import load_scalar_model
-from keju.records.writing import write_jsonl
-from keju.training.adapters import add_lora
 from keju.training.checkpoints import checkpoints
+from keju.training.run_folder import BESIDE
 
-ZERO2 = Path(__file__).resolve().parents[2] / "examples" / "configs" / "deepspeed" / "zero2.json"
-TRAINER = {
-    "max_length": 64,
-    "token_budget": 64,
-    "learning_rate": 1e-3,
-    "logging_steps": 1,
-    "eval_strategy": "no",
-    "eval_filename": "",
-    "optim": "adamw_torch",
-}
-PPO = {
-    "rollout_batch_size": 4,
-    "num_responses": 2,
-    "num_mini_batches": 2,
-    "max_new_tokens": 8,
-    "token_budget": 128,
-    "max_eval_samples": 3,
-    "actor_learning_rate": 1e-3,
-    "critic_learning_rate": 1e-3,
-    "ema_decay": 0.9,
-    "kl_target": 0.05,
-    "kl_horizon": 100,
-    "allow_unfinished": "true",
-}
-STAGES = {"pretrain": TRAINER, "sft": TRAINER, "reward": TRAINER, "dpo": TRAINER, "rlhf": PPO}
-SAVE_STEPS = 2
-# With dropout, where a family has it: then the state of the random generators matters, too.
-FAMILIES = {"llama": build_llama, "pangu": lambda size: build_pangu(size, resid_pdrop=0.1, embd_pdrop=0.1)}
-TIMING = {"elapsed", "tokens_per_second", "seconds_rollout", "seconds_scoring", "seconds_update"}
-
-
-@dataclass(frozen=True)
-class Series:
-    """The runs of one stage over the models and records in `folder`."""
-
-    stage: str
-    folder: Path
-    steps: int
-    peft: bool = False
-    processes: int = 1
-
-    def command(self, output: Path, *more: str) -> list[str]:
-        flags = {
-            "model_name_or_path": self.folder / "model",
-            "data_dir": self.folder,
-            "output_dir": output,
-            "max_steps": self.steps,
-            "save_strategy": "steps",
-            "save_steps": SAVE_STEPS,
-            **STAGES[self.stage],
-        }
-        if self.stage == "rlhf":
-            flags["reward_model_path"] = self.folder / ("reward_adapters" if self.peft else "reward")
-        if self.stage == "dpo":
-            flags["reference_cache_dir"] = output.with_name(f"{output.name}_reference")
-        if self.peft:
-            flags |= {"share_base": "true"} if self.stage == "rlhf" else {"use_peft": "true", "lora_dropout": 0.1}
-        if self.processes > 1:
-            flags["deepspeed"] = ZERO2
-        module = "keju.pretrain" if self.stage == "pretrain" else f"keju.train_{self.stage}"
-        return [
-            *self._launcher(),
-            module,
-            "--use_cpu",
-            *(str(x) for k, v in flags.items() for x in (f"--{k}", v)),
-            *more,
-        ]
-
-    def _launcher(self) -> list[str]:
-        if self.processes == 1:
-            return [sys.executable, "-m"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        ranks = ["--num_gpus", str(self.processes), "--master_addr", "127.0.0.1", "--master_port", port]
-        return [sys.executable, "-m", "deepspeed.launcher.runner", *ranks, "--module"]
+AUTO = ("--resume_from_checkpoint", "auto")
 
 
 @dataclass
 class Pace:
-    """Seconds of the unbroken run: up to its first step, of a step with its share of saving, of a save, of its end."""
+    """Seconds of the unbroken run: up to its first step, of a step with its share of saving, of a save, and from its
+    last step to the final save, in that, and from then on: evaluation and pictures."""
 
     start: float
     step: float
     save: float
     end: float
+    final_save: float
+    evaluation: float
 
 
 @dataclass
@@ -137,33 +60,7 @@ class Outcome:
     kills_in_save: int = 0
     lost_steps_max: int = 0
     moments: Counter[str] = field(default_factory=Counter)
-
-
-def make_inputs(folder: Path, family: str = "llama") -> None:
-    """A model, reward models (whole, and adapters on the model), and records of every kind."""
-    tokenizer = build_char_tokenizer()
-    actor = FAMILIES[family](len(tokenizer))
-    actor.get_output_embeddings().weight.data[tokenizer.eos_token_id] *= 4  # so that some responses end
-    reward = build_scalar_model(FAMILIES[family](len(tokenizer)), seed=2)
-    for name, model in (("model", actor), ("reward", reward)):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    torch.manual_seed(3)
-    adapted = load_scalar_model(str(folder / "model")).requires_grad_(False)
-    add_lora(adapted, task_type="SEQ_CLS", r=4, alpha=8).save_pretrained(folder / "reward_adapters")
-    tokenizer.save_pretrained(folder / "reward_adapters")
-    rng = random.Random(0)
-
-    def text(length: int) -> str:
-        return "".join(rng.choices(CHARACTERS, k=length))
-
-    ranked = [
-        {"prompt": text(6), "answers": [{"answer": text(rng.randint(1, 9)), "score": score} for score in (1, 0)]}
-        for _ in range(48)
-    ]
-    for name in ("ranked_train.jsonl", "ranked_dev.jsonl", "prompts_train.jsonl"):
-        write_jsonl(folder / name, ranked)
-    write_jsonl(folder / "pretrain_train.jsonl", [{"text": text(30)} for _ in range(48)])
+    old_run_kept: bool = True
 
 
 @contextmanager
@@ -222,9 +119,30 @@ def checkpoint_step(run: Path) -> int:
     return max((step for step, _ in checkpoints(run)), default=0)
 
 
+def is_saving_model(run: Path, since: int = 0) -> bool:
+    """Whether the model that the run ends with has begun to be written after `since` (ns)."""
+    return any(
+        _is_newer(path, since)
+        for pattern in (".saving", "config.json", "adapter_config.json", "*.safetensors")
+        for path in run.glob(pattern)
+    )
+
+
+def has_saved_model(run: Path, since: int = 0) -> bool:
+    """Whether that is over, as far as the first model goes: its tokenizer is written last."""
+    return _is_newer(run / "tokenizer_config.json", since)
+
+
+def _is_newer(path: Path, since: int) -> bool:
+    try:
+        return path.stat().st_mtime_ns >= since
+    except FileNotFoundError:
+        return False
+
+
 def watch(argv: list[str], run: Path, log: Path) -> Pace:
     """One run without a kill, and how long its parts took."""
-    saves, saving_since, first, last, step = [], None, None, None, 0
+    saves, saving_since, first, last, step, save, saved = [], None, None, None, 0, None, None
     begin = time.perf_counter()
     with started(argv, log) as process:
         while process.poll() is None:
@@ -236,74 +154,138 @@ def watch(argv: list[str], run: Path, log: Path) -> Pace:
             if (found := logged_step(run)) > step:
                 step, last = found, now
                 first = first or now
+            save = save or (now if is_saving_model(run) else None)
+            saved = saved or (now if has_saved_model(run) else None)
             time.sleep(0.001)
         end = time.perf_counter()
     check_finished(process, run, log)
-    return Pace(first - begin, (last - first) / step, statistics.median(saves), end - last)
+    saved = saved or end
+    save = save or saved
+    return Pace(first - begin, (last - first) / step, statistics.median(saves), save - last, saved - save, end - saved)
 
 
 def kill_once(
-    process: subprocess.Popen, run: Path, when: str, step: float, since: int, pace: Pace, rng: random.Random
+    process: subprocess.Popen,
+    run: Path,
+    when: str,
+    step: float,
+    since: int,
+    pace: Pace,
+    rng: random.Random,
+    haste: float = 1.0,
 ) -> bool:
-    """Kills the run that began at `since` in step `step` (or as `when` says); False when it ended before that."""
+    """Kills the run that began at `since` in step `step` (or as `when` says); False when it ended before that.
+
+    haste: the share of the usual delay after the moment that was waited for.
+    """
 
     def wait_for(condition) -> bool:
         while process.poll() is None and not condition():
             time.sleep(0.001)
         return process.returncode is None
 
-    if when == "start":
-        time.sleep(rng.uniform(0, pace.start))
-    else:
-        resumed = checkpoint_step(run)
-        reached = wait_for(lambda: logged_step(run, since) >= max(step, resumed + 1))
-        if reached and when == "save":
-            reached = wait_for(lambda: is_saving(run, since))
-        if not reached:
-            return False
-        time.sleep(rng.uniform(0, {"save": 0.8 * pace.save, "step": pace.step, "end": pace.end}[when]))
+    def next_step() -> bool:
+        return logged_step(run, since) >= max(step, checkpoint_before + 1)
+
+    def over() -> bool:
+        """Whether the moment has passed: a start may be faster than that of the unbroken run."""
+        if when == "before it replaces":
+            return not (run / BESIDE).is_dir()
+        return when == "start" and logged_step(run, since) > checkpoint_before
+
+    checkpoint_before = checkpoint_step(run)
+    moments = {
+        "start": (lambda: True, pace.start),
+        "step": (next_step, pace.step),
+        "save": (lambda: next_step() and is_saving(run, since), 0.8 * pace.save),
+        "end": (lambda: logged_step(run, since) >= step, pace.end),
+        "final save": (lambda: is_saving_model(run, since), pace.final_save),
+        "final evaluation": (lambda: has_saved_model(run, since), 0.9 * pace.evaluation),
+        "before it replaces": (lambda: (run / BESIDE).is_dir(), 0.3 * pace.start),
+        "after it replaced": (lambda: logged_step(run, since) >= step, pace.step),
+    }
+    condition, delay = moments[when]
+    if not wait_for(condition):
+        return False
+    until = time.perf_counter() + rng.uniform(0, haste * delay)
+    while time.perf_counter() < until and not over():
+        time.sleep(0.001)
     if process.poll() is not None:
         return False
     kill(process)
     return True
 
 
+def plan_kills(kills: int, steps: int, rng: random.Random) -> list[tuple[str, float]]:
+    """(moment, step) of each kill, in the order of the run; 4 kills leave out what more of them reach."""
+    late = ["end", "final save", "final evaluation"] if kills > 4 else ["final evaluation"]
+    replacing = ["before it replaces", "after it replaced"] if kills > 4 else []
+    kinds = ["save", "step", "save", "start"]
+    early = sorted(rng.uniform(1, steps - SAVE_STEPS - 1) for _ in range(kills - len(late) - len(replacing)))
+    plan = [(kinds[number % len(kinds)], moment) for number, moment in enumerate(early)]
+    return [*plan, *((kind, steps) for kind in late), *((kind, rng.uniform(1, steps - 2)) for kind in replacing)]
+
+
 def survive(series: Series, kills: int, seed: int = 0, say=print) -> Outcome:
     """The run of `series` unbroken, and killed so many times; what that came to."""
     rng = random.Random(seed)
     folder, log = series.folder, series.folder / "log"
-    whole, broken = folder / "whole", folder / "killed"
+    whole, broken, replaced = folder / "whole", folder / "killed", folder / "replaced"
     pace = watch(series.command(whole), whole, log)
-    say(f"the unbroken run: {series.steps} steps, {pace}")
-    moments = sorted(rng.uniform(1, series.steps - SAVE_STEPS - 1) for _ in range(kills))
-    kinds = ["save", "step", "save", "start" if kills > 4 else "step"]
-    plan = [[kinds[number % len(kinds)], moment] for number, moment in enumerate(moments)]
-    if kills > 4:
-        plan[-1] = ["end", series.steps]
-    outcome = Outcome(bit_equal=False, rows_equal=False)
-    while plan:
-        when, step = plan[0]
-        since = time.time_ns()
-        with started(series.command(broken, "--resume_from_checkpoint", "auto"), log) as process:
-            if not kill_once(process, broken, when, step, since, pace, rng):
-                check_finished(process, broken, log)
-                plan[0][0] = "end"  # it got through: its end is what is left of it
-                continue
-        plan.pop(0)
+    steps = logged_step(whole)
+    say(f"the unbroken run: {steps} steps, {pace}")
+    outcome = Outcome(bit_equal=True, rows_equal=True)
+
+    def struck(run: Path, flags: Sequence[str], when: str, step: float) -> int:
+        """Starts the run until a kill hits it; when that start was (ns)."""
+        for attempt in range(6):
+            since = time.time_ns()
+            with started(series.command(run, *flags), log) as process:
+                if kill_once(process, run, when, step, since, pace, rng, haste=0.5**attempt):
+                    break
+            check_finished(process, run, log)
+            if when in ("step", "save"):
+                when, step = "end", steps  # it got through: its end is what is left of it
+        else:
+            raise RuntimeError(f"no kill hit {run}: {when}")
         outcome.kills += 1
         outcome.moments[when] += 1
-        in_save = is_saving(broken, since)
+        in_save = is_saving(run, since)
         outcome.kills_in_save += in_save
-        lost = logged_step(broken) - checkpoint_step(broken)
-        outcome.lost_steps_max = max(outcome.lost_steps_max, lost)
         where = " in the middle of a save" if in_save else ""
-        say(f"kill {outcome.kills} ({when}){where}: {lost} steps after checkpoint {checkpoint_step(broken)}")
-    with started(series.command(broken, "--resume_from_checkpoint", "auto"), log) as process:
-        process.wait()
-    check_finished(process, broken, log)
-    outcome.bit_equal = weights(whole) == weights(broken)
-    outcome.rows_equal = rows(whole) == rows(broken)
+        say(f"kill {outcome.kills} ({when}){where}: step {logged_step(run)}, checkpoint {checkpoint_step(run)}")
+        return since
+
+    def finish(run: Path) -> None:
+        with started(series.command(run, *AUTO), log) as process:
+            process.wait()
+        check_finished(process, run, log)
+        outcome.bit_equal &= weights(whole) == weights(run)
+        outcome.rows_equal &= rows(whole) == rows(run)
+
+    for when, step in plan_kills(kills, steps, rng):
+        if when == "before it replaces":
+            while not (replaced / BESIDE).is_dir():  # as long as the kills come too late
+                shutil.rmtree(replaced, ignore_errors=True)
+                shutil.copytree(whole, replaced)
+                struck(replaced, ["--overwrite_output_dir"], when, step)
+            outcome.old_run_kept &= contents(replaced) == contents(whole)
+        elif when == "after it replaced":
+            since = struck(replaced, ["--overwrite_output_dir"], when, step)
+            outcome.old_run_kept &= all(path.stat().st_mtime_ns >= since for path in replaced.rglob("*"))
+            finish(replaced)
+        else:
+            struck(broken, AUTO, when, step)
+            lost = logged_step(broken) - checkpoint_step(broken)
+            outcome.lost_steps_max = max(outcome.lost_steps_max, lost)
+    finish(broken)
     return outcome
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    """Every file of a run, but for what another one puts beside them."""
+    files = (path for path in run.rglob("*") if path.is_file() and BESIDE not in path.relative_to(run).parts)
+    return {path.relative_to(run): path.read_bytes() for path in files}
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -325,7 +307,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=sorted(STAGES), default="rlhf")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=29)
+    parser.add_argument("--epochs", type=float, help="as long as that, in place of --steps")
     parser.add_argument("--family", choices=sorted(FAMILIES), default="llama")
     parser.add_argument("--peft", action="store_true", help="adapters; rlhf: all four models over one base")
     parser.add_argument("--processes", type=int, default=1, help="more than one: ZeRO-2 through the launcher")
@@ -334,15 +317,17 @@ def main() -> None:
     start = time.perf_counter()
     folder = Path(tempfile.mkdtemp(prefix="kill-"))
     make_inputs(folder, args.family)
-    series = Series(args.stage, folder, args.steps, args.peft, args.processes)
+    series = Series(args.stage, folder, args.steps, args.peft, args.processes, args.epochs, evaluated=True)
     outcome = survive(series, args.kills, args.seed, say=lambda line: print(line, flush=True))
     print(
         f"{outcome.kills} kills: {outcome.kills_in_save} in the middle of a save; meant for {dict(outcome.moments)}; "
         f"the rows of metrics.jsonl are {'equal' if outcome.rows_equal else 'NOT equal'}; "
+        f"{'' if outcome.old_run_kept else 'a run that was to be replaced was NOT whole; '}"
         f"{time.perf_counter() - start:.0f} s"
     )
     name = " ".join(
         ["kill", args.stage, args.family]
+        + ([f"{args.epochs:g} epochs"] if args.epochs else [])
         + ["peft"] * args.peft
         + [f"{args.processes} processes, ZeRO-2"] * (args.processes > 1)
     )
@@ -352,12 +337,13 @@ def main() -> None:
         "bit_equal": outcome.bit_equal,
         "lost_steps_max": outcome.lost_steps_max,
     }
-    if outcome.bit_equal and outcome.rows_equal:
+    survived = outcome.bit_equal and outcome.rows_equal and outcome.old_run_kept
+    if survived:
         shutil.rmtree(folder)
     else:
         print(f"the runs are kept in {folder}")
     print(json.dumps(report))
-    sys.exit(not (outcome.bit_equal and outcome.rows_equal))
+    sys.exit(not survived)
 
 
 if __name__ == "__main__":

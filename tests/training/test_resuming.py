@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import kill
 
-from keju import pretrain, train_dpo, train_reward, train_rlhf, train_sft
+from keju import pretrain, train_dpo, train_grpo, train_reward, train_rlhf, train_sft
+from keju.training import stage as training_stage
 from keju.training.checkpoints import MANIFEST, checkpoints
 from keju.training.launch import run_guarded
 from keju.training.resuming import NEUTRAL, apply_settings, changed_settings, deciding
@@ -27,7 +28,9 @@ SCRIPTS = {
     "sft": train_sft,
     "reward": train_reward,
     "dpo": train_dpo,
+    "kto": train_dpo,
     "rlhf": train_rlhf,
+    "grpo": train_grpo,
 }
 AUTO = ("--resume_from_checkpoint", "auto")
 STEPS = 5  # a pass over the records has more
@@ -91,6 +94,10 @@ SETTINGS = [
     ("rlhf", "kl_coef", 0.3),
     ("rlhf", "actor_learning_rate", 2e-3),
     ("rlhf", "temperature", 0.5),
+    ("kto", "desirable_weight", 0.5),
+    ("grpo", "seed", 7),
+    ("grpo", "num_responses", 4),
+    ("grpo", "learning_rate", 2e-3),
 ]
 
 
@@ -117,9 +124,9 @@ def test_settings_that_decide_nothing_may_change(monkeypatch, folder, tmp_path):
     assert kill.weights(output) == kill.weights(folder / "whole_sft")
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo", "rlhf"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "rlhf", "grpo"])
 def test_other_records_are_refused(monkeypatch, folder, tmp_path, capsys, stage):
-    name = "prompts_train.jsonl" if stage == "rlhf" else "ranked_train.jsonl"
+    name = "prompts_train.jsonl" if stage in ("rlhf", "grpo") else "ranked_train.jsonl"
     data = shutil.copytree(folder, tmp_path / "data", ignore=shutil.ignore_patterns("whole_*", "*model*", "reward*"))
     output = until(folder, stage, tmp_path / "run", 2)
     same = ("--data_dir", data)
@@ -233,6 +240,22 @@ def test_killed_in_the_final_evaluation_the_training_is_not_lost(monkeypatch, fo
     assert run(monkeypatch, stage, folder, output, *flags, *AUTO) == 0
     assert kill.weights(output) == kill.weights(folder / f"whole_{stage}")
     assert json.loads((output / "summary.json").read_text())["finished"]
+
+
+def test_a_final_evaluation_that_was_logged_is_not_logged_twice(monkeypatch, folder, tmp_path):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    flags = ("--eval_filename", "ranked_dev.jsonl", "--eval_strategy", "steps", "--eval_steps", STEPS)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(monkeypatch, "sft", folder, whole, *flags) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(training_stage, "plot_loss", killed)
+        assert run(patch, "sft", folder, broken, *flags) == 130
+    assert run(monkeypatch, "sft", folder, broken, *flags, *AUTO) == 0
+    evaluations = [row["step"] for row in kill.rows(broken) if "eval_loss" in row]
+    assert evaluations == [STEPS, STEPS]  # within the training and after it
+    assert kill.rows(broken) == kill.rows(whole)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
