@@ -1,8 +1,6 @@
 """Saving a PPO run: folders of models, and checkpoints from which a run goes on as if it had not been killed."""
 
 import json
-import os
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from keju.records.writing import write_json
 from keju.rl.learners import Learner
 from keju.rl.ppo_trainer import PPOTrainer
 from keju.training.adapters import has_adapters, load_adapters
-from keju.training.checkpoints import STATE, checkpoint_aside
+from keju.training.checkpoints import STATE, checkpoint_aside, files_aside
 from keju.training.pickled_states import check_states
 from keju.training.processes import process_index
 from keju.training.resuming import OPTIMIZER, apply_settings
@@ -40,17 +38,10 @@ def save_model(
     state = whole_state_dict(model) if state is None else state
     if process_index():
         return
-    aside = folder / ".saving"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with files_aside(folder) as aside:
         model.save_pretrained(aside, state_dict=dict(state))  # it takes some out
         verify_saved(model, aside, state)
         tokenizer.save_pretrained(aside)
-        for file in aside.iterdir():
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def save_checkpoint(

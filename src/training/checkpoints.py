@@ -65,6 +65,20 @@ def checkpoint_aside(
     wait_for_all()
 
 
+@contextmanager
+def files_aside(folder: Path) -> Iterator[Path]:
+    """A folder to write files to that take their places in `folder` as the block ends: each is the old one or whole."""
+    aside = folder / ".saving"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for file in aside.iterdir():
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _finish(aside: Path, folder: Path, made_with: Mapping[str, Any] | None) -> None:
     files = sorted(path for path in aside.rglob("*") if path.is_file())
     described = {path.relative_to(aside).as_posix(): _describe(path, flush=True) for path in files}

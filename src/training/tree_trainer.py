@@ -17,6 +17,7 @@ from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
 from keju.models.saved_weights import verify_saved
 from keju.training.adapters import apply_loraplus, has_started, save_model
+from keju.training.checkpoints import files_aside
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.objectives.objective import Objective
 from keju.training.processes import own_parts, sum_figures, sum_over_processes
@@ -216,11 +217,12 @@ class TreeTrainer(ResumableTrainer):
         # DeepSpeed hands a copy of every tensor over, which would save tied weights twice; it is needed where ZeRO-3
         # keeps the model in pieces.
         state = self.model.inner_state_dict(state_dict) if state_dict and is_deepspeed_zero3_enabled() else None
-        save_model(inner, folder, state)
-        if not has_started(inner):
-            verify_saved(inner, folder, state)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+        with files_aside(folder) as aside:
+            save_model(inner, aside, state)
+            if not has_started(inner):
+                verify_saved(inner, aside, state)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(aside)
 
 
 class _EpochLoader(DataLoader):
