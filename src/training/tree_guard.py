@@ -19,7 +19,7 @@ from keju.models.architecture import row_limit
 from keju.models.backbone import backbone_of, tree_hidden_states, tree_layout, tree_logprobs, unwrapped
 from keju.models.gathering import in_pieces
 from keju.models.prefix_lm import PrefixLM
-from keju.training.stage_model import model_inside, passes_of
+from keju.training.stage_model import StageModel, model_inside, passes_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
@@ -50,6 +50,8 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
     """
     passes = passes_of(model)
     inner = model_inside(passes)
+    if not in_pieces(inner):
+        passes = StageModel(inner)  # engines prepare each pass with gradients for an optimizer step
     name = type(unwrapped(inner)).__name__
     try:
         trees, rows = _probe(inner)
