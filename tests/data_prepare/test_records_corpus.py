@@ -265,7 +265,7 @@ WRONG_FILES = {
     "cut.jsonl.zst": (zstandard.compress(LINES)[:-5], "cut.jsonl.zst: the compressed file is cut off or damaged"),
     "no.jsonl.zst": (LINES, "no.jsonl.zst: the compressed file is cut off or damaged"),
     "no.parquet": (LINES, "no.parquet: no Parquet file"),
-    "a.docx": (LINES, "a.docx: expected a file of .jsonl, .json"),
+    "a.docx": (LINES, "a.docx: expected a file of .jsonl, .ndjson, .json"),
 }
 
 

@@ -99,7 +99,9 @@ def test_prompts_may_ask_about_boilerplate():
 
 def test_steps_can_be_turned_off():
     flags = {
-        field.name: False for field in dataclasses.fields(CleaningSettings) if isinstance(field.default, bool)
+        name: False
+        for name, value in dataclasses.asdict(CleaningSettings().resolved(curated=False)).items()
+        if isinstance(value, bool)
     }  # every step that is not a bound
     row = {"text": "１ 13812345678　&nbsp;<br>！！！！！！  漢字\x07。责任编辑：张三"}
     item = Item(row, "file.txt:7", "group")

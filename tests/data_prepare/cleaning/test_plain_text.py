@@ -15,7 +15,7 @@ from keju.data_prepare.cleaning.row_texts import KINDS, RowText
 from keju.data_prepare.cleaning.settings import CleaningSettings
 
 RAW = Path(__file__).resolve().parents[4] / "shared" / "data" / "raw"
-SKIPPED = [one for one in passes(CleaningSettings(), None) if one.leaves_plain_texts]
+SKIPPED = [one for one in passes(CleaningSettings().resolved(curated=False), None) if one.leaves_plain_texts]
 # What a step does something about, in the middle of what none does.
 PIECES = [
     *(
