@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import codecs
 import logging
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from keju.data_prepare.corpus import BadRow, Piece
 from keju.records.opening import BEGINNING, BLOCK, MAX_LINE, decoded, numbered_lines, read_bytes
@@ -49,6 +50,17 @@ def file_pieces(folder: Path, paths: Iterable[Path], piece_bytes: int | None = N
     return pieces
 
 
+# Marks, and the characters that make up about a third of any Chinese text.
+_MARKS = "，。、！？：；（）《》“”‘’「」…—　"
+_BOTH = "的一是不了在人有我他到大地子中你生年就那和要出也得以可下而天去能小多然心都好看起成只如事把用道想作美"
+USUAL = {
+    "gb18030": frozenset(f"{_MARKS}{_BOTH}这个们来时为说国着她里后自会家过对于学么之发当没还第样种开"),
+    "big5": frozenset(f"{_MARKS}{_BOTH}這個們來時為說國著她裡後自會家過對於學麼之發當沒還第樣種開"),
+}
+HIGH, ALONE = re.compile(rb"[\x80-\xff]+"), re.compile(rb"(?<=[\w ])[\x80-\xff](?=[\w ,.;:!?\n\"])")
+CLEARLY = 0.15  # by which Big5 has to be likelier
+
+
 def check_encoding(path: Path) -> None:
     """Warn of a file that is read as GBK. Raises ValueError for UTF-16, with the command that converts it."""
     if encoding_of(path) != "utf-8":
@@ -56,12 +68,13 @@ def check_encoding(path: Path) -> None:
 
 
 def encoding_of(path: Path) -> str:
-    """ "utf-8" or "gb18030", whichever more lines of the file's beginning are. Raises ValueError for UTF-16."""
+    """ "utf-8" or "gb18030", whichever more lines of the file's beginning are.
+
+    Raises ValueError for UTF-16, Big5 and Windows-1252, with the command that converts them.
+    """
     sample = read_bytes(path, BEGINNING)
     if sample.startswith(UTF16_MARKS):
-        source, target = shlex.quote(str(path)), shlex.quote(f"{path}.utf8")
-        convert = f"iconv -f utf-16 -t utf-8 {source} > {target}"
-        raise ValueError(f"{path}: this is UTF-16, not UTF-8; convert it: {convert}")
+        _refuse(path, "utf-16")
     # A few broken lines of UTF-8 may happen to be GB18030, and a short word of GBK UTF-8: the majority decides.
     votes = {"utf-8": 0, "gb18030": 0}
     for line in sample.splitlines(keepends=True):
@@ -70,7 +83,28 @@ def encoding_of(path: Path) -> str:
                 if _begins_with(line, encoding):
                     votes[encoding] += 1
                     break
-    return max(votes, key=votes.__getitem__)
+    found = max(votes, key=votes.__getitem__)
+    if not votes["utf-8"]:
+        # Nearly any bytes are some rare characters in GB18030.
+        if _share_of_usual(sample, "big5") > _share_of_usual(sample, "gb18030") + CLEARLY:
+            _refuse(path, "big5")
+        # Letters with accents and curved marks stand alone among others; a Chinese character has two bytes or more.
+        alone, runs = len(ALONE.findall(sample)), len(HIGH.findall(sample))
+        if alone >= 5 and alone > 0.8 * runs:
+            _refuse(path, "cp1252")
+    return found
+
+
+def _refuse(path: Path, encoding: str) -> NoReturn:
+    source, target = shlex.quote(str(path)), shlex.quote(f"{path}.utf8")
+    convert = f"iconv -f {encoding} -t utf-8 {source} > {target}"
+    raise ValueError(f"{path}: this is {encoding.upper()}, not UTF-8; convert it: {convert}")
+
+
+def _share_of_usual(sample: bytes, encoding: str) -> float:
+    """Of the characters beyond ASCII in a text of this encoding, the share of those that any text is full of."""
+    characters = [character for character in sample.decode(encoding, "replace") if not character.isascii()]
+    return sum(character in USUAL[encoding] for character in characters) / max(1, len(characters))
 
 
 def _begins_with(line: bytes, encoding: str) -> bool:

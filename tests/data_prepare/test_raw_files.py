@@ -119,6 +119,29 @@ def test_utf16_is_named_with_the_way_to_convert_it(tmp_path):
     )
 
 
+IN_OTHERS = {
+    "big5": "請解釋這個成語的意思，謝謝。\n這個成語說的是古代的故事。\n",
+    "cp1252": "What is a café?\nIt’s a “place” to drink coffee – à la Française.\n",
+}
+
+
+@pytest.mark.parametrize("encoding", IN_OTHERS)
+@pytest.mark.parametrize("times", [1, 5000])
+def test_what_gbk_would_make_nonsense_of_is_named(tmp_path, encoding, times):
+    path = tmp_path / "a.txt"
+    path.write_bytes((IN_OTHERS[encoding] * times).encode(encoding))
+    with pytest.raises(ValueError, match=f"this is {encoding.upper()}, not UTF-8; convert it: iconv -f {encoding} "):
+        check_encoding(path)
+
+
+@pytest.mark.parametrize(
+    "text", [TEXT, "画蛇添足\n守株待兔\n", "龘靐齉\n", "「你好」—— café\n", "１２３，ＡＢＣ\n", "ひらがな\n"]
+)
+def test_gbk_of_any_text_stays_gbk(tmp_path, text):
+    (tmp_path / "a.txt").write_bytes(text.encode("gb18030"))
+    assert encoding_of(tmp_path / "a.txt") == "gb18030"
+
+
 UTF8 = {
     "a line that gb18030 would take": TEXT.encode() + b"\xe4\xbd\n",
     "half a character": TEXT.encode() + "朋".encode()[:2] + b"\n",
