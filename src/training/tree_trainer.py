@@ -20,7 +20,7 @@ from keju.training.adapters import apply_loraplus, has_adapters, has_started, lo
 from keju.training.checkpoints import STATE, checkpoint_aside
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.objectives.objective import Objective
-from keju.training.processes import own_parts, sum_figures, sum_over_processes, wait_for_all
+from keju.training.processes import own_parts, process_index, sum_figures, sum_over_processes, wait_for_all
 from keju.training.sampler import TreeBatchSampler
 from keju.training.stage_model import StageModel
 from keju.trees.lazy_trees import lengths_of
@@ -228,7 +228,8 @@ class TreeTrainer(Trainer):
         # keeps the model in pieces.
         state = self.model.inner_state_dict(state_dict) if state_dict and is_deepspeed_zero3_enabled() else None
         save_model(inner, folder, state)
-        if not has_started(inner):
+        # transformers calls this in every process; save_pretrained writes in the first.
+        if process_index() == 0 and not has_started(inner):
             verify_saved(inner, folder, state)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
