@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations import deepspeed
 
 MAX_LAYERS = 2048
 # A model may have so many times the numbers that its files hold; then config.json is not theirs.
@@ -120,7 +122,7 @@ def check_row(config: PretrainedConfig, length: int, *, flag: str) -> None:
 def without_weights(auto_class, config: PretrainedConfig) -> PreTrainedModel:
     """The model with its names and shapes, and no memory for its weights. ValueError where sizes are impossible."""
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), _uncut():
             return auto_class.from_config(config)
     except (RuntimeError, OverflowError, MemoryError, TypeError, ValueError, ArithmeticError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -148,6 +150,21 @@ def check_size(model: PreTrainedModel, *, available: int | None, element_size: i
             f"config.json describes {count} weights, {count * element_size / 1e9:.0f} GB; this machine has "
             f"{memory / 1e9:.0f} GB of memory"
         )
+
+
+@contextmanager
+def _uncut() -> Iterator[None]:
+    """ZeRO-3 takes weights apart as they are made; here there are none."""
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    config = config() if config is not None else None
+    if config is None:
+        yield
+        return
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)
 
 
 def _state_error(kind: str) -> ValueError:

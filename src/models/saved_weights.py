@@ -16,8 +16,12 @@ from keju.models.checkpoint_files import SAFETENSORS, check_folder, weight_files
 ADAPTERS = "adapter_model.safetensors"
 
 
+class NotAsSaved(RuntimeError):
+    """No ValueError: transformers.Trainer takes that for a sign of ZeRO-3 and goes on without the weights."""
+
+
 def verify_saved(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-    """Raises ValueError, naming file and tensor, unless the weights in `folder` are those of `model`: every name,
+    """Raises NotAsSaved, naming file and tensor, unless the weights in `folder` are those of `model`: every name,
     shape, dtype and bit; of adapters alone where `model` is a base with adapters.
 
     state: what was given to save_pretrained in the place of the model's own weights (copies under ZeRO-3). To be called
@@ -26,7 +30,10 @@ def verify_saved(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | N
     if hasattr(model, "peft_config"):
         expected, files = _adapters(model, state), {folder / ADAPTERS: ()}
     else:
-        check_folder(folder)
+        try:
+            check_folder(folder)
+        except ValueError as error:
+            raise NotAsSaved(str(error)) from error
         expected, files = _weights(model, state), weight_files(folder, SAFETENSORS)
     found: set[str] = set()
     for path in files:
@@ -34,16 +41,16 @@ def verify_saved(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | N
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     if name not in expected:
-                        raise ValueError(f"{path}: {name} was saved, but the model has no such weight")
+                        raise NotAsSaved(f"{path}: {name} was saved, but the model has no such weight")
                     if not _same(file.get_tensor(name), expected[name]):
-                        raise ValueError(f"{path}: {name} reads back as something else than what was saved")
+                        raise NotAsSaved(f"{path}: {name} reads back as something else than what was saved")
                     found.add(name)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: what was saved cannot be read: {str(error).splitlines()[0]}") from error
+            raise NotAsSaved(f"{path}: what was saved cannot be read: {str(error).splitlines()[0]}") from error
     kept = {_place(expected[name]) for name in found}
     for name in expected.keys() - found:
         if _place(expected[name]) not in kept:  # tied weights are saved once
-            raise ValueError(f"{folder}: {name} was not saved")
+            raise NotAsSaved(f"{folder}: {name} was not saved")
 
 
 def _weights(model: PreTrainedModel, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from keju.training.adapters import apply_loraplus, has_started, save_model
 from keju.training.checkpoints import files_aside
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.objectives.objective import Objective
-from keju.training.processes import own_parts, sum_figures, sum_over_processes
+from keju.training.processes import own_parts, process_index, sum_figures, sum_over_processes
 from keju.training.resumable_trainer import ResumableTrainer
 from keju.training.sampler import TreeBatchSampler
 from keju.training.stage_model import StageModel
@@ -217,6 +217,8 @@ class TreeTrainer(ResumableTrainer):
         # DeepSpeed hands a copy of every tensor over, which would save tied weights twice; it is needed where ZeRO-3
         # keeps the model in pieces.
         state = self.model.inner_state_dict(state_dict) if state_dict and is_deepspeed_zero3_enabled() else None
+        if process_index():  # transformers calls this in every process
+            return
         with files_aside(folder) as aside:
             save_model(inner, aside, state)
             if not has_started(inner):

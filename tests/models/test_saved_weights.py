@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import BUILDERS
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from keju.models.saved_weights import verify_saved
+from keju.models.saved_weights import NotAsSaved, verify_saved
 
 MOE = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -40,7 +40,7 @@ def test_adapters(tmp_path):
     verify_saved(model, tmp_path)
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_A" in n)[0, 0] += 1
-    with pytest.raises(ValueError, match="adapter_model.safetensors: .*lora_A.* reads back as something else"):
+    with pytest.raises(NotAsSaved, match="adapter_model.safetensors: .*lora_A.* reads back as something else"):
         verify_saved(model, tmp_path)
 
 
@@ -57,13 +57,13 @@ def test_each_difference_is_named(tmp_path):
     flipped.view(torch.int32)[3, 5] ^= 1
     for wrong in (flipped, state[name].half(), state[name][:-1].clone()):
         saved(state | {name: wrong})
-        with pytest.raises(ValueError, match=f"{name} reads back as something else"):
+        with pytest.raises(NotAsSaved, match=f"{name} reads back as something else"):
             verify_saved(model, tmp_path)
     saved({key: tensor for key, tensor in state.items() if key != name})
-    with pytest.raises(ValueError, match=f"{name} was not saved"):
+    with pytest.raises(NotAsSaved, match=f"{name} was not saved"):
         verify_saved(model, tmp_path)
     saved(state | {"more": torch.ones(1)})
-    with pytest.raises(ValueError, match="more was saved, but the model has no such weight"):
+    with pytest.raises(NotAsSaved, match="more was saved, but the model has no such weight"):
         verify_saved(model, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
 
