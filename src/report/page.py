@@ -13,7 +13,7 @@ from keju.training.progress import clock, compact
 from keju.training.provenance import describe_versions
 
 # A hyphen, plus, dot or hash means something at the beginning of a line alone, where no template puts a text.
-SPECIAL = re.compile(r"[\\`*_\[\]|~$]")
+SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")  # an underscore within a word means nothing
 
 
 def page_environment() -> Environment:
