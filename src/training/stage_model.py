@@ -73,3 +73,13 @@ def _leave_out_scales(module: nn.Module, state: dict[str, torch.Tensor], prefix:
         if hasattr(parameter, "quant_state"):
             for key in [key for key in state if key.startswith(f"{prefix}{name}.")]:
                 del state[key]
+
+
+def verify_head(model: nn.Module, token_ids: object = None) -> None:
+    """The former name of keju.training.tree_guard.verify_trees, for scripts outside of the repository.
+
+    token_ids: no longer looked at; the check draws its own.
+    """
+    from keju.training.tree_guard import verify_trees
+
+    verify_trees(model)
