@@ -24,7 +24,7 @@ from keju.models.backbone import backbone_of, unwrapped
 from keju.models.configurations import base_of
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, read_tokenizer
 from keju.models.quantization import nf4, trained_in_4bit
-from keju.models.saved_weights import verify_saved
+from keju.models.saved_weights import NotAsSaved, verify_saved
 from keju.records.locks import only_writer
 from keju.records.writing import whole_folder, write_json
 from keju.training.arguments import parse_arguments
@@ -74,7 +74,10 @@ def merge(args: MergeArguments, settings: Path) -> None:
     largest_difference(before, token_outputs(merged, num_tokens, is_scalar))
     with whole_folder(output, own=own_files) as folder:
         merged.to(DTYPES[args.dtype]).save_pretrained(folder)
-        verify_saved(merged, folder)
+        try:
+            verify_saved(merged, folder)
+        except NotAsSaved as error:
+            raise ValueError(f"--output_dir: {error}") from error
         read_tokenizer(str(source), flag="--model_name_or_path").save_pretrained(folder)
         again = load(str(folder), **({"require_head": True} if is_scalar else {}))
         after = token_outputs(again, num_tokens, is_scalar)
