@@ -89,7 +89,13 @@ def test_killed_at_random_moments_and_in_the_middle_of_saving(tmp_path, stage, f
 def test_a_signal_saves_and_ends_with_0(monkeypatch, folder, tmp_path, stage, name):
     output, steps = tmp_path / "run", 2000  # more than it can do before the signal
     argv = kill.Series(stage, folder, steps).command(output, "--save_steps", "1000", "--lr_scheduler_type", "constant")
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        argv,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it is ignored, and stays so
+    )
     try:
         while process.poll() is None and not kill.logged_step(output):
             time.sleep(0.01)
@@ -140,7 +146,7 @@ def test_a_model_of_nan_is_refused(monkeypatch, folder, tmp_path, capsys, stage)
     save_file(state, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     assert run(monkeypatch, stage, folder, tmp_path / "run", "--model_name_or_path", tmp_path / "model") == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: --model_name_or_path: the model's log-probabilities are not finite")
+    assert line.startswith("error: --model_name_or_path: the model's own outputs are not finite")
 
 
 # -- full disks --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 from keju.records.record import ROLES, Message
 from keju.records.tools import calls_text, joined_calls, name_of_call
-from keju.records.values import filled, kind_of, listed, number, present, says_nothing, string, truth
+from keju.records.values import filled, is_blank, kind_of, listed, number, present, says_nothing, string, truth
 
 CALL = "call"  # a turn that is nothing but calls, as LLaMA-Factory and ms-swift write them
 SPEAKERS = {role: role for role in ROLES} | {
@@ -91,7 +91,7 @@ def turn_of(message: Message) -> dict[str, Any]:
 
 def reasoning_of(row: dict[str, Any], name: str) -> str:
     """What was thought, from whichever field has it; "" for nothing. name: " of turn 2 ...", "" for a row."""
-    found = {field: row[field] for field in REASONING if not says_nothing(row.get(field))}
+    found = {field: row[field] for field in REASONING if not is_blank(row.get(field))}
     texts = {string(text, f'"{field}"{name}') for field, text in found.items()}
     if len(texts) > 1:
         raise ValueError(f"{' and '.join(map(repr, found))}{name} differ")

@@ -36,6 +36,11 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
+def is_blank(value: Any) -> bool:
+    """Null, nothing but spaces, or an empty list or object. The word "null" in a text is a word."""
+    return not value.strip() if isinstance(value, str) else is_absent(value) or value in ([], {})
+
+
 def says_nothing(value: Any) -> bool:
     """Whether there is nothing in it: null, an empty text or list, and lists of nothing else."""
     if isinstance(value, list | tuple):

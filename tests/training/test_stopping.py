@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def handlers_come_back():
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # nohup ignores one of them
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

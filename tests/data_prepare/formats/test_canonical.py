@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from keju.data_prepare.cleaning.row_texts import texts_of, with_texts
@@ -59,6 +59,7 @@ RANKED = st.builds(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(record=CHATS | RANKED)
+@example(record=ChatRecord((Message("user", "a"), Message("assistant", "b", reasoning="NULL"))))
 def test_a_record_written_and_read_again_is_the_same(record):
     row = row_of(record)
     assert detect(json.loads(json.dumps(row, ensure_ascii=False))) == record
