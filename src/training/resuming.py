@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from keju.models.checkpoint_files import read_object
 from keju.records.digests import data_digest
-from keju.records.shards import suffix_of
 
 # Settings that do not change what the weights become. Every other one decides.
 NEUTRAL = frozenset(
@@ -141,11 +140,6 @@ def _value(value: Any) -> str:
 def digest_of(parts: Iterable[str]) -> str:
     """One hash, hex, of the names and hashes of which an input consists."""
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:32]
-
-
-def files_digest(files: Iterable[Path], memory: Path) -> str:
-    """A hash of the bytes of files in their order; see keju.encoding.store_key.data_digest for `memory`."""
-    return digest_of(f"{suffix_of(file)} {data_digest(file, memory)}" for file in files)
 
 
 def model_digest(name: str, memory: Path) -> str:

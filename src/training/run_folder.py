@@ -227,7 +227,7 @@ class RunFolder:
         for log in (*self.path.glob("*.log"), *beside.glob("*.log")):
             with log.open("a", encoding="utf-8") as file:
                 _lock(file.fileno(), self.path)
-        if beside.exists():
+        if beside.is_dir() and _has_no_results(beside):
             shutil.rmtree(beside)  # of a run that ended before it began
         entries = [entry for entry in self.path.iterdir() if not entry.name.startswith(".")]
         if not entries or entries == [self.log_path]:  # a run that was killed between opening the log and args.json

@@ -88,6 +88,15 @@ def test_refuses_foreign_files_even_with_overwrite(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_hidden_folder_of_somebody_else_stays(tmp_path):
+    (tmp_path / ".new").mkdir()
+    (tmp_path / ".new" / "thesis.tex").write_text("years of work")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match="not of a run"):
+        open_run(tmp_path, overwrite=True)
+    assert (tmp_path / ".new" / "thesis.tex").read_text() == "years of work"
+
+
 def test_refuses_a_file(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(ValueError, match="--output_dir: .* is a file"):
