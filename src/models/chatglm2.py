@@ -120,7 +120,11 @@ class ChatGLM2Config(PublishedConfig, PreTrainedConfig):
     @classmethod
     def describes(cls, config: dict) -> bool:
         """Whether a config.json of model_type "chatglm", or of none, is of this family; ChatGLM-6B shares the name."""
-        return any(name in config for name in ("multi_query_attention", "multi_query_group_num"))
+        names = ["multi_query_attention", "multi_query_group_num"]
+        if config.get("model_type"):
+            # The first Qwen has these, too, and its oldest files name no model_type
+            names += ["padded_vocab_size", "ffn_hidden_size"]
+        return any(name in config for name in names)
 
 
 class ChatGLM2Attention(nn.Module):
