@@ -93,7 +93,7 @@ def main() -> None:
     verify_models(trainer)
     before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
     if folder.checkpoint:
-        load_checkpoint(trainer, folder.checkpoint, folder.changed)
+        load_checkpoint(trainer, folder.checkpoint, folder.made_with)
 
     saves = {} if ppo.save_strategy == "steps" else {"save_steps": 0}
     monitor = HealthMonitor(ppo.alarm_window, max_kl=ppo.alarm_kl)

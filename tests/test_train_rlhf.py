@@ -303,8 +303,8 @@ def test_an_alarm_may_take_a_step_back(monkeypatch, data, tmp_path, flawed):
     steps_back = []
     load = training_loop.load_checkpoint
 
-    def noted(trainer, folder):
-        load(trainer, folder)
+    def noted(trainer, folder, made_with):
+        load(trainer, folder, made_with)
         steps_back.append((trainer.step, folder.name))
 
     monkeypatch.setattr(training_loop, "load_checkpoint", noted)

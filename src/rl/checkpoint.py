@@ -1,7 +1,7 @@
 """Saving a PPO run: folders of models, and checkpoints from which a run goes on as if it had not been killed."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from keju.records.writing import write_json
 from keju.rl.learners import Learner
 from keju.rl.ppo_trainer import PPOTrainer
 from keju.training.adapters import has_adapters, load_adapters
-from keju.training.checkpoints import STATE, checkpoint_aside, files_aside
+from keju.training.checkpoints import STATE, checkpoint_aside, files_aside, read_manifest
 from keju.training.pickled_states import check_states
 from keju.training.processes import process_index
-from keju.training.resuming import OPTIMIZER, apply_settings
+from keju.training.resuming import OPTIMIZER, apply_settings, changed_settings
 
 ENGINE = "deepspeed"
 
@@ -64,11 +64,14 @@ def save_checkpoint(
             write_json(aside / STATE, {"global_step": trainer.step, **_numbers(trainer)})
 
 
-def load_checkpoint(trainer: PPOTrainer, folder: Path, changed: Collection[str] = ()) -> None:
-    """Brings a fresh trainer to where the checkpoint was. ValueError when it is not one of this run's models.
+def load_checkpoint(trainer: PPOTrainer, folder: Path, made_with: Mapping[str, Any]) -> None:
+    """Brings a trainer to where the checkpoint was. ValueError when it is not one of this run's models.
 
-    changed: settings in which this run differs from the one that wrote the checkpoint; those of this run hold.
+    made_with: what decides this run (RunFolder.made_with). Where the checkpoint was made with other settings, as those
+    before --resume_with_changes were, the ones of this run hold.
     """
+    known = read_manifest(folder).get("made_with")
+    changed = changed_settings(folder, known, made_with, accept=True)
     has_new_schedule = not OPTIMIZER.isdisjoint(changed)
     if has_new_schedule and any(learner.engine is not None for learner in trainer.learners.values()):
         raise ValueError("--resume_with_changes: under DeepSpeed learning rates and schedule cannot change on the way")
@@ -78,9 +81,9 @@ def load_checkpoint(trainer: PPOTrainer, folder: Path, changed: Collection[str] 
         for name, learner in trainer.learners.items():
             _load_learner(learner, folder, name)
         if trainer.average is not None:
-            known = load_file(folder / _average_file(trainer))
+            saved = load_file(folder / _average_file(trainer))
             trainer.average.weights = {
-                name: known[name].to(average.device) for name, average in trainer.average.weights.items()
+                name: saved[name].to(average.device) for name, average in trainer.average.weights.items()
             }
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:

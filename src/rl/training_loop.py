@@ -152,7 +152,7 @@ class TrainingLoop:
         found = checkpoints(self.folder.path)
         older = [path for number, path in found if number <= step - self.monitor.window]
         source = older[-1] if older else found[0][1]
-        load_checkpoint(self.trainer, source)
+        load_checkpoint(self.trainer, source, self.folder.made_with)
         self.trainer.step = step
         controller = self.trainer.shaping.kl_controller
         controller.coef *= 2

@@ -45,18 +45,24 @@ def run(monkeypatch, stage: str, folder: Path, output: Path, *flags, steps: int 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Models and records of kill.py, and an unbroken run of each stage in `whole_<stage>`."""
+    """Models and records of kill.py."""
     folder = tmp_path_factory.mktemp("resuming")
     kill.make_inputs(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for stage in SCRIPTS:
-            assert run(patch, stage, folder, folder / f"whole_{stage}", "--save_total_limit", 9) == 0
     return folder
+
+
+def whole(folder: Path, stage: str) -> Path:
+    """An unbroken run of the stage, with all its checkpoints."""
+    output = folder / f"whole_{stage}"
+    if not output.exists():
+        with pytest.MonkeyPatch.context() as patch:
+            assert run(patch, stage, folder, output, "--save_total_limit", 9) == 0
+    return output
 
 
 def until(folder: Path, stage: str, output: Path, step: int) -> Path:
     """The unbroken run as it was when it had written its checkpoint of `step`, and nothing after that."""
-    shutil.copytree(folder / f"whole_{stage}", output)
+    shutil.copytree(whole(folder, stage), output)
     for number, path in checkpoints(output):
         if number > step:
             shutil.rmtree(path)
@@ -121,7 +127,7 @@ def test_settings_that_decide_nothing_may_change(monkeypatch, folder, tmp_path):
     output = until(folder, "sft", tmp_path / "run", 2)
     flags = ("--save_steps", 3, "--logging_steps", 2, "--save_total_limit", 1, "--dataloader_num_workers", 1)
     assert run(monkeypatch, "sft", folder, output, *flags, *AUTO) == 0
-    assert kill.weights(output) == kill.weights(folder / "whole_sft")
+    assert kill.weights(output) == kill.weights(whole(folder, "sft"))
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "rlhf", "grpo"])
@@ -155,7 +161,7 @@ def test_another_model_is_refused(monkeypatch, folder, tmp_path, capsys, flag):
 
 
 def test_a_checkpoint_of_another_stage_is_refused(monkeypatch, folder, tmp_path, capsys):
-    checkpoint = folder / "whole_sft" / "checkpoint-2"
+    checkpoint = whole(folder, "sft") / "checkpoint-2"
     assert run(monkeypatch, "dpo", folder, tmp_path / "run", "--resume_from_checkpoint", checkpoint) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"{checkpoint} is of the stage sft, this is dpo" in line and f"--model_name_or_path {checkpoint}" in line
@@ -187,7 +193,7 @@ def test_a_new_learning_rate_is_used_where_it_is_asked_for(monkeypatch, folder, 
     assert "changed since checkpoint-2: --learning_rate 0.001 -> 0.004" in said and "--weight_decay 0.0 -> 0.1" in said
     before, after = (
         {row["step"]: row["learning_rate"] for row in read_metrics(path / "metrics.jsonl") if "learning_rate" in row}
-        for path in (folder / "whole_sft", output)
+        for path in (whole(folder, "sft"), output)
     )
     assert after[2] == before[2]
     assert all(after[step] == pytest.approx(4 * before[step]) for step in (3, 4, 5))
@@ -202,6 +208,32 @@ def test_a_new_kl_coefficient_is_used_where_it_is_asked_for(monkeypatch, folder,
     assert rows[2] < 1 and rows[3] == pytest.approx(7, rel=0.01)
 
 
+def test_a_step_back_keeps_the_new_settings(monkeypatch, folder, tmp_path, capsys):
+    """The checkpoint that --on_alarm rollback goes back to may be older than the change."""
+    output = until(folder, "rlhf", tmp_path / "run", 2)
+    flags = (
+        "--actor_learning_rate",
+        2e-3,
+        "--kl_coef",
+        7,
+        "--on_alarm",
+        "rollback",
+        "--alarm_kl",
+        1e-9,
+        "--alarm_window",
+        2,
+    )
+    assert run(monkeypatch, "rlhf", folder, output, *flags, "--resume_with_changes", *AUTO) == 0
+    assert "went back to checkpoint-2" in capsys.readouterr().out
+    before, after = (
+        {row["step"]: row for row in read_metrics(path / "metrics.jsonl")} for path in (whole(folder, "rlhf"), output)
+    )
+    (back, *_) = [row["step"] for row in read_metrics(output / "alarms.jsonl") if row["action"] == "rollback"]
+    for step in (3, back + 1):  # the same step of the schedule twice
+        assert after[step]["actor_learning_rate"] == pytest.approx(2 * before[3]["actor_learning_rate"])
+    assert after[back + 1]["kl_coef"] == pytest.approx(2 * after[back]["kl_coef"], rel=0.05)  # --kl_target adapts it
+
+
 # -- at the end of a run -----------------------------------------------------------------------------------------------
 
 
@@ -211,8 +243,8 @@ def test_killed_after_a_checkpoint_it_trains_what_is_left(monkeypatch, folder, t
     """5 steps are no whole passes over the records, nor is 4 the last one."""
     output = until(folder, stage, tmp_path / "run", step)
     assert run(monkeypatch, stage, folder, output, *AUTO) == 0
-    whole = folder / f"whole_{stage}"
-    assert kill.weights(output) == kill.weights(whole) and kill.rows(output) == kill.rows(whole)
+    unbroken = whole(folder, stage)
+    assert kill.weights(output) == kill.weights(unbroken) and kill.rows(output) == kill.rows(unbroken)
     assert [row["step"] for row in kill.rows(output)] == [*range(1, STEPS + 1)]
 
 
@@ -231,14 +263,14 @@ def test_killed_in_the_final_evaluation_the_training_is_not_lost(monkeypatch, fo
         patch.setattr(train_rlhf, "evaluate", evaluate)
         assert run(patch, stage, folder, output, *flags) == 130
     said = capsys.readouterr().err
-    assert kill.weights(output) == kill.weights(folder / f"whole_{stage}")
+    assert kill.weights(output) == kill.weights(whole(folder, stage))
     if saves == "no":
         assert "there is no checkpoint to go on from (--save_strategy no)" in said
         assert assert_refused(monkeypatch, capsys, stage, folder, output, *flags).endswith("or --overwrite_output_dir")
         return
     assert "--resume_from_checkpoint auto" in said
     assert run(monkeypatch, stage, folder, output, *flags, *AUTO) == 0
-    assert kill.weights(output) == kill.weights(folder / f"whole_{stage}")
+    assert kill.weights(output) == kill.weights(whole(folder, stage))
     assert json.loads((output / "summary.json").read_text())["finished"]
 
 
