@@ -49,7 +49,7 @@ def conversation(row: Row) -> list[Record]:
 
 
 def moss(row: Row) -> list[Record]:
-    """{"chat": {"turn_1": {"Human", "MOSS", "Commands"?, ...}, ...}} (MOSS-003)."""
+    """{"meta_instruction"?, "chat": {"turn_1": {"Human", "MOSS", "Commands"?, ...}, ...}} (MOSS-003)."""
     turns = []
     if not isinstance(row["chat"], dict):
         raise ValueError('"chat" must be an object of turns')
@@ -60,6 +60,8 @@ def moss(row: Row) -> list[Record]:
             raise ValueError(f'turn {number} of "chat" calls a tool, which no format of Keju holds')
         turns += [{"role": "user", "content": _spoken(turn["Human"])}]
         turns += [{"role": "assistant", "content": _spoken(turn["MOSS"])}]
+    if not says_nothing(row.get("meta_instruction")):
+        turns.insert(0, {"role": "system", "content": _filled(row, "meta_instruction").strip()})
     return [detect({**_beside(row), "messages": turns})]
 
 

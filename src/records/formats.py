@@ -70,8 +70,11 @@ def alpaca(row: Row) -> ChatRecord | RankedRecord:
 
 
 def completion(row: Row) -> ChatRecord:
-    """{"prompt": str or messages, "completion": str or turns} (TRL)."""
-    return ChatRecord((*_context(row), *_reply(row, "completion")))
+    """{"prompt": str or messages, "completion": str or turns} (TRL); of both, only the completion is learned."""
+    context = _context(row)
+    if isinstance(row["prompt"], list) and mark_of(row) is None:
+        context = tuple(replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in context)
+    return ChatRecord((*context, *_reply(row, "completion")))
 
 
 def chat(row: Row) -> ChatRecord:

@@ -129,6 +129,9 @@ LAYOUTS = {
     "firefly": ({"conversation": [{"human": "问", "assistant": "答"}]}, [answered("问", "答")]),
     "moss": ({"chat": {"turn_1": {"Human": "<|Human|>: 问<eoh>\n", "Commands": "<|Commands|>: None<eoc>\n",
                                   "MOSS": "<|MOSS|>: 答<eom>\n"}}}, [answered("问", "答")]),
+    "moss with its instruction": (
+        {"meta_instruction": "你是学者。\n", "chat": {"turn_1": {"Human": "问", "MOSS": "答"}}},
+        [{"messages": [{"role": "system", "content": "你是学者。"}, *answered("问", "答")["messages"]]}]),
     "hh-rlhf": ({"chosen": "\n\nHuman: 问\n\nAssistant: 好", "rejected": "\n\nHuman: 问\n\nAssistant: 坏"},
                 [{"prompt": "问", "answers": [{"answer": "好", "score": 1}, {"answer": "坏", "score": 0}]}]),
     "turns": (["问", "答"], [answered("问", "答")]),

@@ -1,5 +1,7 @@
 """Every field layout becomes the record it should, and every wrong field is named."""
 
+from dataclasses import replace
+
 import pytest
 
 from keju.records.formats import LEAST_MARGIN, detect
@@ -283,6 +285,12 @@ FIELDS = {
     "marks among ranked answers": (
         {"prompt": "问", "answers": [{"answer": "好", "score": 1, "is_good": False, "reasoning_content": "想"}]},
         RankedRecord((USER("问"),), (Answer("好", 1.0, False, "想"),))),
+    "completion after earlier turns": (
+        {"prompt": [*MESSAGES, MESSAGES[0]], "completion": "答"},
+        ChatRecord((CHAT.messages[0], replace(CHAT.messages[1], weight=0.0), *CHAT.messages))),
+    "marked completion after earlier turns": (
+        {"prompt": [*MESSAGES, MESSAGES[0]], "completion": "答", "label": False},
+        RankedRecord((*CHAT.messages, CHAT.messages[0]), (Answer("答", 0.0, False),))),
     "completion of several turns": (
         {"prompt": "问", "completion": [{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "晴"},
                                        MESSAGES[1]]}, CALLED),
