@@ -35,8 +35,7 @@ from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_loss, plot_panels
 from keju.training.progress import RunCallback
-from keju.training.run_folder import RunFolder
-from keju.training.stage import start_of
+from keju.training.stage import open_run, start_of
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import RootTokens
@@ -107,14 +106,7 @@ class GRPOArguments:
 
 def main() -> None:
     models, data, grpo = parse_arguments(GRPOModelArguments, PPODataArguments, GRPOArguments, description=__doc__)
-    folder = RunFolder(
-        grpo.output_dir,
-        "grpo",
-        arguments=[models, data, grpo],
-        overwrite=grpo.overwrite_output_dir,
-        resume=grpo.resume_from_checkpoint,
-        accept_changes=grpo.resume_with_changes,
-    )
+    folder = open_run("grpo", models, data, grpo)
     set_seed(grpo.seed)
     tokenizer = load_tokenizer(
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template

@@ -45,8 +45,7 @@ from keju.training.op_builds import survive_killed_builds
 from keju.training.plots import plot_loss
 from keju.training.processes import process_index, start_deepspeed, wait_for_all
 from keju.training.progress import describe
-from keju.training.run_folder import RunFolder
-from keju.training.stage import inspect, start_of
+from keju.training.stage import inspect, open_run, start_of
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import Chosen, ChosenTrees, RootTokens, lengths_of
@@ -55,14 +54,7 @@ from keju.trees.segment import Segment
 
 def main() -> None:
     models, data, ppo = parse_arguments(PPOModelArguments, PPODataArguments, PPOArguments, description=__doc__)
-    folder = RunFolder(
-        ppo.output_dir,
-        "rlhf",
-        arguments=[models, data, ppo],
-        overwrite=ppo.overwrite_output_dir,
-        resume=ppo.resume_from_checkpoint,
-        accept_changes=ppo.resume_with_changes,
-    )
+    folder = open_run("rlhf", models, data, ppo)
     set_seed(ppo.seed)
     start_processes(ppo)
     tokenizer = load_tokenizer(

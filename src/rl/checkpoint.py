@@ -20,7 +20,7 @@ from keju.training.adapters import has_adapters, load_adapters
 from keju.training.checkpoints import STATE, checkpoint_aside, files_aside, read_manifest
 from keju.training.pickled_states import check_states
 from keju.training.processes import process_index
-from keju.training.resuming import OPTIMIZER, apply_settings, changed_settings
+from keju.training.resuming import OPTIMIZER, apply_settings, changed_settings, check_new_schedule
 
 ENGINE = "deepspeed"
 
@@ -73,8 +73,8 @@ def load_checkpoint(trainer: PPOTrainer, folder: Path, made_with: Mapping[str, A
     known = read_manifest(folder).get("made_with")
     changed = changed_settings(folder, known, made_with, accept=True)
     has_new_schedule = not OPTIMIZER.isdisjoint(changed)
-    if has_new_schedule and any(learner.engine is not None for learner in trainer.learners.values()):
-        raise ValueError("--resume_with_changes: under DeepSpeed learning rates and schedule cannot change on the way")
+    if has_new_schedule:
+        check_new_schedule(deepspeed=any(learner.engine is not None for learner in trainer.learners.values()))
     groups = {name: [dict(g) for g in learner.optimizer.param_groups] for name, learner in trainer.learners.items()}
     kl_coef = trainer.shaping.kl_controller.coef
     try:

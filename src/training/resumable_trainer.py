@@ -14,7 +14,7 @@ from keju.training.adapters import has_adapters, load_adapters
 from keju.training.checkpoints import STATE, checkpoint_aside
 from keju.training.pickled_states import check_states
 from keju.training.processes import wait_for_all
-from keju.training.resuming import apply_settings
+from keju.training.resuming import apply_settings, check_new_schedule
 from keju.training.run_folder import RunFolder
 from keju.training.stopping import Stopped, stopping_gracefully
 
@@ -103,8 +103,7 @@ class ResumableTrainer(Trainer):
         if not self.has_new_schedule:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        if self.is_deepspeed_enabled:
-            raise ValueError("--resume_with_changes: under DeepSpeed learning rate and schedule cannot change")
+        check_new_schedule(deepspeed=self.is_deepspeed_enabled)
         groups = [dict(group) for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
         apply_settings(self.optimizer, self.lr_scheduler, groups)

@@ -156,6 +156,12 @@ def model_digest(name: str, memory: Path) -> str:
     return digest_of(parts)
 
 
+def check_new_schedule(*, deepspeed: bool) -> None:
+    """Raises ValueError where optimizers that are loaded cannot be given other settings."""
+    if deepspeed:
+        raise ValueError("--resume_with_changes: under DeepSpeed learning rates and schedule cannot change on the way")
+
+
 def apply_settings(optimizer: Optimizer, scheduler: LRScheduler, groups: Sequence[Mapping[str, Any]]) -> None:
     """Gives an optimizer and a scheduler whose states were loaded the settings of this run again.
 

@@ -53,10 +53,8 @@ class Outcome:
     summary: dict = field(default_factory=dict)
 
 
-def open_run(
-    stage: str, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments
-) -> RunFolder:
-    """Opens --output_dir for this run; the log begins here."""
+def open_run(stage: str, model_args: Any, data: Any, training: Any) -> RunFolder:
+    """Opens --output_dir for this run; the log begins here. The arguments are the dataclasses of any training stage."""
     return RunFolder(
         training.output_dir,
         stage,
