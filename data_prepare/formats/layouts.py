@@ -82,6 +82,7 @@ QUESTIONS = (
     ("query", "response"),
     ("input", "target"),
     ("input", "output"),
+    ("input", "content"),
 )
 # Where rows have turns, answers, and what comes before these.
 _TURNS = ("messages", "conversations", "conversation")

@@ -6,7 +6,8 @@ without the place, which the reader adds. To accept another layout, write its fu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -89,16 +90,14 @@ def sharegpt(row: Row) -> ChatRecord:
 
 def text(row: Row) -> TextRecord:
     """{"text": str}."""
+    _refuse_answers(row, "text", but=("target",))  # of a text, which class it is
     return TextRecord(filled(row["text"], '"text"'))
 
 
 def prompt(row: Row) -> TextRecord | ChatRecord:
     """{"prompt": str, "label"?: str}: a text, continued by its label; or {"prompt": messages}: a prompt alone, as is
     a text with a system turn or earlier turns."""
-    # Reading only the prompt of a record that has an answer as well would train on the wrong thing without a word.
-    for field in ("answer", "response", "output", "chosen", "selected", "rejected"):
-        if field in row:
-            raise ValueError(f'"prompt" with "{field}" is no known format. {EXPECTED}')
+    _refuse_answers(row, "prompt")
     beside = [name for name in ("system", "system_prompt", "history", *TOOLS) if not says_nothing(row.get(name))]
     if isinstance(row["prompt"], list) or beside:
         if "label" in row:
@@ -108,6 +107,11 @@ def prompt(row: Row) -> TextRecord | ChatRecord:
     return TextRecord(filled(_text(row, "prompt") + label, '"prompt"'), label=label)
 
 
+# "answer", "responses", "response_a", "model_output", "chosen_response", but not "answer_type"
+_ANSWER = re.compile(
+    r"(?:.*_)?(?:(answer|response|output|completion|generation|target|solution)s?|repl(?:y|ies)|chosen|rejected|selected)"
+    r"_?(?:[0-9]+|[a-d])?"
+)
 MARKS = ("label", "kto_tag", "is_good")  # whether an answer is good or bad by itself (KTO)
 TOOLS = ("tools", "functions")
 REJECTED = ("rejected_response", "rejected_messages")
@@ -120,7 +124,8 @@ _FLAGS = ("loss", "train", "masked", "mask", "training_detail", "train_detail")
 MEANINGFUL = frozenset(
     (*MARKS, *TOOLS, *REJECTED, *REASONING, *_SYSTEM, *_PAIRED, *_FLAGS, *MEDIA)
     + ("history", "prefix", "weight", "loss_scale", "channel", "chosen", "rejected", "objects", "chat_template_kwargs")
-    + ("labels", "completion_mask", "assistant_masks")
+    + ("labels", "completion_mask", "assistant_masks", "loss_mask", "loss_weight", "sample_weight", "mask_history")
+    + ("train_on_inputs", "train_on_prompt", "cot", "chain_of_thought", "thought", "thoughts")
 )
 _ONE_ANSWER = {*MARKS, *REASONING, *_SYSTEM, *TOOLS, "weight"}
 _CHAT = {*MARKS, *_SYSTEM, *TOOLS, "weight"}
@@ -173,6 +178,14 @@ def mark_of(row: Row) -> bool | None:
     if len(set(found.values())) > 1:
         raise ValueError(f"{' and '.join(map(repr, found))} contradict each other")
     return next(iter(found.values()), None)
+
+
+def _refuse_answers(row: Row, field: str, but: Sequence[str] = ()) -> None:
+    """Raises ValueError for an answer: learning the rest of its row alone would be the wrong thing, without a word."""
+    for name, value in row.items():
+        found = _ANSWER.fullmatch(name.lower())
+        if found and found[1] not in but and isinstance(value, str | list | dict) and not says_nothing(value):
+            raise ValueError(f'"{field}" with "{name}" is no known format. {EXPECTED}')
 
 
 def _refuse_unread(row: Row, fields: frozenset[str], also: frozenset[str]) -> None:

@@ -6,6 +6,7 @@ A field of a turn that some format gives a meaning to is read or refused, never 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +44,12 @@ _REFUSED = {
     "refusal": 'is not read; write it as "content"',
     "prefix": "is not known in a turn",
     **dict.fromkeys(MEDIA, "cannot be learned: only text is"),
+    **dict.fromkeys(("thought", "thoughts", "cot"), 'is not known; write "reasoning_content"'),
 }
+# Whatever else says which turns are learned
+_OTHER_FLAG = re.compile(
+    r"(?:.*_)?(?:train|trained|training|trainable|loss|mask|masked|masks|learn|learned|weights?)(?:_.*)?"
+)
 
 
 def turns_of(value: Any, field: str) -> tuple[Message, ...]:
@@ -111,8 +117,11 @@ def _message(turn: Any, name: str, before: list[Message]) -> tuple[str, Message]
     role = SPEAKERS.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
         raise ValueError(f"{name} has the unknown role {speaker!r}; known are {', '.join(SPEAKERS)}")
-    for field, why in _REFUSED.items():
-        if field in turn and not says_nothing(turn[field]):
+    for field, value in turn.items():
+        why = _REFUSED.get(field)
+        if why is None and field not in (*_FLAGS, "weight") and _OTHER_FLAG.fullmatch(field.lower()):
+            why = 'is not known; write "loss": true or false, or "weight", a number'
+        if why is not None and not says_nothing(value):
             raise ValueError(f'{name}: "{field}" {why}')
     weight = _weight(turn, name, role)
     reasoning = reasoning_of(turn, f" of {name}")

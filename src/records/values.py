@@ -43,11 +43,17 @@ def is_blank(value: Any) -> bool:
 
 def says_nothing(value: Any) -> bool:
     """Whether there is nothing in it: null, an empty text or list, and lists of nothing else."""
-    if isinstance(value, list | tuple):
-        return all(map(says_nothing, value))
-    if isinstance(value, str):
-        return value.strip().lower() in NOTHING
-    return is_absent(value) or value == {}
+    pending = [value]  # nested lists may be deeper than Python's stack
+    while pending:
+        item = pending.pop()
+        if isinstance(item, list | tuple):
+            pending += item
+        elif isinstance(item, str):
+            if item.strip().lower() not in NOTHING:
+                return False
+        elif not is_absent(item) and item != {}:
+            return False
+    return True
 
 
 def listed(value: Any, name: str) -> list[Any]:

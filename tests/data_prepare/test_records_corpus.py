@@ -140,6 +140,10 @@ LAYOUTS = {
     "question and std_answer": ({"question": "问", "std_answer": "答", "class": "code"}, [answered("问", "答")]),
     "question without std_answer": ({"question": "问", "std_answer": ""}, [{"prompt": [user("问")]}]),
     "firefly pairs": ({"kind": "诗", "input": "问", "target": "答"}, [answered("问", "答")]),
+    "a distilled answer with its thought": (
+        {"input": "问", "reasoning_content": "想", "content": "答", "content_len": 1, "score": 9},
+        [{"messages": [*answered("问", "答")["messages"][:1],
+                       {"role": "assistant", "content": "答", "reasoning_content": "想"}]}]),
     "dolly": ({"instruction": "问", "context": "文", "response": "答"}, [answered("问\n文", "答")]),
     "alpaca wins over a pair": ({"instruction": "问", "input": "文", "output": "答"}, [answered("问\n文", "答")]),
     "prompt and response": ({"prompt": "问", "response": "答"}, [answered("问", "答")]),

@@ -295,6 +295,10 @@ FIELDS = {
         {"prompt": "问", "completion": [{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "晴"},
                                        MESSAGES[1]]}, CALLED),
     "metadata": ({**ROWS["alpaca"], "id": 7, "source": "x", "url": "u", "language": "zh", "category": ["a"]}, CHAT),
+    "a prompt with facts about its answer": (
+        {"prompt": "问", "answer_type": "数", "target_lang": "zh", "num_responses": 4, "response_length": 7},
+        TextRecord("问")),
+    "a text with a target class": ({"text": "文", "target": "好"}, TextRecord("文")),
     "a text with a class": ({"text": "文", "label": 3, "margin": 2}, TextRecord("文")),
 }  # fmt: skip
 
@@ -306,6 +310,13 @@ def test_fields_mean_what_they_say(name):
 
 
 REFUSED = {
+    "several answers beside a prompt": ({"prompt": "问", "responses": ["好", "坏"]}, '"prompt" with "responses"'),
+    "two answers beside a prompt": ({"prompt": "问", "response_a": "好"}, '"prompt" with "response_a"'),
+    "an answer beside a text": ({"text": "问", "reply": "答"}, '"text" with "reply"'),
+    "a flag of another format": (turn(train_on_turn=False), '"train_on_turn" is not known; write "loss"'),
+    "weights of tokens": (turn(token_weights=[1, 0]), '"token_weights" is not known'),
+    "a thought by another name": (turn(cot="想"), '"cot" is not known; write "reasoning_content"'),
+    "a thought beside an answer": ({**ROWS["alpaca"], "cot": "想"}, '"cot" has no known meaning'),
     "images": ({**ROWS["messages"], "images": ["a.jpg"]}, '"images" cannot be learned'),
     "image part": (turn(content=[{"type": "image_url", "image_url": {"url": "u"}}]), "part of the type 'image_url'"),
     "mask": (turn(mask=True), 'turn 2 of "messages": "mask" means "trained" in some formats'),
