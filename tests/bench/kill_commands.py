@@ -65,7 +65,8 @@ def data_prepare(inputs: Path, output: Path) -> Command:
     flags = {"corpus": "records", "output_dir": output, "num_workers": 2, "vocab_size": 0}
     return Command(
         module("prepare_data", **flags, raw_dir=inputs / "raw"),
-        module("prepare_data", **flags, raw_dir=inputs / "raw2"),
+        module("prepare_data", **flags, raw_dir=inputs / "raw2", overwrite_output_dir="true"),
+        frozenset({"report.html"}),
     )
 
 
@@ -100,7 +101,7 @@ def make_models(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "adapters")
 
 
-def make_records(folder: Path, seed: int, rows: int = 20_000) -> None:
+def make_records(folder: Path, seed: int, rows: int = 4_000) -> None:
     draw = random.Random(seed)
     characters = [chr(code) for code in range(0x4E00, 0x4E00 + 2000)]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from types import SimpleNamespace
 
 import pytest
 import torch
+from exactness import assert_as_exact
 from tiny_models import build_llama, build_scalar_model
 from trl import RewardTrainer
 
@@ -90,19 +92,25 @@ def test_trees_are_plain_pairs(models, tmp_path, name, ld_alpha):
     output.loss_sum.backward()
     ours = gradients(policy)
 
-    sides = sides_of(policy, reference, pairs_of(ranked), 1.0 if ld_alpha is None else ld_alpha)
     mix = PreferenceMix([name], None, settings)
-    expected = mix(sides).sum()
-    torch.testing.assert_close(output.loss_sum, expected, rtol=1e-5, atol=1e-5)
+
+    def plainly(policy, reference) -> tuple[PreferencePairs, torch.Tensor, list[torch.Tensor]]:
+        """Sides, loss and gradients."""
+        sides = sides_of(policy, reference, pairs_of(ranked), 1.0 if ld_alpha is None else ld_alpha)
+        loss = mix(sides).sum()
+        loss.backward()
+        return sides, loss.detach(), gradients(policy)
+
+    sides, expected, theirs = plainly(policy, reference)
+    _, _, exact = plainly(*(copy.deepcopy(model).double() for model in models))
+    torch.testing.assert_close(output.loss_sum.detach(), expected, rtol=1e-5, atol=1e-5)
     assert objective.num_items(batch) == 5
     margin = mix.reward(sides.winner) - mix.reward(sides.loser)
     if "aot" not in name:  # rewards are those of pairs, in whatever order these come
         assert output.metrics["margin"][0].item() == pytest.approx(margin.sum().item(), rel=1e-4, abs=1e-5)
         found = objective.margins(policy, batch)
         torch.testing.assert_close(found.sort().values, margin.sort().values, rtol=1e-4, atol=1e-5)
-    expected.backward()
-    for mine, plain in zip(ours, gradients(policy), strict=True):
-        torch.testing.assert_close(mine, plain, rtol=1e-3, atol=1e-5)
+    assert_as_exact(ours, theirs, exact)
 
 
 def test_kto_over_trees(models, tmp_path):
