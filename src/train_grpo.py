@@ -31,7 +31,7 @@ from keju.rl.response_trees import branch_trees
 from keju.rl.rollout import Rollout, Sampler
 from keju.rl.translation import same_vocabulary
 from keju.training.answer_scores import answer_rewards
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import BASE_MODEL_HELP, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_loss, plot_panels
 from keju.training.progress import RunCallback
@@ -57,6 +57,10 @@ class GRPOModelArguments:
 
     model_name_or_path: str = field(metadata={"help": "The policy's start: an SFT checkpoint."})
     reward_model_path: str = field(metadata={"help": "A reward checkpoint with the policy's tokenizer."})
+    base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
+    reward_base_model: str | None = field(
+        default=None, metadata={"help": "The same for the adapters in --reward_model_path."}
+    )
     chat_template: str | None = field(default=None, metadata={"help": "Chat template by name, or a Jinja file."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
 
@@ -121,10 +125,11 @@ def main() -> None:
     )
     if not same_vocabulary(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path")):
         raise ValueError("--reward_model_path: GRPO needs a reward model with the policy's tokenizer; PPO does not")
-    check_model(models.model_name_or_path)
-    check_model(models.reward_model_path, flag="--reward_model_path")
+    check_model(models.model_name_or_path, base=models.base_model)
+    reward_base = models.reward_base_model
+    check_model(models.reward_model_path, flag="--reward_model_path", base=reward_base)
     longest = data.max_prompt_length + grpo.max_new_tokens
-    check_rows(models.reward_model_path, longest, flag="--max_prompt_length + --max_new_tokens")
+    check_rows(models.reward_model_path, longest, flag="--max_prompt_length + --max_new_tokens", base=reward_base)
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(None, models, "reward_model_path"))
     encoder = Encoder(tokenizer, data.max_prompt_length, chats=data.chat_settings())
     records, others = (
@@ -141,7 +146,7 @@ def main() -> None:
             f"--rollout_batch_size {grpo.rollout_batch_size}: --train_filename {data.train_filename} has only "
             f"{len(prompts)} prompts"
         )
-    policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer)
+    policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer, base=models.base_model)
     check_head(policy)
     position_by_mask(policy)
     judge = load_scalar_model(
@@ -150,6 +155,7 @@ def main() -> None:
         tokenizer=tokenizer,
         flag="--reward_model_path",
         require_head=True,
+        base=reward_base,
     )
     verify_trees(judge, flag="--reward_model_path")
     rewards = Rewards(judge.eval(), data.token_budget)
