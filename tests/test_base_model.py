@@ -1,4 +1,4 @@
-"""Adapters whose base lies elsewhere than their adapter_config.json says: --base_model in all stages that load models."""
+"""Adapters whose base lies elsewhere than their adapter_config.json says: --base_model in the stages that load them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def folder(tmp_path_factory):
     """Two bases, adapters of both kinds on the first, which name a repository of a hub, and records."""
     folder = tmp_path_factory.mktemp("base_model")
     tokenizer = build_char_tokenizer()
-    for name, seed in (("base", 0), ("other", 1)):
-        torch.manual_seed(seed)
-        build_llama(vocab_size=len(tokenizer)).save_pretrained(folder / name)
+    for name, scale in (("base", 1), ("other", 2)):
+        model = build_llama(vocab_size=len(tokenizer))
+        model.model.layers[0].mlp.up_proj.weight.data *= scale
+        model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     for name, kind, load in (("adapters", "CAUSAL_LM", load_causal_lm), ("reward", "SEQ_CLS", load_scalar_model)):
         model = add_lora(load(str(folder / "base")).requires_grad_(False), task_type=kind, r=4, alpha=8)
@@ -77,7 +78,7 @@ def test_trained_resumed_and_merged(monkeypatch, folder, tmp_path, capsys):
     def train(base, *flags):
         paths = ["--model_name_or_path", folder / "adapters", "--data_dir", folder, "--output_dir", tmp_path / "run"]
         settings = ["--max_length", 32, "--use_cpu", "--max_steps", 2, "--save_strategy", "steps", "--save_steps", 1]
-        names = ["--train_filename", "ranked_train.jsonl", "--base_model", base]
+        names = ["--train_filename", "ranked_train.jsonl", "--base_model", base, "--eval_filename", ""]
         return run(monkeypatch, train_sft, *paths, *settings, *names, "--use_peft", *flags)
 
     assert train(folder / "base") == 0
