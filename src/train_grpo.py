@@ -30,8 +30,9 @@ from keju.rl.grpo_trainer import ResumableGRPOTrainer
 from keju.rl.response_trees import branch_trees
 from keju.rl.rollout import Rollout, Sampler
 from keju.rl.translation import same_vocabulary
+from keju.training.adapters import has_adapters
 from keju.training.answer_scores import answer_rewards
-from keju.training.arguments import BASE_MODEL_HELP, parse_arguments
+from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_loss, plot_panels
 from keju.training.progress import RunCallback
@@ -57,9 +58,8 @@ class GRPOModelArguments:
 
     model_name_or_path: str = field(metadata={"help": "The policy's start: an SFT checkpoint."})
     reward_model_path: str = field(metadata={"help": "A reward checkpoint with the policy's tokenizer."})
-    base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
     reward_base_model: str | None = field(
-        default=None, metadata={"help": "The same for the adapters in --reward_model_path."}
+        default=None, metadata={"help": "Folder of the base of adapters in --reward_model_path, if they name another."}
     )
     chat_template: str | None = field(default=None, metadata={"help": "Chat template by name, or a Jinja file."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
@@ -125,7 +125,7 @@ def main() -> None:
     )
     if not same_vocabulary(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path")):
         raise ValueError("--reward_model_path: GRPO needs a reward model with the policy's tokenizer; PPO does not")
-    check_model(models.model_name_or_path, base=models.base_model)
+    check_model(models.model_name_or_path)
     reward_base = models.reward_base_model
     check_model(models.reward_model_path, flag="--reward_model_path", base=reward_base)
     longest = data.max_prompt_length + grpo.max_new_tokens
@@ -146,7 +146,12 @@ def main() -> None:
             f"--rollout_batch_size {grpo.rollout_batch_size}: --train_filename {data.train_filename} has only "
             f"{len(prompts)} prompts"
         )
-    policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer, base=models.base_model)
+    policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer)
+    if has_adapters(policy):
+        raise ValueError(
+            f"--model_name_or_path: {models.model_name_or_path} holds adapters, and GRPO trains whole models; make one "
+            f"of them first: MODEL={models.model_name_or_path} bash examples/merge.sh"
+        )
     check_head(policy)
     position_by_mask(policy)
     judge = load_scalar_model(

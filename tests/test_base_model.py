@@ -79,7 +79,7 @@ def test_trained_resumed_and_merged(monkeypatch, folder, tmp_path, capsys):
         paths = ["--model_name_or_path", folder / "adapters", "--data_dir", folder, "--output_dir", tmp_path / "run"]
         settings = ["--max_length", 32, "--use_cpu", "--max_steps", 2, "--save_strategy", "steps", "--save_steps", 1]
         names = ["--train_filename", "ranked_train.jsonl", "--base_model", base, "--eval_filename", ""]
-        return run(monkeypatch, train_sft, *paths, *settings, *names, "--use_peft", *flags)
+        return run(monkeypatch, train_sft, *paths, *settings, *names, *flags)
 
     assert train(folder / "base") == 0
     saved = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
@@ -134,8 +134,11 @@ def test_a_served_model_is_whole(monkeypatch, folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("stage", [train_rlhf, train_grpo])
 def test_each_model_of_a_policy_has_its_base(monkeypatch, folder, tmp_path, capsys, stage):
-    paths = ["--model_name_or_path", folder / "adapters", "--base_model", folder / "base", "--data_dir", folder]
-    paths += ["--reward_model_path", folder / "reward", "--output_dir", tmp_path / "run"]
+    paths = ["--reward_model_path", folder / "reward", "--output_dir", tmp_path / "run", "--data_dir", folder]
+    if stage is train_rlhf:
+        paths += ["--model_name_or_path", folder / "adapters", "--base_model", folder / "base"]
+    else:
+        paths += ["--model_name_or_path", folder / "base"]
     assert run(monkeypatch, stage, *paths, "--reward_base_model", folder / "nowhere") == 2
     assert f"--reward_base_model: {folder}/nowhere is not a folder" in last_line(capsys)
     if stage is train_rlhf:
@@ -174,7 +177,8 @@ def test_adapters_without_a_head_are_no_reward_model(folder):
     """The head was random, and nothing said so."""
     with pytest.raises(ValueError, match="adapters is not a reward model"):
         load_scalar_model(str(folder / "adapters"), base=str(folder / "base"), require_head=True)
-    assert not load_scalar_model(str(folder / "adapters"), base=str(folder / "base")).score.weight.any()
+    with pytest.raises(ValueError, match="adapters holds adapters of a model without a head"):
+        load_scalar_model(str(folder / "adapters"), base=str(folder / "base"))
 
 
 def test_a_folder_of_both(monkeypatch, folder, tmp_path, capsys):

@@ -160,6 +160,11 @@ def load_scalar_model(
     fresh = any(key.endswith("score.weight") for key in missing)
     if fresh and require_head:
         raise ValueError(f"{flag}: {name} is not a reward model (its checkpoint has no score.weight)")
+    if fresh and hasattr(model, "peft_config"):
+        raise ValueError(
+            f"{flag}: {name} holds adapters of a model without a head, and a new one would not be trained and saved "
+            f"with them; make a whole model of them first: MODEL={name} bash examples/merge.sh"
+        )
     if fresh:
         with whole([model.score.weight], write=True):
             torch.nn.init.zeros_(model.score.weight)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -93,6 +94,26 @@ def train_adapters(model: nn.Module) -> None:
         elif isinstance(module, ModulesToSaveWrapper):
             for name in module.active_adapters:
                 module.modules_to_save[name].requires_grad_(True)
+
+
+def train_on(model: nn.Module, name: str, given: Mapping[str, Any]) -> None:
+    """Trains the adapters that came with the checkpoint `name`, as they are, and says so.
+
+    given: flags of new adapters with their values, but for those that are left at their defaults. Raises ValueError
+    naming one that is not so of these adapters.
+    """
+    (config,) = model.peft_config.values()
+    own = config.to_dict() | {"lora_r": config.r, "lora_target_modules": config.target_modules}
+    own["lora_modules_to_save"] = config.modules_to_save
+    for flag, value in given.items():
+        is_same = set(value) == set(own[flag] or ()) if isinstance(value, list) else value == own[flag]
+        if flag == "init_lora_weights" or not is_same:
+            raise ValueError(
+                f"--{flag}: {name} holds adapters, which are trained on as they are; leave it out, or make a whole "
+                f"model of them first: MODEL={name} bash examples/merge.sh"
+            )
+    train_adapters(model)
+    print(f"The adapters in {name} (rank {config.r}, alpha {config.lora_alpha:g}) are trained on.")
 
 
 def apply_loraplus(optimizer: torch.optim.Optimizer, model: nn.Module, ratio: float) -> None:

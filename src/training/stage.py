@@ -6,7 +6,7 @@ The method of a stage (which records, which loss, which plots) stays in its scri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from keju.models.configurations import base_flag, check_model, check_rows
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.quantization import is_quantized, nf4
 from keju.records.folds import Fold
-from keju.training.adapters import add_lora
+from keju.training.adapters import add_lora, has_adapters, train_on
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
 from keju.training.cache_folder import cache_folder
 from keju.training.engines import deepspeed_config, readable
@@ -42,6 +42,9 @@ from keju.training.tree_trainer import TreeTrainer
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
+# What new adapters are made with.
+NEW_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
+NEW_ADAPTERS += ("use_rslora", "use_dora", "init_lora_weights")
 DIGESTS = cache_folder("digests")  # hashes of files that are large, by their size and time
 
 
@@ -87,7 +90,7 @@ def start_of(deepspeed: str | None, models: Any, *flags: str) -> dict[str, str]:
     """{flag: hash} of the models of a run (--model_name_or_path and those in `flags` that are given) and of its
     DeepSpeed configuration, for RunFolder.identify."""
     given = {flag: getattr(models, flag) for flag in ("model_name_or_path", *flags)}
-    bases = {flag: getattr(models, base_flag(f"--{flag}").removeprefix("--")) for flag in given}
+    bases = {flag: vars(models).get(base_flag(f"--{flag}").removeprefix("--")) for flag in given}
     digests = {flag: model_digest(name, DIGESTS, bases[flag]) for flag, name in given.items() if name}
     if deepspeed:
         path = Path(deepspeed).expanduser()
@@ -125,7 +128,12 @@ def base_quantization(args: ModelArguments, training: StageTrainingArguments) ->
 
 
 def add_adapters(model: PreTrainedModel, args: ModelArguments, *, task_type: str) -> PreTrainedModel:
-    """LoRA adapters as --use_peft asks for."""
+    """LoRA adapters as --use_peft asks for; those that the model has brought along are trained on in any case."""
+    if has_adapters(model):
+        given = {flag: getattr(args, flag) for flag in NEW_ADAPTERS}
+        defaults = {item.name: item.default for item in fields(ModelArguments)}
+        train_on(model, args.model_name_or_path, {flag: given[flag] for flag in given if given[flag] != defaults[flag]})
+        return model
     if not args.use_peft:
         return model
     original = None
