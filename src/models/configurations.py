@@ -153,4 +153,6 @@ def load_config(name: str, base: str | None = None) -> PretrainedConfig:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error says, in one line; a list that its first line announces comes with it."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join([first, *map(str.strip, others)]) if first.endswith(":") else first

@@ -23,12 +23,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from keju.models import attention
 from keju.models.accelerate import with_kernels
 from keju.models.architecture import check_layers, check_modules, check_size, without_weights
 from keju.models.backbone import unwrapped
-from keju.models.checkpoint_files import SAFETENSORS, check_folder, num_numbers_in, read_object, weight_files
+from keju.models.checkpoint_files import (
+    SAFETENSORS,
+    check_folder,
+    named_code,
+    num_numbers_in,
+    read_object,
+    weight_files,
+)
 from keju.models.configurations import (
     base_of,
     check_model,
@@ -41,6 +49,7 @@ from keju.models.configurations import (
 )
 from keju.models.gathering import whole
 from keju.models.quantization import check_4bit, nf4, trained_in_4bit
+from keju.models.tokenizer_folder import check_tokenizer_folder, own_code
 from keju.tokenizers import named_templates
 from keju.tokenizers.family import answer_end_id
 
@@ -79,9 +88,15 @@ def read_tokenizer(name: str, *, flag: str = "--tokenizer_name") -> PreTrainedTo
         for file in TOKENIZER_JSON:
             if (Path(name) / file).is_file():
                 read_object(Path(name) / file)
+        if Path(name).is_dir():
+            check_tokenizer_folder(Path(name))
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises Exception itself
-        raise ValueError(f"{flag}: no tokenizer loads from {name}: {first_line(error)}") from error
+        reason = first_line(error)
+        if "custom code" in reason:  # of transformers, which then advises to run it
+            settings = get_tokenizer_config(name)
+            reason = own_code(name, named_code(settings, "AutoTokenizer") or settings.get("tokenizer_class", "..."))
+        raise ValueError(f"{flag}: no tokenizer loads from {name}: {reason}") from error
 
 
 def check_vocabulary(
