@@ -45,7 +45,7 @@ def check_tokenizer_folder(folder: Path) -> None:
     if isinstance(name, str):
         raise ValueError(f"{settings}: tokenizer_class {name!r} is not known, and there is no tokenizer.json")
     if not found:
-        raise ValueError(f"it holds no tokenizer (neither tokenizer.json nor {SETTINGS})")
+        raise ValueError(f"it holds no tokenizer (neither tokenizer.json nor {SETTINGS}); copy that of its model there")
     # One name of each class: the last one, which published folders use most.
     names = {own: kind for kind, own in REGISTERED_TOKENIZER_CLASSES.items() if _reads(own, found[0])}
     example = f'{{"tokenizer_class": "{next(iter(names.values())) if len(names) == 1 else "..."}"}}'
