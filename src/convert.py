@@ -88,6 +88,11 @@ def main() -> None:
     source, output = Path(args.model_name_or_path), Path(args.output_dir)
     if not source.is_dir():
         raise ValueError(f"--model_name_or_path: {source} is not a folder")
+    if (source / "adapter_config.json").is_file():
+        raise ValueError(
+            f"--model_name_or_path: {source} holds adapters; make one model of them and their base first: "
+            f"MODEL={source} OUTPUT_DIR=... bash examples/merge.sh"
+        )
     check_output(output, source, overwrite=args.overwrite_output_dir)
     with only_writer(output, flag="--output_dir", own=own_files), tempfile.TemporaryDirectory() as scratch:
         convert(args, Path(scratch))

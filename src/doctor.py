@@ -65,6 +65,7 @@ def main() -> None:
         tokenizer=tokenizer,
         from_scratch=model_args.from_scratch,
         config_overrides=model_args.parsed_overrides(),
+        base=model_args.base_model,
     )
     inspect(encoded, tokenizer, model, form=form)
     check_row(model.config, totals_of(encoded.trees).deepest, flag="--max_length")

@@ -28,7 +28,7 @@ from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.url_keys import url_without_key
 from keju.records.writing import write_json, write_jsonl
 from keju.report.evaluations import write_evaluation_report
-from keju.training.arguments import ThinkingArguments, parse_arguments
+from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_bars
 from keju.training.progress import Progress
@@ -49,6 +49,7 @@ class EvalArguments(ThinkingArguments):
     model_name_or_path: str = field(metadata={"help": "Checkpoint folder or hub name; its name on --server_url."})
     data_dir: str = field(metadata={"help": "Folder of the benchmark files, or of the benchmarks' folders."})
     output_dir: str = field(metadata={"help": "Folder for results.json, predictions, plots and the report."})
+    base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's own."})
     chat_template: str | None = field(
         default=None, metadata={"help": "Chat template by name (llama2, vicuna, ziya ...), or a Jinja file."}
@@ -98,6 +99,8 @@ class EvalArguments(ThinkingArguments):
             check_url(self.server_url)
             if self.tokenizer_name is None:
                 raise ValueError("--tokenizer_name is needed with --server_url: prompts are sent as tokens")
+            if self.base_model is not None:
+                raise ValueError("--base_model: the model on --server_url is whole")
 
 
 def main() -> None:
@@ -108,7 +111,7 @@ def main() -> None:
         "eval_pretrain",
         arguments=[args],
         overwrite=args.overwrite_output_dir,
-        goes_on=("model_name_or_path", "tokenizer_name", "chat_template", "server_url", "dtype", "seed"),
+        goes_on=("model_name_or_path", "base_model", "tokenizer_name", "chat_template", "server_url", "dtype", "seed"),
     )
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(
@@ -182,7 +185,7 @@ def load_examinee(args: EvalArguments, tokenizer) -> tuple[Examinee, str, int]:
         model = ServedModel(args.server_url, args.model_name_or_path, args.batch_size)
         return model, f"{url_without_key(args.server_url)} {args.model_name_or_path}", args.max_length or ROW
     set_seed(args.seed)
-    model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer)
+    model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, base=args.base_model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and args.max_length is not None and args.max_length > limit:

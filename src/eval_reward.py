@@ -24,7 +24,7 @@ from keju.records.reading import first_records, read_records
 from keju.records.record import RankedRecord
 from keju.records.writing import write_json, write_jsonl
 from keju.training.answer_scores import answer_rewards
-from keju.training.arguments import ThinkingArguments, parse_arguments
+from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
@@ -40,6 +40,7 @@ class EvalRewardArguments(ThinkingArguments):
     data_dir: str = field(metadata={"help": "Folder of the record files."})
     output_dir: str = field(metadata={"help": "Folder for results.json, rewards and plots."})
     test_filename: str = field(default="ranked_test.jsonl", metadata={"help": "Held-out ranked records."})
+    base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's own."})
     max_length: int = field(default=512, metadata={"help": "Longest record in tokens (prompt and one answer)."})
     token_budget: int = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
@@ -54,7 +55,9 @@ def main() -> None:
     folder = RunFolder(args.output_dir, "eval_reward", arguments=[args], overwrite=args.overwrite_output_dir)
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
-    model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True)
+    model = load_scalar_model(
+        args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True, base=args.base_model
+    )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     encoded = read_ranked(args, Encoder(tokenizer, args.max_length, chats=args.chat_settings()))
     check_row(model.config, totals_of(encoded.trees).deepest, flag="--max_length")

@@ -27,7 +27,7 @@ from keju.models.quantization import nf4, trained_in_4bit
 from keju.models.saved_weights import NotAsSaved, verify_saved
 from keju.records.locks import only_writer
 from keju.records.writing import whole_folder, write_json
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import BASE_MODEL_HELP, parse_arguments
 from keju.training.launch import run_stage
 
 
@@ -35,6 +35,7 @@ from keju.training.launch import run_stage
 class MergeArguments:
     model_name_or_path: str = field(metadata={"help": "Folder of the adapters; it names the folder of their base."})
     output_dir: str = field(metadata={"help": "Folder of the whole model that is made."})
+    base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Precision of the merged weights."}
     )
@@ -57,7 +58,7 @@ def merge(args: MergeArguments, settings: Path) -> None:
     source, output = Path(args.model_name_or_path), Path(args.output_dir)
     check_output(output, source, overwrite=args.overwrite_output_dir)  # again, as the only one that writes there
     described = json.loads(settings.read_text(encoding="utf-8"))
-    base = base_of(str(source))
+    base = base_of(str(source), base=args.base_model)
     is_scalar = described.get("task_type") == "SEQ_CLS"
     load = load_scalar_model if is_scalar else load_causal_lm
     quantization = nf4(torch.float32, flag=f"--model_name_or_path: {source}") if trained_in_4bit(source) else None

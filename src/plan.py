@@ -21,7 +21,7 @@ from keju.planning.rehearsal import Rehearsal, rehearse
 from keju.planning.settings import Settings, ladder
 from keju.planning.step import Step, model_config
 from keju.planning.workload import Workload
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import BASE_MODEL_HELP, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_stacks
 from keju.training.stage_arguments import parse_overrides
@@ -57,6 +57,7 @@ class PlanArguments:
         default=0.1,
         metadata={"help": "Share of the memory that is left free, for CUDA's own, NCCL and fragmentation."},
     )
+    base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
     config_overrides: str = field(
         default="", metadata={"help": "Changes to the model's configuration, as vocab_size=50000,num_hidden_layers=4."}
     )
@@ -160,7 +161,7 @@ def main() -> None:
 
 def attempts(plan: PlanArguments, work: WorkArguments) -> Iterator[Tried]:
     """Each way to run in its turn; a rehearsal is made once for all that it serves."""
-    config = model_config(plan.model_name_or_path, parse_overrides(plan.config_overrides))
+    config = model_config(plan.model_name_or_path, parse_overrides(plan.config_overrides), plan.base_model)
     rehearsed: dict[tuple, Rehearsal] = {}
     limit = plan.gpu_memory * GIB * (1 - plan.margin)
     work.workload().check(plan.stage)

@@ -24,7 +24,7 @@ from keju.records.reading import first_records, read_records
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 from keju.records.turns import turn_of
 from keju.records.writing import write_json, write_jsonl
-from keju.training.arguments import ThinkingArguments, parse_arguments
+from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.progress import Progress
 from keju.training.run_folder import RunFolder
@@ -40,6 +40,7 @@ class PredArguments(ThinkingArguments):
     data_dir: str = field(metadata={"help": "Folder of the record files."})
     output_dir: str = field(metadata={"help": "Folder for predictions.jsonl and results.json."})
     test_filename: str = field(default="ranked_test.jsonl", metadata={"help": "Records of any kind, in --data_dir."})
+    base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's own."})
     chat_template: str | None = field(
         default=None, metadata={"help": "Chat template by name (llama2, vicuna, ziya ...), or a Jinja file."}
@@ -70,7 +71,7 @@ def main() -> None:
         args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
     )
     set_seed(args.seed)
-    model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer)
+    model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, base=args.base_model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     verify_trees(model)
     records = read_records(Path(args.data_dir).expanduser() / args.test_filename, on_bad_line=args.on_bad_line)

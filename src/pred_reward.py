@@ -23,7 +23,7 @@ from keju.records.reading import iterate_rows
 from keju.records.record import Answer, ChatRecord, RankedRecord
 from keju.records.writing import write_json, write_jsonl
 from keju.training.answer_scores import answer_rewards
-from keju.training.arguments import ThinkingArguments, parse_arguments
+from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
@@ -45,6 +45,7 @@ class PredRewardArguments(ThinkingArguments):
         default="ranked_test.jsonl",
         metadata={"help": "JSON lines: ranked or chat records, prompt + answer, or the predictions of pred_pretrain."},
     )
+    base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's own."})
     max_length: int = field(default=512, metadata={"help": "Longest prompt with an answer, in tokens."})
     on_long: Literal["error", "truncate"] = field(
@@ -61,7 +62,9 @@ def main() -> None:
     folder = RunFolder(args.output_dir, "pred_reward", arguments=[args], overwrite=args.overwrite_output_dir)
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
-    model = load_scalar_model(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True)
+    model = load_scalar_model(
+        args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True, base=args.base_model
+    )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     verify_trees(model)
     located = list(iterate_rows(Path(args.data_dir).expanduser() / args.test_filename))

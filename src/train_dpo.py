@@ -100,6 +100,7 @@ def main() -> None:
         dtype=model_args.dtype,
         tokenizer=tokenizer,
         quantization=base_quantization(model_args, training),
+        base=model_args.base_model,
     )
     inspect(records, tokenizer, model, form=form)
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")

@@ -30,6 +30,7 @@ from keju.rl.grpo_trainer import ResumableGRPOTrainer
 from keju.rl.response_trees import branch_trees
 from keju.rl.rollout import Rollout, Sampler
 from keju.rl.translation import same_vocabulary
+from keju.training.adapters import has_adapters
 from keju.training.answer_scores import answer_rewards
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
@@ -56,6 +57,9 @@ class GRPOModelArguments:
 
     model_name_or_path: str = field(metadata={"help": "The policy's start: an SFT checkpoint."})
     reward_model_path: str = field(metadata={"help": "A reward checkpoint with the policy's tokenizer."})
+    reward_base_model: str | None = field(
+        default=None, metadata={"help": "Folder of the base of adapters in --reward_model_path, if they name another."}
+    )
     chat_template: str | None = field(default=None, metadata={"help": "Chat template by name, or a Jinja file."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
 
@@ -114,9 +118,10 @@ def main() -> None:
     if not same_vocabulary(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path")):
         raise ValueError("--reward_model_path: GRPO needs a reward model with the policy's tokenizer; PPO does not")
     check_model(models.model_name_or_path)
-    check_model(models.reward_model_path, flag="--reward_model_path")
+    reward_base = models.reward_base_model
+    check_model(models.reward_model_path, flag="--reward_model_path", base=reward_base)
     longest = data.max_prompt_length + grpo.max_new_tokens
-    check_rows(models.reward_model_path, longest, flag="--max_prompt_length + --max_new_tokens")
+    check_rows(models.reward_model_path, longest, flag="--max_prompt_length + --max_new_tokens", base=reward_base)
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(None, models, "reward_model_path"))
     encoder = Encoder(tokenizer, data.max_prompt_length, chats=data.chat_settings())
     records, others = (
@@ -134,6 +139,11 @@ def main() -> None:
             f"{len(prompts)} prompts"
         )
     policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer)
+    if has_adapters(policy):
+        raise ValueError(
+            f"--model_name_or_path: {models.model_name_or_path} holds adapters, and GRPO trains whole models; make one "
+            f"of them first: MODEL={models.model_name_or_path} bash examples/merge.sh"
+        )
     check_head(policy)
     position_by_mask(policy)
     judge = load_scalar_model(
@@ -142,6 +152,7 @@ def main() -> None:
         tokenizer=tokenizer,
         flag="--reward_model_path",
         require_head=True,
+        base=reward_base,
     )
     verify_trees(judge, flag="--reward_model_path")
     rewards = Rewards(judge.eval(), data.token_budget)

@@ -85,6 +85,7 @@ def main() -> None:
         dtype=model_args.dtype,
         tokenizer=tokenizer,
         quantization=base_quantization(model_args, training),
+        base=model_args.base_model,
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     inspect(records, tokenizer, model, form="ranked")

@@ -18,7 +18,7 @@ from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import Unencodable
 from keju.encoding.store_key import tokenizer_digest
-from keju.models.configurations import check_model, check_rows
+from keju.models.configurations import base_flag, check_model, check_rows
 from keju.models.loading import DTYPES, load_scalar_model, load_tokenizer
 from keju.models.quantization import nf4
 from keju.records.reading import iterate_records, read_records
@@ -26,7 +26,7 @@ from keju.records.record import TextRecord
 from keju.rl.arguments import PPOArguments, PPODataArguments, PPOModelArguments, same_names
 from keju.rl.checkpoint import load_checkpoint, save_model
 from keju.rl.experience import RewardShaping
-from keju.rl.four_models import Lora, load_models
+from keju.rl.four_models import Bases, Lora, load_models
 from keju.rl.health import HealthMonitor
 from keju.rl.joint import reward_alone
 from keju.rl.policy_evaluation import evaluate_policy
@@ -60,18 +60,19 @@ def main() -> None:
     tokenizer = load_tokenizer(
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
     )
-    for path, flag in (
-        (models.model_name_or_path, "--model_name_or_path"),
-        (models.reward_model_path, "--reward_model_path"),
-        (models.critic_model_path, "--critic_model_path"),
-        (models.judge_model_path, "--judge_model_path"),
+    for path, flag, base in (
+        (models.model_name_or_path, "--model_name_or_path", models.base_model),
+        (models.reward_model_path, "--reward_model_path", models.reward_base_model),
+        (models.critic_model_path, "--critic_model_path", models.critic_base_model),
+        (models.judge_model_path, "--judge_model_path", models.judge_base_model),
     ):
         if path:
-            check_model(path, flag=flag)
+            check_model(path, flag=flag, base=base)
     check_rows(
         models.model_name_or_path,
         data.max_prompt_length + ppo.max_new_tokens,
         flag="--max_prompt_length + --max_new_tokens",
+        base=models.base_model,
     )
     paths = ("reward_model_path", "critic_model_path", "judge_model_path")
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(ppo.deepspeed, models, *paths))
@@ -205,7 +206,8 @@ def load_reader(
     path: str, flag: str, models: PPOModelArguments, data: PPODataArguments, tokenizer: PreTrainedTokenizerBase
 ) -> Reader:
     translation, own = reader_settings(path, flag, data, tokenizer)
-    model = load_scalar_model(path, dtype=models.dtype, tokenizer=own, flag=flag, require_head=True)
+    base = getattr(models, base_flag(flag).removeprefix("--"))
+    model = load_scalar_model(path, dtype=models.dtype, tokenizer=own, flag=flag, require_head=True, base=base)
     return Reader(model.to(home_of(models.offload_reward, models)), translation)
 
 
@@ -246,6 +248,7 @@ def build_trainer(
         joint=ppo.enable_joint_optimization,
         shared_base=adapters_of(models),
         quantization=nf4(DTYPES["bfloat16" if models.bf16 else models.dtype]) if models.load_in_4bit else None,
+        bases=Bases(models.base_model, models.reward_base_model, models.critic_base_model),
         place=place,
     )
     max_steps = ppo.max_steps

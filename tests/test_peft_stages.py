@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_models import build_llama, build_pangu, build_scalar_model
 
-from keju import merge, train_dpo, train_reward, train_rlhf, train_sft
+from keju import merge, train_dpo, train_grpo, train_reward, train_rlhf, train_sft
 from keju.models.loading import load_causal_lm, load_scalar_model
 from keju.models.quantization import nf4
 from keju.records.writing import write_jsonl
@@ -203,3 +203,46 @@ def test_a_base_of_4_bits_is_shared_where_its_scales_are_the_same(folder, tmp_pa
     other = load_causal_lm(str(tmp_path), quantization=nf4(torch.float32))
     assert torch.equal(other.get_submodule(name).weight, models[0].get_submodule(name).weight)
     assert not share_weights(other, models[0])
+
+
+# -- a folder of adapters as the start ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "flags"),
+    [
+        (["--lora_r", 4], []),
+        (["--lora_r", 4, "--use_dora"], ["--use_peft", "--lora_r", 4, "--use_dora"]),
+        (["--load_in_4bit"], ["--use_peft"]),
+        (["--init_lora_weights", "pissa"], ["--use_peft"]),
+    ],
+    ids=str,
+)
+def test_adapters_are_trained_on(monkeypatch, folder, tmp_path, first, flags):
+    """They were replaced by new ones without a word."""
+    assert train(monkeypatch, train_sft, folder, tmp_path / "first", *first) == 0
+    paths = ["--model_name_or_path", tmp_path / "first", "--data_dir", folder, "--output_dir", tmp_path / "second"]
+    settings = [*FLAGS[: FLAGS.index("--use_peft")], "--learning_rate", 1e-6, "--eval_filename", ""]
+    assert run(monkeypatch, train_sft, *paths, *settings, *flags) == 0
+    start, end = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second"))
+    assert start.keys() == end.keys()
+    moved = [float((end[name] - start[name]).abs().max()) for name in start]
+    assert all(0 < distance < 1e-4 for distance in moved)
+    one, two = (load_causal_lm(str(tmp_path / name)) for name in ("first", "second"))
+    torch.testing.assert_close(one(IDS).logits, two(IDS).logits, atol=1e-2, rtol=1e-2)
+
+
+def test_adapters_are_no_start_of_others(monkeypatch, folder, tmp_path, capsys):
+    assert train(monkeypatch, train_sft, folder, tmp_path / "first") == 0
+    paths = ["--model_name_or_path", tmp_path / "first", "--data_dir", folder]
+    for stage, flags, said in (
+        (train_sft, ["--use_peft", "--lora_r", 4], "--lora_r: {} holds adapters, which are trained on as they are"),
+        (train_sft, ["--use_peft", "--init_lora_weights", "pissa"], "--init_lora_weights: {} holds adapters"),
+        (train_sft, ["--use_peft", "--lora_target_modules", "q_proj"], "--lora_target_modules: {} holds adapters"),
+        (train_reward, ["--use_peft"], "--model_name_or_path: {} holds adapters of a model without a head"),
+        (train_grpo, ["--reward_model_path", folder / "reward"], "--model_name_or_path: {} holds adapters, and GRPO"),
+    ):
+        steps = ["--rollout_batch_size", 4] if stage is train_grpo else ["--max_steps", 1]
+        capsys.readouterr()
+        assert run(monkeypatch, stage, *paths, "--output_dir", tmp_path / "run", "--use_cpu", *steps, *flags) == 2
+        assert said.format(tmp_path / "first") in last_line(capsys)

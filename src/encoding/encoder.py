@@ -387,7 +387,7 @@ def _flags(size: int, given: int) -> bool | list[bool]:
 
 def _weighted(segment: Segment, weights: Sequence[float]) -> Segment:
     """`segment` with the weights of its tokens in the loss, where they are not all the same as no weights."""
-    if any(weight not in (0, 1) for weight in weights):
+    if not {0, 1}.issuperset(weights):
         segment.token_values["weight"] = list(weights)
     return segment
 

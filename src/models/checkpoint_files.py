@@ -21,6 +21,10 @@ PICKLES = ("pytorch_model", "bin")
 PLAIN = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "BOOL", "U8"})
 
 
+# Files beside config.json by which older folders say that their weights are quantised, and how.
+QUANTIZED = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+
+
 def check_folder(folder: Path) -> None:
     """Raises ValueError, with the file and the key, unless `folder` holds a known config and whole safetensors files.
 
@@ -57,11 +61,30 @@ def check_config(folder: Path) -> None:
     if "model_type" not in fields:
         raise ValueError(f"{path}: has no model_type, and its fields are of no known architecture")
     if fields["model_type"] not in CONFIG_MAPPING:
+        code = named_code(fields, "AutoModelForCausalLM") or named_code(fields, "AutoConfig")
+        if code is not None:
+            raise ValueError(
+                f"{path}: model_type {fields['model_type']!r} is not known: the model is Python code of the folder's "
+                f"own, {code}, which is never run; take the model in an architecture of transformers, as some are "
+                "also published (MiniCPM, for one, in Llama's)"
+            )
         raise ValueError(f"{path}: model_type {fields['model_type']!r} is not known")
+    for name, method in QUANTIZED.items():
+        if (folder / name).is_file():
+            fields = fields | {"quantization_config": {"quant_method": method}}
     try:
         check_quantization(fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def named_code(fields: dict, kind: str) -> str | None:
+    """The class that the auto_map of a JSON file has for an Auto class, None without one."""
+    named = fields.get("auto_map")
+    found = named.get(kind) if isinstance(named, dict) else named
+    if isinstance(found, (list, tuple)):
+        found = next((item for item in found if item), None)
+    return found if isinstance(found, str) else None
 
 
 def read_object(path: Path) -> dict:

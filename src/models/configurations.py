@@ -52,13 +52,17 @@ def check_path(name: str, flag: str = "--model_name_or_path") -> None:
         raise ValueError(f"{flag}: {name} does not exist (neither a folder nor one of the sizes {known})")
 
 
-def check_model(name: str, *, flag: str = "--model_name_or_path", overrides: dict | None = None) -> PretrainedConfig:
+def check_model(
+    name: str, *, flag: str = "--model_name_or_path", overrides: dict | None = None, base: str | None = None
+) -> PretrainedConfig:
     """The configuration of a model that is to compute token trees; of the base, for a folder of adapters.
+
+    base: as of base_of.
 
     Raises ValueError, before anything is allocated, for an architecture that cannot, for quantised weights and absurd
     sizes, and for folders whose files are not whole.
     """
-    config = checked_config(name, flag, overrides)
+    config = checked_config(name, flag=flag, overrides=overrides, base=base)
     try:
         check_layers(config)
     except ValueError as error:
@@ -66,17 +70,22 @@ def check_model(name: str, *, flag: str = "--model_name_or_path", overrides: dic
     return config
 
 
-def check_rows(name: str, longest: int, *, flag: str = "--max_length", overrides: dict | None = None) -> None:
+def check_rows(
+    name: str, longest: int, *, flag: str = "--max_length", overrides: dict | None = None, base: str | None = None
+) -> None:
     """Raises ValueError naming `flag` where rows of `longest` tokens are not those of token trees in this model."""
-    check_row(checked_config(name, "--model_name_or_path", overrides), longest, flag=flag)
+    check_row(checked_config(name, overrides=overrides, base=base), longest, flag=flag)
 
 
-def checked_config(name: str, flag: str, overrides: dict | None) -> PretrainedConfig:
+def checked_config(
+    name: str, *, flag: str = "--model_name_or_path", overrides: dict | None = None, base: str | None = None
+) -> PretrainedConfig:
     check_path(name, flag)
     if name in named_sizes() and not Path(name).exists():
+        _refuse_base(name, flag, base)
         config = size_config(name)
     else:
-        source = base_of(name, flag)
+        source = base_of(name, flag, base)
         try:
             if Path(source).is_dir():
                 check_config(Path(source))
@@ -89,27 +98,61 @@ def checked_config(name: str, flag: str, overrides: dict | None) -> PretrainedCo
     return config
 
 
-def base_of(name: str, flag: str = "--model_name_or_path") -> str:
+def base_of(name: str, flag: str = "--model_name_or_path", base: str | None = None) -> str:
     """Whose configuration and weights a model has: those of the base of a folder of adapters, else its own.
 
-    Says so where that base is no folder: the hub may take a while to answer. Raises ValueError for adapters that name
-    no base.
+    base: the folder of the base, where it is not the one that the adapters name.
+    Says so where the base that they name is no folder: the hub may take a while to answer. Raises ValueError for
+    adapters that name no base, for a `base` that is no folder of whole weights, and for one of a model that needs none.
     """
     settings = Path(name) / "adapter_config.json"
     if not settings.is_file():
+        _refuse_base(name, flag, base)
         return name
+    if any((Path(name) / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
+        raise ValueError(
+            f"{flag}: {name} holds whole weights and adapters, and which of them is the model cannot be told; leave "
+            "one of the two in the folder"
+        )
+    if base is not None:
+        if not Path(base).is_dir():
+            raise ValueError(f"{base_flag(flag)}: {base} is not a folder")
+        if (Path(base) / settings.name).is_file():
+            raise ValueError(f"{base_flag(flag)}: {base} holds adapters, which need a base of their own")
+        return base
     base = read_object(settings).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise ValueError(f"{flag}: {settings}: base_model_name_or_path must name the base of the adapters")
-    check_path(base, f"{flag}: {settings}: base_model_name_or_path")
+        raise ValueError(
+            f"{flag}: {settings}: base_model_name_or_path must name the base of the adapters, or {base_flag(flag)} "
+            "its folder"
+        )
+    try:
+        check_path(base, f"{flag}: {settings}: base_model_name_or_path")
+    except ValueError as error:
+        raise ValueError(f"{error}; {base_flag(flag)} names another folder") from error
     if not Path(base).is_dir():
-        print(f"{flag}: the base of the adapters in {name} is {base}, which is no folder here; asking the hub for it")
+        print(
+            f"{flag}: the base of the adapters in {name} is {base}, which is no folder here; asking the hub for it "
+            f"({base_flag(flag)} names a folder)"
+        )
     return base
 
 
-def load_config(name: str) -> PretrainedConfig:
-    return checked_config(name, "--model_name_or_path", None)
+def base_flag(flag: str) -> str:
+    """The flag that names the base of the adapters which `flag` names."""
+    return "--base_model" if flag == "--model_name_or_path" else flag.replace("_model_path", "_base_model")
+
+
+def _refuse_base(name: str, flag: str, base: str | None) -> None:
+    if base is not None:
+        raise ValueError(f"{base_flag(flag)}: {name} holds no adapters (no adapter_config.json) that need a base")
+
+
+def load_config(name: str, base: str | None = None) -> PretrainedConfig:
+    return checked_config(name, base=base)
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error says, in one line; a list that its first line announces comes with it."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join([first, *map(str.strip, others)]) if first.endswith(":") else first

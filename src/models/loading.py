@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 
@@ -22,13 +23,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import cached_file
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from keju.models import attention
 from keju.models.accelerate import with_kernels
 from keju.models.architecture import check_layers, check_modules, check_size, without_weights
 from keju.models.backbone import unwrapped
-from keju.models.checkpoint_files import SAFETENSORS, check_folder, num_numbers_in, read_object, weight_files
+from keju.models.checkpoint_files import (
+    SAFETENSORS,
+    check_folder,
+    named_code,
+    num_numbers_in,
+    read_object,
+    weight_files,
+)
 from keju.models.configurations import (
     base_of,
     check_model,
@@ -41,6 +49,7 @@ from keju.models.configurations import (
 )
 from keju.models.gathering import whole
 from keju.models.quantization import check_4bit, nf4, trained_in_4bit
+from keju.models.tokenizer_folder import check_tokenizer_folder, own_code
 from keju.tokenizers import named_templates
 from keju.tokenizers.family import answer_end_id
 
@@ -79,9 +88,15 @@ def read_tokenizer(name: str, *, flag: str = "--tokenizer_name") -> PreTrainedTo
         for file in TOKENIZER_JSON:
             if (Path(name) / file).is_file():
                 read_object(Path(name) / file)
+        if Path(name).is_dir():
+            check_tokenizer_folder(Path(name))
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises Exception itself
-        raise ValueError(f"{flag}: no tokenizer loads from {name}: {first_line(error)}") from error
+        reason = first_line(error)
+        if "custom code" in reason:  # of transformers, which then advises to run it
+            settings = get_tokenizer_config(name)
+            reason = own_code(name, named_code(settings, "AutoTokenizer") or settings.get("tokenizer_class", "..."))
+        raise ValueError(f"{flag}: no tokenizer loads from {name}: {reason}") from error
 
 
 def check_vocabulary(
@@ -106,24 +121,26 @@ def load_causal_lm(
     config_overrides: dict | None = None,
     quantization: BitsAndBytesConfig | None = None,
     trees: bool = True,
+    base: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model with attention over token trees.
 
     name: a checkpoint folder, a hub name, or one of `named_sizes()` (random weights, seeded by torch's generator, sized
     to `tokenizer`). `from_scratch` takes only the configuration of a folder. quantization: how linear layers are kept
     (keju.models.quantization); adapters that were trained over 4 bits get such a base in any case. trees: refuse kinds
-    of layers that cannot compute token trees. Raises ValueError naming the flag, for a `tokenizer` that is too large
-    for the model too.
+    of layers that cannot compute token trees. base: the folder of the base, where `name` is a folder of adapters that
+    names another one. Raises ValueError naming the flag, for a `tokenizer` that is too large for the model too.
     """
     if quantization is not None and (from_scratch or (name in named_sizes() and not Path(name).exists())):
         raise ValueError("--load_in_4bit: random weights are not worth keeping in 4 bits; it needs a checkpoint")
     if name in named_sizes() and not Path(name).exists():
+        check_model(name, base=base)
         return _from_scratch(AutoModelForCausalLM, size_config(name, tokenizer), tokenizer, dtype, config_overrides)
     if from_scratch:
-        config = load_config(name)
+        config = load_config(name, base)
         return _from_scratch(AutoModelForCausalLM, config, tokenizer, dtype, config_overrides)
     model, _ = _from_pretrained(
-        AutoModelForCausalLM, name, dtype, config_overrides, quantization=quantization, trees=trees
+        AutoModelForCausalLM, name, dtype, config_overrides, quantization=quantization, trees=trees, base=base
     )
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
@@ -138,12 +155,13 @@ def load_scalar_model(
     flag: str = "--model_name_or_path",
     require_head: bool = False,
     quantization: BitsAndBytesConfig | None = None,
+    base: str | None = None,
 ) -> PreTrainedModel:
     """A reward model or critic: a backbone and `score`, a linear head to one number a token.
 
     From a reward checkpoint, or from a causal language model's folder, whose backbone then gets a fresh head of zeros
     (all rewards start equal: the first loss is log 2). `require_head` makes the missing head an error instead.
-    quantization: as of load_causal_lm.
+    quantization, base: as of load_causal_lm.
     """
     model, missing = _from_pretrained(
         AutoModelForSequenceClassification,
@@ -152,10 +170,16 @@ def load_scalar_model(
         {"num_labels": 1},
         flag=flag,
         quantization=quantization,
+        base=base,
     )
     fresh = any(key.endswith("score.weight") for key in missing)
     if fresh and require_head:
         raise ValueError(f"{flag}: {name} is not a reward model (its checkpoint has no score.weight)")
+    if fresh and hasattr(model, "peft_config"):
+        raise ValueError(
+            f"{flag}: {name} holds adapters of a model without a head, and a new one would not be trained and saved "
+            f"with them; make a whole model of them first: MODEL={name} bash examples/merge.sh"
+        )
     if fresh:
         with whole([model.score.weight], write=True):
             torch.nn.init.zeros_(model.score.weight)
@@ -165,10 +189,11 @@ def load_scalar_model(
 
 
 def _from_pretrained(
-    auto_class, name, dtype, overrides, *, flag="--model_name_or_path", quantization=None, trees=True
+    auto_class, name, dtype, overrides, *, flag="--model_name_or_path", quantization=None, trees=True, base=None
 ) -> tuple[PreTrainedModel, set]:
-    config = check_model(name, flag=flag, overrides=overrides) if trees else checked_config(name, flag, overrides)
-    source = base_of(name, flag)
+    check = check_model if trees else checked_config
+    config = check(name, flag=flag, overrides=overrides, base=base)
+    source = base_of(name, flag, base)
     try:
         if Path(source).is_dir():
             check_folder(Path(source))
@@ -187,8 +212,9 @@ def _from_pretrained(
         quantization = nf4(_dtype(dtype), flag=f"{flag}: {name}")
     model, missing = load_checked(
         auto_class.from_pretrained,
-        name,
-        where=f"{flag}: {name}",
+        source,
+        where=f"{flag}: {source}",
+        adapters=None if source == name else name,
         dtype=_dtype(dtype),
         use_safetensors=True,  # never a pickle
         **({} if quantization is None else {"quantization_config": quantization}),
@@ -199,15 +225,15 @@ def _from_pretrained(
     return model, missing
 
 
-def load_checked(from_pretrained: Callable, name: str | None, *, where: str, **kwargs) -> tuple[PreTrainedModel, set]:
+def load_checked(
+    from_pretrained: Callable, name: str | None, *, where: str, adapters: str | None = None, **kwargs
+) -> tuple[PreTrainedModel, set]:
     """Calls a from_pretrained of transformers -> (model, names of heads without weights in the checkpoint).
 
-    where: how errors call the checkpoint. Raises ValueError, in one line, for weights that are missing, damaged or of
-    another shape.
+    where: how errors call the checkpoint. adapters: a folder of adapters for the model. Raises ValueError, in one line,
+    for weights that are missing, damaged or of another shape.
     """
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # its report of missing weights: what matters is checked below
-    try:
+    with _one_line_errors(where):
         model, info = from_pretrained(
             name,
             attn_implementation=attention.NAME,
@@ -216,24 +242,54 @@ def load_checked(from_pretrained: Callable, name: str | None, *, where: str, **k
             ignore_mismatched_sizes=True,  # reported below, with key and shapes
             **kwargs,
         )
+    missing = _check_loaded(model, info, where)
+    if adapters is not None:
+        # By itself: from_pretrained would keep what is missing in the base to itself.
+        where = f"{where.partition(': ')[0]}: {adapters}"
+        with _one_line_errors(where):
+            info = model.load_adapter(
+                adapters,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                dtype=kwargs.get("dtype"),
+                hf_quantizer=getattr(model, "hf_quantizer", None),
+            ).to_dict()
+        for settings in model.peft_config.values():
+            settings.base_model_name_or_path = name  # where they are saved, they go by this one again
+        # A head that came with the adapters stands in another place than that of the base, which has none.
+        missing &= dict(model.named_parameters()).keys()
+        missing |= _check_loaded(model, info, where, adapters)
+    model.config.pad_token_id = getattr(model.config, "pad_token_id", None)
+    return with_kernels(model), missing
+
+
+@contextmanager
+def _one_line_errors(where: str) -> Iterator[None]:
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its report of missing weights: what matters is checked afterwards
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"{where}: no model loads from it: {_reason(error)}") from error
     except SafetensorError as error:
         raise ValueError(f"{where}: its weights are damaged: {first_line(error)}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+
+
+def _check_loaded(model: PreTrainedModel, info: dict, where: str, adapters: str | None = None) -> set:
+    """The names of heads without weights. info: of loading the model, or the `adapters` on it."""
     for key, found, expected in sorted(info["mismatched_keys"]):
         raise ValueError(f"{where}: {key} has shape {list(found)}, {type(model).__name__} expects {list(expected)}")
     lengths = {key for key in info["missing_keys"] if ".lora_magnitude_vector." in key}
     if lengths:
-        _load_lengths(model, name)
+        _load_lengths(model, adapters)
     missing = sorted(key for key in info["missing_keys"] - lengths if not key.endswith("score.weight"))
     if missing:
         raise ValueError(f"{where}: lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}")
     loaded = {key for key in info["unexpected_keys"] if lengths and ".lora_magnitude_vector." in key}
     check_unexpected(info["unexpected_keys"] - loaded, model, where=where)
-    model.config.pad_token_id = getattr(model.config, "pad_token_id", None)
-    return with_kernels(model), info["missing_keys"]
+    return info["missing_keys"]
 
 
 def check_unexpected(names: Iterable[str], model: PreTrainedModel, *, where: str) -> None:
@@ -259,11 +315,11 @@ def _reason(error: BaseException) -> str:
     return first_line(error)
 
 
-def _load_lengths(model: PreTrainedModel, name: str) -> None:
+def _load_lengths(model: PreTrainedModel, folder: str) -> None:
     """Those of DoRA, which transformers overlooks: in PEFT's files their names end in another way than in the model."""
     from peft import set_peft_model_state_dict
 
-    state = load_file(cached_file(name, "adapter_model.safetensors"))
+    state = load_file(Path(folder) / "adapter_model.safetensors")
     set_peft_model_state_dict(model, {key.removeprefix("base_model.model."): value for key, value in state.items()})
 
 

@@ -53,7 +53,7 @@ PLUMBING = frozenset(
             "loading",
         ),
         *("padded_rows", "prefix_lm", "published_config", "quantization", "registration"),
-        *("rotary", "sampling", "saved_weights"),
+        *("rotary", "sampling", "saved_weights", "tokenizer_folder"),
     }
 )
 TOKENIZER_PLUMBING = frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -20,15 +20,17 @@ class NotAsSaved(RuntimeError):
     """No ValueError: transformers.Trainer takes that for a sign of ZeRO-3 and goes on without the weights."""
 
 
-def verify_saved(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def verify_saved(
+    model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None, *, apart: Collection[str] = ()
+) -> None:
     """Raises NotAsSaved, naming file and tensor, unless the weights in `folder` are those of `model`: every name,
     shape, dtype and bit; of adapters alone where `model` is a base with adapters.
 
     state: what was given to save_pretrained in the place of the model's own weights (copies under ZeRO-3). To be called
-    by the process that wrote, while the model still holds what it saved.
+    by the process that wrote, while the model still holds what it saved. apart: names that are not compared.
     """
     if hasattr(model, "peft_config"):
-        expected, files = _adapters(model, state), {folder / ADAPTERS: ()}
+        expected, files = adapter_weights(model, state), {folder / ADAPTERS: ()}
     else:
         try:
             check_folder(folder)
@@ -42,13 +44,13 @@ def verify_saved(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | N
                 for name in file.keys():  # noqa: SIM118
                     if name not in expected:
                         raise NotAsSaved(f"{path}: {name} was saved, but the model has no such weight")
-                    if not _same(file.get_tensor(name), expected[name]):
+                    if name not in apart and not _same(file.get_tensor(name), expected[name]):
                         raise NotAsSaved(f"{path}: {name} reads back as something else than what was saved")
                     found.add(name)
         except (SafetensorError, OSError) as error:
             raise NotAsSaved(f"{path}: what was saved cannot be read: {str(error).splitlines()[0]}") from error
     kept = {_place(expected[name]) for name in found}
-    for name in expected.keys() - found:
+    for name in expected.keys() - found - set(apart):
         if _place(expected[name]) not in kept:  # tied weights are saved once
             raise NotAsSaved(f"{folder}: {name} was not saved")
 
@@ -66,7 +68,8 @@ def _weights(model: PreTrainedModel, state: Mapping[str, Tensor] | None) -> dict
     return revert_weight_conversion(model, state)
 
 
-def _adapters(model: nn.Module, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def adapter_weights(model: nn.Module, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Under the names of the file."""
     if isinstance(model, PreTrainedModel):  # loaded by transformers, without PEFT's wrapper around it
         found = model.get_adapter_state_dict(state_dict=state)
         return {f"base_model.model.{name}": tensor for name, tensor in found.items()}

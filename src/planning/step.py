@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from keju.models import attention
 from keju.models.accelerate import accelerate
-from keju.models.configurations import load_config, named_sizes, size_config
+from keju.models.configurations import load_config
 from keju.models.loading import DTYPES
 from keju.planning.allocations import OPTIMIZER, Allocations, Moment, unmoved
 from keju.planning.workload import Workload
@@ -73,9 +73,10 @@ class Rehearsal:
         return sum(engine.trained for engine in self.engines)
 
 
-def model_config(name: str, overrides: dict[str, object] | None = None) -> PretrainedConfig:
-    """The configuration of a folder, a hub name or a named size. Raises ValueError naming the flag."""
-    config = size_config(name) if name in named_sizes() else load_config(name)
+def model_config(name: str, overrides: dict[str, object] | None = None, base: str | None = None) -> PretrainedConfig:
+    """The configuration of a folder, a hub name or a named size; base: of the adapters in a folder. Raises ValueError
+    naming the flag."""
+    config = load_config(name, base)
     for key, value in (overrides or {}).items():
         if not hasattr(config, key):
             raise ValueError(f"--config_overrides: {type(config).__name__} has no field {key!r}")

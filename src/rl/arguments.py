@@ -8,6 +8,7 @@ from typing import Literal
 
 from keju.rl.modes import rules_of
 from keju.training.stage_arguments import (
+    BASE_MODEL_HELP,
     TENSOR_PARALLEL_HELP,
     ThinkingArguments,
     TokenCacheArguments,
@@ -29,13 +30,17 @@ class PPOModelArguments:
     reward_model_path: str = field(
         metadata={"help": "A reward checkpoint. It may have another tokenizer than the actor: it then reads the text."}
     )
+    base_model: str | None = setting(None, BASE_MODEL_HELP)
+    reward_base_model: str | None = setting(None, "The same for the adapters in --reward_model_path.")
     chat_template: str | None = setting(None, "Chat template by name (llama2, vicuna ...), or a Jinja file.")
     critic_model_path: str | None = setting(
         None, "Where the critic starts; by default as the reward model, or as the actor if they differ in tokenizer."
     )
+    critic_base_model: str | None = setting(None, "The base of the adapters in --critic_model_path.")
     judge_model_path: str | None = setting(
         None, "A reward model that trains nobody: it watches whether answers get better, for the alarms and figures."
     )
+    judge_base_model: str | None = setting(None, "The base of the adapters in --judge_model_path.")
     share_base: bool = setting(
         False, "Keep the actor's start as one frozen base, the reference; actor and critic are LoRA adapters on it."
     )
@@ -57,6 +62,9 @@ class PPOModelArguments:
     use_cpu: bool = setting(False, "Stay on the CPU where there is a GPU.")
 
     def __post_init__(self):
+        for role in ("critic", "judge"):
+            if getattr(self, f"{role}_base_model") and not getattr(self, f"{role}_model_path"):
+                raise ValueError(f"--{role}_base_model: there is no --{role}_model_path")
         if self.load_in_4bit and not self.share_base:
             raise ValueError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --share_base")
         if not self.loraplus_lr_ratio > 0:

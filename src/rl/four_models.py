@@ -31,6 +31,14 @@ class Lora(NamedTuple):
     init_lora_weights: str = "default"
 
 
+class Bases(NamedTuple):
+    """Folders of bases, where adapters in the place of a model name others."""
+
+    actor: str | None = None
+    reward: str | None = None
+    critic: str | None = None
+
+
 def load_models(
     actor_path: str,
     reward_path: str,
@@ -42,6 +50,7 @@ def load_models(
     joint: bool = False,
     shared_base: Lora | None = None,
     quantization: BitsAndBytesConfig | None = None,
+    bases: Bases = Bases(),  # noqa: B008 (it cannot change)
     place: Callable[[str, PreTrainedModel], None] = lambda role, model: None,
 ) -> FourModels:
     """From checkpoint folders. reward_tokenizer: that of a reward model that does not read the actor's ids.
@@ -59,7 +68,7 @@ def load_models(
         raise ValueError("--enable_joint_optimization: the reward model must have the actor's tokenizer")
     if joint and critic_path is not None:
         raise ValueError("--critic_model_path: with --enable_joint_optimization the reward model is the critic")
-    actor = load_causal_lm(actor_path, dtype=dtype, tokenizer=tokenizer, quantization=quantization)
+    actor = load_causal_lm(actor_path, dtype=dtype, tokenizer=tokenizer, quantization=quantization, base=bases.actor)
     if shared_base is None:
         make_trainable(actor)
         reference = twin(actor)
@@ -71,6 +80,7 @@ def load_models(
         tokenizer=reward_tokenizer or tokenizer,
         flag="--reward_model_path",
         require_head=True,
+        base=bases.reward,
     )
     make_trainable(judge)
     can_copy = reward_tokenizer is None
@@ -97,6 +107,7 @@ def load_models(
         tokenizer=tokenizer,
         flag="--critic_model_path",
         quantization=quantization,
+        base=bases.critic if critic_path else bases.actor,
     )
     if shared_base is None or has_adapters(critic):
         make_trainable(critic)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,8 +16,11 @@ from transformers import PreTrainedModel
 
 from keju.models.accelerate import with_kernels
 from keju.models.quantization import base_description, is_quantized
+from keju.models.saved_weights import NotAsSaved, adapter_weights, verify_saved
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+# Of sums of products in float32, relative to those of their absolute values.
+ROUNDING = 1e-4
 NAME = "default"
 BUFFERS = (".start_A", ".start_B")
 
@@ -95,6 +100,26 @@ def train_adapters(model: nn.Module) -> None:
                 module.modules_to_save[name].requires_grad_(True)
 
 
+def train_on(model: nn.Module, name: str, given: Mapping[str, Any]) -> None:
+    """Trains the adapters that came with the checkpoint `name`, as they are, and says so.
+
+    given: flags of new adapters with their values, but for those that are left at their defaults. Raises ValueError
+    naming one that is not so of these adapters.
+    """
+    (config,) = model.peft_config.values()
+    own = config.to_dict() | {"lora_r": config.r, "lora_target_modules": config.target_modules}
+    own["lora_modules_to_save"] = config.modules_to_save
+    for flag, value in given.items():
+        is_same = set(value) == set(own[flag] or ()) if isinstance(value, list) else value == own[flag]
+        if flag == "init_lora_weights" or not is_same:
+            raise ValueError(
+                f"--{flag}: {name} holds adapters, which are trained on as they are; leave it out, or make a whole "
+                f"model of them first: MODEL={name} bash examples/merge.sh"
+            )
+    train_adapters(model)
+    print(f"The adapters in {name} (rank {config.r}, alpha {config.lora_alpha:g}) are trained on.")
+
+
 def apply_loraplus(optimizer: torch.optim.Optimizer, model: nn.Module, ratio: float) -> None:
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the B of adapters get groups of their own in `optimizer`, whose
     learning rate is `ratio` times that of the group they were in. To be called before a scheduler is made.
@@ -139,6 +164,32 @@ def save_model(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tenso
     config.init_lora_weights = config.inference_mode = True
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
+
+
+def verify_model(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    """verify_saved of what save_model has written, which after PiSSA are other numbers than those in memory: what they
+    add to the untouched base must be what the model adds to it, to within rounding."""
+    layers = _started_layers(model)
+    names = {name: (f"{name}.lora_A.weight", f"{name}.lora_B.weight") for name in layers}
+    others = {f"{name}{buffer}" for name in layers for buffer in BUFFERS}
+    verify_saved(model, folder, state_dict, apart=others.union(*names.values()))
+    if not layers:
+        return
+    trained, saved = adapter_weights(model, state_dict), load_file(folder / WEIGHTS)
+    config = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
+    for name, layer in layers.items():
+        start_a, start_b = layer.start_A.float(), layer.start_B.float()
+        if any(key not in saved for key in names[name]):
+            raise NotAsSaved(f"{folder / WEIGHTS}: the adapters of {name} were not saved")
+        a, b = (trained[key].to(start_a) for key in names[name])
+        file_a, file_b = (saved[key].to(start_a) for key in names[name])
+        if file_a.shape[0] != config["r"] or file_b.shape != (len(b), config["r"]):
+            raise NotAsSaved(f"{folder / WEIGHTS}: the adapters of {name} are not of the rank in {SETTINGS}")
+        wanted = layer.scaling[NAME] * (b @ a - start_b @ start_a)
+        size = layer.scaling[NAME] * (b.abs() @ a.abs() + start_b.abs() @ start_a.abs())
+        if not ((scale * (file_b @ file_a) - wanted).abs() <= ROUNDING * size).all():
+            raise NotAsSaved(f"{folder / WEIGHTS}: {name} reads back as something else than what was trained")
 
 
 def load_adapters(model: nn.Module, folder: Path) -> None:
@@ -205,11 +256,6 @@ def _lora_layers(model: nn.Module) -> dict[str, nn.Module]:
     from peft.tuners.lora import LoraLayer
 
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-
-
-def has_started(model: nn.Module) -> bool:
-    """Whether PiSSA started the adapters: those that are saved are others than those in memory."""
-    return bool(_started_layers(model))
 
 
 def _started_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from transformers import HfArgumentParser, TrainingArguments
 
 from keju.training.stage_arguments import (  # noqa: F401  (stages import the dataclasses from here)
+    BASE_MODEL_HELP,
     SHOWN_IN_HELP,
     WITHOUT_EFFECT,
     ChatTrainingArguments,

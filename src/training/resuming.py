@@ -21,6 +21,7 @@ NEUTRAL = frozenset(
         # Compared by content, as inputs of the run: a folder may move.
         *("data_dir", "train_filename", "ptx_filename", "ranked_filename", "model_name_or_path", "tokenizer_name"),
         *("chat_template", "reward_model_path", "critic_model_path", "judge_model_path", "deepspeed"),
+        *("base_model", "reward_base_model", "critic_base_model", "judge_base_model"),
         *("token_cache", "token_cache_dir", "num_workers", "reference_cache_dir"),
         *("eval_filename", "max_eval_samples", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
         *("per_device_eval_batch_size", "do_train", "do_eval", "do_predict", "prediction_loss_only"),
@@ -142,16 +143,16 @@ def digest_of(parts: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:32]
 
 
-def model_digest(name: str, memory: Path) -> str:
-    """A hash of the weights and the configuration in a folder, and of what its adapters stand on; of a hub or a named
-    size, the name."""
+def model_digest(name: str, memory: Path, base: str | None = None) -> str:
+    """A hash of the weights and the configuration in a folder, and of what its adapters stand on, which is `base` where
+    that is given; of a hub or a named size, the name."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return name
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
     parts = [f"{file.name} {data_digest(file, memory)}" for file in files]
     if (folder / "adapter_config.json").is_file():
-        base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = base or read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         parts += [model_digest(base, memory)] if isinstance(base, str) and base != name else []
     return digest_of(parts)
 

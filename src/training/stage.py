@@ -6,7 +6,7 @@ The method of a stage (which records, which loss, which plots) stays in its scri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from keju.encoding.inspection import check_trees, example_table
 from keju.encoding.store_key import tokenizer_digest
 from keju.encoding.token_store import totals_of
 from keju.models.backbone import backbone_of, tree_layout
-from keju.models.configurations import check_model, check_rows
+from keju.models.configurations import base_flag, check_model, check_rows
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.quantization import is_quantized, nf4
 from keju.records.folds import Fold
-from keju.training.adapters import add_lora
+from keju.training.adapters import add_lora, has_adapters, train_on
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
 from keju.training.cache_folder import cache_folder
 from keju.training.engines import deepspeed_config, readable
@@ -42,6 +42,9 @@ from keju.training.tree_trainer import TreeTrainer
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
+# What new adapters are made with.
+NEW_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save")
+NEW_ADAPTERS += ("use_rslora", "use_dora", "init_lora_weights")
 DIGESTS = cache_folder("digests")  # hashes of files that are large, by their size and time
 
 
@@ -67,7 +70,7 @@ def open_run(stage: str, model_args: Any, data: Any, training: Any) -> RunFolder
 
 def prepare(folder: RunFolder, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments):
     """Seeds every generator and loads the tokenizer -> (tokenizer, encoder)."""
-    check_model(model_args.model_name_or_path, overrides=model_args.parsed_overrides())
+    check_model(model_args.model_name_or_path, overrides=model_args.parsed_overrides(), base=model_args.base_model)
     set_seed(training.seed)
     if training.deepspeed:
         survive_killed_builds()
@@ -85,7 +88,8 @@ def start_of(deepspeed: str | None, models: Any, *flags: str) -> dict[str, str]:
     """{flag: hash} of the models of a run (--model_name_or_path and those in `flags` that are given) and of its
     DeepSpeed configuration, for RunFolder.identify."""
     given = {flag: getattr(models, flag) for flag in ("model_name_or_path", *flags)}
-    digests = {flag: model_digest(name, DIGESTS) for flag, name in given.items() if name}
+    bases = {flag: vars(models).get(base_flag(f"--{flag}").removeprefix("--")) for flag in given}
+    digests = {flag: model_digest(name, DIGESTS, bases[flag]) for flag, name in given.items() if name}
     if deepspeed:
         path = Path(deepspeed).expanduser()
         digests["deepspeed"] = digest_of([path.read_text(encoding="utf-8") if path.is_file() else deepspeed])
@@ -108,7 +112,7 @@ def read_records(
     records, held_out = read_splits(data, encoder, form, fold=fold)
     folder.identify(train_filename=records.digest)
     longest = max(totals_of(split.trees).deepest for split in (records, held_out) if split)
-    check_rows(args.model_name_or_path, longest, overrides=args.parsed_overrides())
+    check_rows(args.model_name_or_path, longest, overrides=args.parsed_overrides(), base=args.base_model)
     return records, held_out
 
 
@@ -122,13 +126,18 @@ def base_quantization(args: ModelArguments, training: StageTrainingArguments) ->
 
 
 def add_adapters(model: PreTrainedModel, args: ModelArguments, *, task_type: str) -> PreTrainedModel:
-    """LoRA adapters as --use_peft asks for."""
+    """LoRA adapters as --use_peft asks for; those that the model has brought along are trained on in any case."""
+    if has_adapters(model):
+        given = {flag: getattr(args, flag) for flag in NEW_ADAPTERS}
+        defaults = {item.name: item.default for item in fields(ModelArguments)}
+        train_on(model, args.model_name_or_path, {flag: given[flag] for flag in given if given[flag] != defaults[flag]})
+        return model
     if not args.use_peft:
         return model
     original = None
     if args.init_lora_weights == "loftq":
         load = load_scalar_model if task_type == "SEQ_CLS" else load_causal_lm
-        original = load(args.model_name_or_path, dtype=args.dtype)
+        original = load(args.model_name_or_path, dtype=args.dtype, base=args.base_model)
     return add_lora(
         model,
         task_type=task_type,
@@ -236,6 +245,7 @@ def train_language_model(
         from_scratch=model_args.from_scratch,
         config_overrides=model_args.parsed_overrides(),
         quantization=base_quantization(model_args, training),
+        base=model_args.base_model,
     )
     inspect(records, tokenizer, model, form=form)
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")

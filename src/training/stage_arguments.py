@@ -16,6 +16,7 @@ from transformers.trainer_utils import SchedulerType
 from keju.encoding.chat_settings import ChatSettings
 from keju.training.cache_folder import cache_folder
 
+BASE_MODEL_HELP = "Folder of the base, where --model_name_or_path holds adapters and they name another one."
 TENSOR_PARALLEL_HELP = "Only 1: matrices are not cut up among GPUs (ZeRO-3 does that between passes)."
 
 
@@ -37,6 +38,7 @@ class ModelArguments:
     model_name_or_path: str = field(
         metadata={"help": "Checkpoint folder, hub name, or a built-in size that starts from random weights."}
     )
+    base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Tokenizer folder or hub name, where it is not the model's own."}
     )

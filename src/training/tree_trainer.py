@@ -15,8 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
-from keju.models.saved_weights import verify_saved
-from keju.training.adapters import apply_loraplus, has_started, save_model
+from keju.training.adapters import apply_loraplus, save_model, verify_model
 from keju.training.checkpoints import files_aside
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.objectives.objective import Objective
@@ -221,8 +220,7 @@ class TreeTrainer(ResumableTrainer):
             return
         with files_aside(folder) as aside:
             save_model(inner, aside, state)
-            if not has_started(inner):
-                verify_saved(inner, aside, state)
+            verify_model(inner, aside, state)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(aside)
 

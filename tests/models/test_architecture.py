@@ -98,6 +98,31 @@ def test_quantised_folders_are_refused(tmp_path, method):
         check_model(folder_of(config, tmp_path / "m"))
 
 
+@pytest.mark.parametrize(("file", "method"), [("quantize_config.json", "gptq"), ("quant_config.json", "awq")])
+def test_older_quantised_folders_are_refused(tmp_path, file, method):
+    """config.json says nothing of it."""
+    folder = folder_of({"model_type": "llama", **SIZE}, tmp_path / "m")
+    (tmp_path / "m" / file).write_text('{"bits": 4}')
+    with pytest.raises(ValueError, match=f"quantised \\({method}\\)"):
+        check_model(folder)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [("minicpm", "modeling_minicpm.MiniCPMForCausalLM"), ("somebody", "modeling_somebody.SomebodyForCausalLM")],
+)
+def test_models_that_are_code_of_their_own_are_refused(tmp_path, architecture):
+    kind, code = architecture
+    auto_map = {"AutoConfig": f"configuration_{kind}.Config", "AutoModelForCausalLM": code}
+    config = {"model_type": kind, **SIZE, "auto_map": auto_map, "scale_emb": 12, "dim_model_base": 256}
+    folder = folder_of(config, tmp_path / "m")
+    (tmp_path / "m" / f"modeling_{kind}.py").write_text("raise RuntimeError('code from a checkpoint ran')\n")
+    with pytest.raises(
+        ValueError, match=f"model_type '{kind}' is not known: the model is Python .* {code}, .*never run"
+    ):
+        check_model(folder)
+
+
 @pytest.mark.parametrize(
     "field", [{"num_hidden_layers": 10**9}, {"vocab_size": 10**15}, {"hidden_size": 2**40}, {"intermediate_size": -5}]
 )

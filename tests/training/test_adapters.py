@@ -7,13 +7,15 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from tiny_models import build_llama, build_pangu
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from keju.kernels.nf4 import NF4, dequantize_nf4
 from keju.models.loading import load_causal_lm, load_scalar_model
 from keju.models.quantization import SETTINGS, check_4bit, nf4
-from keju.training.adapters import add_lora, apply_loraplus, load_adapters, save_model
+from keju.models.saved_weights import NotAsSaved
+from keju.training.adapters import add_lora, apply_loraplus, load_adapters, save_model, verify_model
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.stage_model import StageModel
 
@@ -124,6 +126,35 @@ def test_pissa_that_starts_otherwise_on_another_machine_goes_on_from_the_checkpo
     assert_near(logits(other), logits(model))
     save_model(other, tmp_path / "again")
     assert_near(logits(load_causal_lm(str(tmp_path / "again"))), logits(model))
+
+
+@pytest.mark.parametrize("kind", ["pissa", "pissa_niter", "pissa_dora", "bfloat16"])
+def test_what_pissa_saves_is_read_back(base, tmp_path, kind):
+    """The file holds other numbers than the memory: of twice the rank, for the untouched base."""
+    model = adapted(base, **KINDS[kind if kind in KINDS else "pissa"])
+    train(model, optimizer_of(model, lr=1e-2))
+    if kind == "bfloat16":
+        model.to(torch.bfloat16)
+    save_model(model, tmp_path)
+    verify_model(model, tmp_path)
+    path, settings = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    state, config = load_file(path), json.loads(settings.read_text())
+    of_a, of_b = (min(name for name in state if f".lora_{part}." in name) for part in "AB")
+    damaged = state[of_a].clone()
+    damaged[-1, 3] += 0.25  # of the half that is taken out of the base
+    shorter = {of_a: state[of_a][:-1].clone(), of_b: state[of_b][:, :-1].clone()}
+    for wrong in ({of_a: damaged}, {of_b: -state[of_b]}, shorter):
+        save_file(state | wrong, path, metadata={"format": "pt"})
+        with pytest.raises(NotAsSaved, match=r"adapter_model.safetensors: .*(else than what was trained|the rank)"):
+            verify_model(model, tmp_path)
+    lost = {name: tensor for name, tensor in state.items() if name != of_b}
+    save_file(lost, path, metadata={"format": "pt"})
+    with pytest.raises(NotAsSaved, match="were not saved"):
+        verify_model(model, tmp_path)
+    save_file(state, path, metadata={"format": "pt"})
+    settings.write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] * 1.01}))
+    with pytest.raises(NotAsSaved, match="else than what was trained"):
+        verify_model(model, tmp_path)
 
 
 def test_scales(base):

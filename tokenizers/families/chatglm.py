@@ -108,7 +108,8 @@ class ChatGLMTokenizer(PrefixTokenizer, SentencePieceFamily):
     def _from_pretrained(cls, resolved_vocab_files, *args, **kwargs):
         files = dict(resolved_vocab_files)
         second = {name: files.pop(f"chatglm2_{name}", None) for name in ChatGLM2Tokenizer.vocab_files_names}
-        if files.get("vocab_file") is None and second["vocab_file"] is not None:
+        # In a folder without tokenizer.json transformers takes a tokenizer.model for anybody's vocabulary.
+        if second["vocab_file"] is not None and files.get("vocab_file") in (None, second["vocab_file"]):
             return ChatGLM2Tokenizer._from_pretrained({**files, **second}, *args, **kwargs)
         return super()._from_pretrained(files, *args, **kwargs)
 

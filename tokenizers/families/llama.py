@@ -31,7 +31,7 @@ class SentencePieceLlamaTokenizer(SentencePieceFamily):
     """Loads published folders (tokenizer.model) and our own."""
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
-    also_published_as = ("LLaMATokenizer", "LlamaTokenizer", "InternLMTokenizer")
+    also_published_as = ("LLaMATokenizer", "InternLMTokenizer", "LlamaTokenizer")
 
     @classmethod
     def from_pretrained(cls, folder, *args, **kwargs):
