@@ -199,8 +199,9 @@ def survive(
         whole &= state != "BROKEN"
         say(f"kill {done}, {delay:.2f} s after it {'began to write' if writing else 'was started'}: {state}")
         if state == "BROKEN":
-            known = first | OWN
-            say(f"  not as before: {sorted(name for name in left | known if left.get(name) != known.get(name))[:9]}")
+            for name, known in zip(("old", "new"), states, strict=True):
+                say(f"  not {name}: {sorted(file for file in left | known if left.get(file) != known.get(file))[:9]}")
+            shutil.copytree(home, home.with_name(f"broken-{done}"), symlinks=True)
     go_through(command.second, home, output, log)
     hidden = [entry.name for entry in home.iterdir() if entry.name != output.name]
     hidden += [str(path.relative_to(output)) for path in output.rglob(".*")]
