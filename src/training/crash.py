@@ -118,7 +118,10 @@ def _gpu_memory(_: BaseException, flags: _Flags) -> list[str]:
 
 def _cpu_memory(_: BaseException, flags: _Flags) -> list[str]:
     lines = ["The machine ran out of memory."] + _memory(flags)
-    return lines + flags.smaller("dataloader_num_workers", "each worker holds its own copy of what it reads")
+    lines += flags.smaller("dataloader_num_workers", "each worker holds its own copy of what it reads")
+    if "num_workers" in flags.arguments and flags.now("num_workers") != 1:
+        lines += flags.change("num_workers", (flags.now("num_workers") or 2) // 2, "fewer processes at a time")
+    return lines + (_again(flags, "goes on from the last checkpoint") if flags.arguments else [])
 
 
 def _not_finite(error: BaseException, flags: _Flags) -> list[str]:

@@ -80,11 +80,21 @@ def test_only_flags_that_the_run_has():
     assert remedies and all("token_budget" in remedy for remedy in remedies)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), ChildProcessError("")])
+ENDED = [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), ChildProcessError(""), MemoryError()]
+
+
+@pytest.mark.parametrize("error", ENDED)
 def test_stages_without_checkpoints(error):
     _, *remedies = explain(error, {"output_dir": "runs/data", "num_workers": 2})
     assert remedies[-1].startswith("the same command again")
     assert not any(name in remedy for remedy in remedies for name in ("checkpoint", "save_"))
+
+
+@pytest.mark.parametrize(("given", "proposed"), [(8, 4), (0, 1), (None, 1), (1, None)])
+def test_fewer_processes_take_less_memory(given, proposed):
+    remedies = explain(MemoryError(), {"output_dir": "runs/data", "num_workers": given})[1:]
+    found = [remedy for remedy in remedies if remedy.startswith("--num_workers")]
+    assert [remedy.split()[1].strip(":") for remedy in found] == ([] if proposed is None else [str(proposed)])
 
 
 def test_nothing_that_is_set_already_is_proposed():
