@@ -97,11 +97,10 @@ def _report(error: BaseException, run: RunFolder | None) -> int:
     what, *remedies = explain(error, run.arguments if run is not None else parsed_arguments()) or [""]
     lines = [] if what else [f"{prefix}{type(error).__name__}: {_one_line(error)}"]
     lines += [f"{prefix}{what}", *(f"  - {remedy}" for remedy in remedies)] if what else []
-    if run is not None and run.is_main:
-        for line in details.splitlines():
-            run.write_log(line)
+    is_logged = run is not None and run.is_main and all(map(run.write_log, details.splitlines()))
+    if is_logged:
         lines.append(f"{prefix}the whole traceback is in {run.log_path}")
-    if debug or (not what and (run is None or not run.is_main)):  # it is in no log
+    if debug or not (what or is_logged):
         lines.insert(0, details)
     _say(lines)
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASH

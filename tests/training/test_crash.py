@@ -97,6 +97,19 @@ def test_fewer_processes_take_less_memory(given, proposed):
     assert [remedy.split()[1].strip(":") for remedy in found] == ([] if proposed is None else [str(proposed)])
 
 
+def test_a_full_disk_of_tokens_is_not_that_of_the_run(tmp_path):
+    given = {"output_dir": "runs/x", "token_cache_dir": str(tmp_path / "tokens"), "save_total_limit": 2}
+    what, *remedies = explain(OSError(errno.ENOSPC, "No space left", str(tmp_path / "tokens" / "0ab")), given)
+    assert what == f"The disk is full: {tmp_path}/tokens/0ab could not be written."
+    assert remedies[0].startswith("--token_cache_dir <folder on another disk>")
+    assert not any(remedy.startswith(("--output_dir", "--save_total_limit")) for remedy in remedies)
+
+
+def test_a_full_disk_of_an_exported_file():
+    what, *remedies = explain(OSError(errno.ENOSPC, "No space left", "a.csv"), {"output_file": "a.csv"})
+    assert "a.csv could not be written" in what and remedies[0].startswith("--output_file <file on another disk>")
+
+
 def test_nothing_that_is_set_already_is_proposed():
     remedies = explain(torch.OutOfMemoryError("x"), ARGUMENTS | {"use_peft": True, "per_device_train_batch_size": 1})
     assert not any("use_peft" in remedy or "train_batch_size" in remedy for remedy in remedies)

@@ -71,6 +71,20 @@ def test_a_crash_keeps_its_traceback_in_the_log(tmp_path, capsys):
     assert "Traceback" in (tmp_path / "sft.log").read_text()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_log_that_cannot_be_written_is_not_named(tmp_path, capsys):
+    (tmp_path / "sft.log").symlink_to("/dev/full")
+
+    def main():
+        run = RunFolder(tmp_path, "sft", argv=[])
+        run.log_metrics({"step": 1})
+        raise ZeroDivisionError("division by zero")
+
+    assert run_guarded(main) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "the whole traceback is in" not in err
+
+
 def test_an_explained_crash_says_so(tmp_path, capsys):
     def main():
         RunFolder(tmp_path, "sft", argv=[])
