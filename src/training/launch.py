@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from keju.training.terminal import Terminal, visible
 USAGE, CRASH, INTERRUPTED = 2, 1, 130
 # Mistakes that the operating system finds: a missing file is the user's wherever it is opened.
 FILE_MISTAKES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+NAME_MISTAKES = (errno.ENAMETOOLONG, errno.ELOOP)
 # Nothing is sent or fetched that was not asked for; the environment covers child processes.
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -109,6 +111,8 @@ def _report(error: BaseException, run: RunFolder | None) -> int:
 def is_user_mistake(error: BaseException) -> bool:
     """A file that is not there, bad JSON, or a ValueError that a `raise` statement of ours chose to raise."""
     if isinstance(error, (*FILE_MISTAKES, json.JSONDecodeError)):
+        return True
+    if isinstance(error, OSError) and error.errno in NAME_MISTAKES:
         return True
     return isinstance(error, ValueError) and is_raised_by_us(error)
 

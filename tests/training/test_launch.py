@@ -37,6 +37,14 @@ def test_a_missing_file_is_a_mistake_wherever_it_is_opened(capsys):
     assert capsys.readouterr().err == "error: nowhere.jsonl: No such file or directory\n"
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "loop"])
+def test_names_that_no_file_can_have_are_mistakes(tmp_path, capsys, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert run_guarded((tmp_path / name).read_bytes) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}")
+
+
 def test_debug_shows_the_traceback(capsys, monkeypatch):
     monkeypatch.setenv("KEJU_DEBUG", "1")
     assert run_guarded(lambda: pack([100], 10)) == 2
