@@ -213,3 +213,21 @@ def test_shards_train_as_one_file(folder):
         read_trees(
             DataArguments(str(folder), "sharded"), "sharded", encoder, "text", flag="-", max_samples=None
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_workers", [None, 1])
+def test_a_shard_that_vanishes_before_it_is_read_is_named(folder, capsys, num_workers):
+    """num_workers: of the store; None: in memory, where the list of shards is read anew."""
+    path, files = folder / "vanishing", [folder / f"vanishing-0000{number}-of-00002.jsonl" for number in (1, 2)]
+    for file in files:
+        write_jsonl(file, [{"text": CHARACTERS[:9]}] * 3)
+    request = TreeRequest(path, files, Encoder(build_char_tokenizer(), 64), "text")
+    cache = folder / "tokens"
+    request.folder(cache)
+    request.digests = lambda cache: ["as", "before"]  # they were read while it was there
+    files[1].unlink()
+    read = request.encoded if num_workers is None else lambda: request.stored(cache, num_workers, build=True)
+    assert run_guarded(read) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {files[1]}: ") and "o such file" in line
+    assert not list(cache.glob("*/")) and not list(cache.glob(".*"))
