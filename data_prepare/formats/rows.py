@@ -58,7 +58,8 @@ def rows_of(path: Path, piece: Piece) -> Rows:
     """The rows of one piece, numbered by their line in the file, counted from 1 (Parquet: by their row)."""
     kind = kind_of(path)
     if kind == ".parquet":
-        return table_rows(path, range(piece.start, piece.end) if piece.end is not None else None, piece.first_line)
+        end = parquet_file(path).metadata.num_row_groups if piece.end is None else piece.end
+        return table_rows(path, range(piece.start, end), piece.first_line)
     if kind == ".arrow":
         return table_rows(path)
     if kind == ".json" and begins_array(path):
