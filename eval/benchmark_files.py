@@ -84,7 +84,7 @@ class Files:
             where = f"{path}:{number}"
             try:
                 fields = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 self.reject(where, f"malformed JSON ({error})")
                 continue
             if isinstance(fields, dict):
@@ -96,7 +96,7 @@ class Files:
         """The whole file as one JSON value. Raises ValueError: there is no row to skip."""
         try:
             return json.loads(_text(path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: malformed JSON ({error})") from error
 
     def csv(self, path: Path, columns: Sequence[str], *, header: bool = True, group: str = "") -> Iterator[Row]:

@@ -21,7 +21,7 @@ from keju.records.shards import record_files
 from keju.training.arguments import ChatTrainingArguments, DataArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.progress import compact
-from keju.training.tree_reading import TreeRequest, show_cap
+from keju.training.tree_reading import TreeRequest
 
 FORMS = {"pretrain": "text", "sft": "sft", "reward": "ranked", "dpo": "ranked", "kto": "kto"}
 FILES = {"text": ("pretrain_train.jsonl", "pretrain_dev.jsonl")}
@@ -83,13 +83,6 @@ def tokenise(
     """Makes the store of one file, or checks the one that is there, and says what it holds."""
     path, cache = data.path(filename), Path(data.token_cache_dir).expanduser()
     request = TreeRequest(path, record_files(path), encoder, FORMS[data.stage], data.on_bad_line, max_samples, fold)
-    if max_samples is not None:
-        show_cap(
-            request.files,
-            max_samples,
-            "--max_train_samples" if filename == data.train_filename else "--max_eval_samples",
-            path.name,
-        )
     folder = request.folder(cache)
     is_there = False
     if folder.exists():
@@ -102,6 +95,7 @@ def tokenise(
     start = time.monotonic()
     records = request.stored(cache, data.num_workers, build=True)
     totals, seconds = records.trees.totals, time.monotonic() - start
+    request.show_cap(records, "--max_train_samples" if filename == data.train_filename else "--max_eval_samples", cache)
     done = "is there already, checked" if is_there else f"{compact(totals.num_tokens / max(seconds, 1e-9))} tokens/s"
     print(
         f"{path.name} -> {folder}: {totals.num_tokens} tokens in {totals.num_trees} trees of {records.num_records} "

@@ -12,6 +12,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 # Says what it was asked to run; it fails for the stage of $FAILS. The environment that the scripts install is empty.
 STUB = """#!/usr/bin/env bash
+[ -z "${ARGUMENTS:-}" ] || printf '%s\\0' "$@" > "$ARGUMENTS"
 case "$1 $2" in
 "-c "*) echo "$STUB_PREFIX" ;;
 "-m pip") ;;
@@ -62,3 +63,28 @@ def test_where_the_stage_before_fails_it_is_said_how_to_do_without_it(script):
     code, _, error = script("train_reward.sh", FAILS="train_sft", MODEL="")
     assert code == 2 and "pretrain.sh" not in error
     assert "examples/train_sft.sh failed (see above); MODEL=FOLDER starts from a model that is there" in error
+
+
+HOSTILE = [
+    *("a b", 'it\'s "mine"', "$(touch pwned)", "`touch pwned`", "; touch pwned", "a\nb", "*", "../up", "-x", "--help"),
+    *("中文 [1]（新）", "$HOME", "~", "\\"),
+]
+SCRIPTS = ("pretrain", "train_sft", "train_dpo", "train_reward", "eval_pretrain", "pred_pretrain", "doctor", "tokenize")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_names_are_handed_on_as_they_are(script, tmp_path, name):
+    given = tmp_path / "given"
+    variables = {"ARGUMENTS": str(given), "TOKENIZER": "tokenizer"}
+    for hostile in HOSTILE:
+        data = tmp_path / "data" / f"in {hostile}".replace("/", " ")
+        data.mkdir(exist_ok=True)
+        values = {"MODEL": hostile, "DATA_DIR": str(data), "OUTPUT_DIR": hostile}
+        code, _, error = script(f"{name}.sh", **variables, **values)
+        arguments = given.read_text(encoding="utf-8").split("\0")
+        assert code == 0 and not error
+        for flag, value in zip(("--model_name_or_path", "--data_dir"), (hostile, str(data)), strict=True):
+            assert arguments[arguments.index(flag) + 1] == value
+        if "--output_dir" in arguments:
+            assert arguments[arguments.index("--output_dir") + 1] == hostile
+    assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()

@@ -51,7 +51,7 @@ def _json_rows(path: Path, content: str) -> Iterator[tuple[int, Any]]:
     """The elements of an array, also of the array in {"version": ..., "data": [...]}, or the lines of JSON lines."""
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         yield from _json_lines(path, content)
         return
     if isinstance(value, dict):
@@ -64,7 +64,7 @@ def _json_lines(path: Path, content: str) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}:{number}: is no JSON ({error}); mend it or take the file away") from error
 
 

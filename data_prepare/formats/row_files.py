@@ -53,7 +53,7 @@ def _opened(path: Path, suffix: str) -> Iterator[IO[str]]:
                 import zstandard
             except ModuleNotFoundError as error:
                 raise ValueError(".zst files need the package zstandard: pip install zstandard") from error
-            file = stack.enter_context(zstandard.ZstdCompressor().stream_writer(file, closefd=False))
+            file = stack.enter_context(zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False))
         yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline=""))
 
 

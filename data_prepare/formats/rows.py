@@ -17,9 +17,8 @@ from keju.data_prepare.formats.tables import Rows, csv_columns, csv_rows, filled
 from keju.data_prepare.raw_files import check_encoding, encoding_of, line_before, line_pieces
 from keju.records.json_text import BrokenArray, array_items, parsed
 from keju.records.opening import BEGINNING, begins_array, blocks, decoded, packing_of, read_bytes
-from keju.records.reading import table_rows
 from keju.records.shards import TABLES
-from keju.records.values import without_nulls
+from keju.records.tables import parquet_file, table_rows
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".txt", ".csv", ".tsv", *TABLES)
 
@@ -59,7 +58,8 @@ def rows_of(path: Path, piece: Piece) -> Rows:
     """The rows of one piece, numbered by their line in the file, counted from 1 (Parquet: by their row)."""
     kind = kind_of(path)
     if kind == ".parquet":
-        return _parquet_rows(path, piece)
+        end = parquet_file(path).metadata.num_row_groups if piece.end is None else piece.end
+        return table_rows(path, range(piece.start, end), piece.first_line)
     if kind == ".arrow":
         return table_rows(path)
     if kind == ".json" and begins_array(path):
@@ -79,7 +79,7 @@ def row_before(path: Path, piece: Piece) -> Any:
     if piece.start == 0:
         return None
     if kind_of(path) == ".parquet":
-        rows = deque(_parquet_rows(path, Piece(piece.path, piece.start - 1, piece.start)), maxlen=1)
+        rows = deque(table_rows(path, [piece.start - 1]), maxlen=1)
         return rows[0][1] if rows else None
     line = decoded(line_before(path, piece.start), encoding_of(path))
     if isinstance(line, ValueError) or not line:
@@ -103,7 +103,7 @@ def _is_one_object(path: Path) -> bool:
 
 def _row_groups(path: Path, name: str, piece_bytes: int) -> list[Piece]:
     """Pieces whose `start` and `end` count row groups, and whose `first_line` counts rows."""
-    groups = _parquet(path).metadata
+    groups = parquet_file(path).metadata
     pieces, start, size, row, first = [], 0, 0, 1, 1
     for group in range(groups.num_row_groups):
         size += groups.row_group(group).total_byte_size
@@ -112,28 +112,3 @@ def _row_groups(path: Path, name: str, piece_bytes: int) -> list[Piece]:
             pieces.append(Piece(name, start, group + 1, first))
             start, size, first = group + 1, 0, row
     return pieces
-
-
-def _parquet_rows(path: Path, piece: Piece) -> Rows:
-    import pyarrow
-
-    file = _parquet(path)
-    end = file.metadata.num_row_groups if piece.end is None else piece.end
-    number = piece.first_line
-    try:
-        for batch in file.iter_batches(batch_size=1024, row_groups=list(range(piece.start, end))):
-            for row in batch.to_pylist():
-                yield number, without_nulls(row)
-                number += 1
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: broken Parquet file ({str(error).splitlines()[0]}); fetch it again") from error
-
-
-def _parquet(path: Path) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: no Parquet file ({str(error).splitlines()[0]})") from error

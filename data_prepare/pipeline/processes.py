@@ -42,7 +42,7 @@ class Processes:
         """Does these tasks of a stage; yields from time to time how many have ended meanwhile.
 
         advance: called from several threads. Raises what a task raised: ValueError for a mistake of the user, OSError,
-        else RuntimeError with its traceback; ChildProcessError where a process was killed.
+        MemoryError, else RuntimeError with its traceback; ChildProcessError where a process was killed.
         """
         running = {self._threads.submit(self._run, stage, number, advance) for number in numbers}
         while running:
@@ -93,4 +93,6 @@ def _error(told: dict[str, Any]) -> Exception:
         return ValueError(told["mistake"])
     if "system" in told:
         return OSError(*told["system"])
+    if "memory" in told:
+        return MemoryError(told["memory"])
     return RuntimeError(f"in a process of the pipeline:\n{told['traceback']}")

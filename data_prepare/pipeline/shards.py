@@ -69,7 +69,7 @@ class PartWriter:
             aside = self._stack.enter_context(whole_file(path))
             file = self._stack.enter_context(aside.open("wb"))
             if self._compress:
-                writer = zstandard.ZstdCompressor(LEVEL).stream_writer(file, closefd=False)
+                writer = zstandard.ZstdCompressor(LEVEL, write_checksum=True).stream_writer(file, closefd=False)
                 file = self._stack.enter_context(writer)
             self._files[name] = file
             self._counts[name] = FileCounts()

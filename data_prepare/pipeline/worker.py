@@ -54,6 +54,8 @@ def _told(error: Exception) -> dict[str, Any]:
         return {"mistake": str(error)}
     if isinstance(error, OSError) and error.errno:
         return {"system": [error.errno, error.strerror, error.filename and str(error.filename)]}
+    if isinstance(error, MemoryError):
+        return {"memory": "a process of the pipeline has no memory left"}
     return {"traceback": "".join(traceback.format_exception(error))}
 
 

@@ -16,6 +16,7 @@ class EncodedRecords:
     """trees and the `file:line` of each, in memory or read where they are used (see keju.encoding.token_store).
 
     skipped: `file:line: why` of what was left out, of the first of them at least; unlisted: how many there are more.
+    num_records: read and good, of which trees were made or that were skipped; num_bad: rows that were no records.
     """
 
     trees: Sequence[Segment] = field(default_factory=list)
@@ -23,6 +24,8 @@ class EncodedRecords:
     skipped: list[str] = field(default_factory=list)
     unlisted: int = 0
     digest: str = ""  # a hash of the bytes of the files
+    num_bad: int = 0
+    num_records: int = 0
 
     @property
     def num_skipped(self) -> int:

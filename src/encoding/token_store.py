@@ -146,11 +146,9 @@ def open_trees(folder: Path) -> StoredTrees:
 
 @dataclass
 class StoredRecords(EncodedRecords):
-    """EncodedRecords of a store; bad: as `skipped`, of lines that are no records; num_records: read and good."""
+    """EncodedRecords of a store; bad: as `skipped`, of lines that are no records."""
 
     bad: list[str] = field(default_factory=list)
-    num_bad: int = 0
-    num_records: int = 0
 
 
 def open_store(folder: Path, files: Sequence[Path], *, thoroughly: bool = False) -> StoredRecords:

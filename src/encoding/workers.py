@@ -30,7 +30,8 @@ def map_in_order(
     function: it and all that it holds are of other modules than the main one, and need no model family of ours.
     At most `ahead * num_workers` items are read ahead of the result that is handed on. The processes end with the
     iteration, however it ends, and also when this process is killed: their pipe is closed then.
-    Raises ChildProcessError where one of them is killed, RuntimeError with its traceback for an error in `function`.
+    Raises ChildProcessError where one of them is killed, MemoryError where it has no memory left, and RuntimeError with
+    its traceback for another error in `function`.
     """
     if num_workers <= 1:
         yield from map(function, items)
@@ -80,6 +81,8 @@ def _received(connection: Connection) -> Any:
 
 def _checked(answer: tuple[bool, Any]) -> Any:
     failed, result = answer
+    if isinstance(result, MemoryError):
+        raise result
     if failed:
         raise RuntimeError(f"in a process that encodes records:\n{result}")
     return result
@@ -144,8 +147,10 @@ def _serve(own: Connection, pipes: list[Connection], function: tuple[bool, Any])
 
 
 def _answer(function: Callable, item: Any) -> tuple[bool, Any]:
-    """-> whether it failed, the result or the traceback."""
+    """-> whether it failed, the result or the traceback (where memory was short, the error)."""
     try:
         return False, function(item)
+    except MemoryError:
+        return True, MemoryError("a process that encodes records has no memory left")
     except Exception:
         return True, traceback.format_exc()

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from keju.records.writing import write_json
 
@@ -29,17 +31,25 @@ def file_state(path: Path) -> list[int]:
 
 
 def data_digest(file: Path, memory: Path) -> str:
-    """SHA-256 of a data file. `memory`: a folder that keeps it for as long as `file_state` stays the same."""
+    """SHA-256 of a data file. memory: see `remembered`."""
+    return remembered(file, memory, "sha256", file_digest)
+
+
+def remembered(file: Path, memory: Path, name: str, find: Callable[[Path], Any]) -> Any:
+    """What `find` finds in a data file (a value of JSON), called `name`.
+
+    memory: a folder that keeps it for as long as `file_state` stays the same.
+    """
     before, begun = file_state(file), time.time_ns()
     known = memory / (hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:32] + ".json")
-    try:
-        row = json.loads(known.read_text(encoding="utf-8"))
-        if row["seen"] == before:
-            return row["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not known, or half a file: read the data again
-    digest = file_digest(file)
+    row: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not known, or half a file: read again
+        found = json.loads(known.read_text(encoding="utf-8"))
+        row = found if found["seen"] == before else {}
+    if name in row:
+        return row[name]
+    value = find(file)
     if file_state(file) == before and begun - max(before[1:3]) > SETTLED:
         with contextlib.suppress(OSError):  # a full or read-only disk: the data are read again the next time
-            write_json(known, {"seen": before, "sha256": digest})
-    return digest
+            write_json(known, {**row, "seen": before, name: value})
+    return value

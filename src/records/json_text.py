@@ -144,7 +144,11 @@ class _Window:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                if len(self._text) - self._at < MAX_ITEM and self._grow():
+                if len(self._text) - self._at >= MAX_ITEM:
+                    raise self.broken(
+                        f"{error.msg}, or an item of more than {MAX_ITEM >> 20} MiB", error.pos
+                    ) from error
+                if self._grow():
                     continue  # the item may go on in the next block
                 raise self.broken(error.msg, error.pos) from error
             except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits

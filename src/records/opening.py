@@ -16,6 +16,7 @@ COMPRESSED = (".zst", ".gz", ".xz")
 BLOCK = 1 << 20
 BEGINNING = 1 << 16  # bytes by which is told what a file holds
 MAX_LINE = 1 << 26  # bytes; a longer line is no record, and must not fill the memory
+MAX_MEMORY = 1 << 28  # bytes that decompressing may take; `xz -9` asks for a quarter of it, zstd has a limit of its own
 INPUT = 1 << 10  # bytes decompressed at once: what comes out, of a few bytes each 128 KiB, is in memory as a whole
 
 
@@ -33,13 +34,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         if packing == ".gz":
             with gzip.open(raw, "rb") as file:
                 yield file
-        elif packing == ".xz":
-            with lzma.open(raw, "rb") as file:
-                yield file
-        elif packing == ".zst":
-            import zstandard
-
-            with _Zst(zstandard.ZstdDecompressor(), raw) as stream, io.BufferedReader(stream, 1 << 20) as file:
+        elif packing:
+            with _XZ(raw) if packing == ".xz" else _Zst(raw) as stream, io.BufferedReader(stream, BLOCK) as file:
                 yield file
         else:
             yield raw
@@ -82,10 +78,12 @@ def numbered_lines(
             while (end is None or position < end) and (raw := file.readline(limit)):
                 position += len(raw)
                 if len(raw) == limit and not raw.endswith(b"\n"):
+                    del raw
+                    # Before its end is looked for, which may be many GB away.
+                    yield number, ValueError(f"a line of more than {limit >> 20} MiB")
                     while (rest := file.readline(BLOCK)) and not rest.endswith(b"\n"):
                         position += len(rest)
                     position += len(rest)
-                    yield number, ValueError(f"a line of more than {limit >> 20} MiB")
                 elif number == 1:
                     yield number, raw.removeprefix(codecs.BOM_UTF8)
                 else:
@@ -109,21 +107,39 @@ class Damaged(Exception):
     """Compressed bytes that are not what was written."""
 
 
-DAMAGE = (Damaged, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+class TooLarge(Exception):
+    """What was written refers to bytes so far back that reading it takes as much memory as the file asks for."""
+
+
+DAMAGE = (Damaged, TooLarge, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
 def _damage(error: Exception) -> str:
+    if isinstance(error, TooLarge):
+        return "it takes too much memory to decompress; compress it again (zstd without --long and --ultra, or xz -9)"
     return f"the compressed file is cut off or damaged ({str(error).rstrip('.')}); make or copy it again"
 
 
-class _Zst(io.RawIOBase):
-    """All frames of a zst file, one after the other; unlike zstandard's own reader it tells an end from a cut."""
+class _Frames(io.RawIOBase):
+    """All frames of a compressed file, one after the other; unlike the libraries' own readers it tells an end from a
+    cut, and what is no frame after one."""
 
-    def __init__(self, decompressor, raw: BinaryIO) -> None:
-        self._decompressor, self._raw = decompressor, raw
+    padding = b""  # bytes that may stand after a frame
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
         self._frame = None
+        self._is_first = True
         self._input = b""
         self._output = memoryview(b"")
+
+    def begin(self):
+        """A decompressor of one frame."""
+        raise NotImplementedError
+
+    def decompressed(self, frame, data: bytes) -> bytes:
+        """Raises Damaged or TooLarge."""
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
@@ -132,10 +148,10 @@ class _Zst(io.RawIOBase):
         while not self._output:
             if not self._input:
                 self._input = self._raw.read(INPUT)
-            if not self._input:
-                if self._frame is not None:
-                    raise Damaged("it ends within a frame")
-                return 0
+                if not self._input:
+                    if self._frame is not None:
+                        raise Damaged("it ends within a frame")
+                    return 0
             self._output = memoryview(self._next())
         size = min(len(buffer), len(self._output))
         buffer[:size] = self._output[:size]
@@ -143,16 +159,42 @@ class _Zst(io.RawIOBase):
         return size
 
     def _next(self) -> bytes:
+        data, self._input = self._input, b""
+        if self._frame is None:
+            data = data if self._is_first else data.lstrip(self.padding)
+            if not data:
+                return b""
+            self._frame = self.begin()
+        frame = self._frame
+        output = self.decompressed(frame, data)
+        if frame.eof:
+            self._input, self._frame, self._is_first = frame.unused_data, None, False
+        return output
+
+
+class _Zst(_Frames):
+    def begin(self):
         import zstandard
 
-        if self._frame is None:
-            self._frame = self._decompressor.decompressobj()
-        frame, data = self._frame, self._input
-        self._input = b""
+        return zstandard.ZstdDecompressor().decompressobj()
+
+    def decompressed(self, frame, data: bytes) -> bytes:
+        import zstandard
+
         try:
-            output = frame.decompress(data)
+            return frame.decompress(data)
         except zstandard.ZstdError as error:
-            raise Damaged(error) from error
-        if frame.eof:
-            self._input, self._frame = frame.unused_data, None
-        return output
+            raise (TooLarge if "too much memory" in str(error) else Damaged)(error) from error
+
+
+class _XZ(_Frames):
+    padding = b"\0"
+
+    def begin(self):
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_MEMORY)
+
+    def decompressed(self, frame, data: bytes) -> bytes:
+        try:
+            return frame.decompress(data)
+        except lzma.LZMAError as error:
+            raise (TooLarge if "Memory usage limit" in str(error) else Damaged)(error) from error

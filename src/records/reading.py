@@ -17,7 +17,7 @@ from keju.records.json_text import BrokenArray, array_items, parsed
 from keju.records.opening import begins_array, blocks, decoded, numbered_lines
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 from keju.records.shards import plain_suffix, record_files
-from keju.records.values import without_nulls
+from keju.records.tables import table_rows
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,11 @@ def raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
     return _READERS[plain_suffix(file)](file)
 
 
+def count_rows(file: Path) -> int:
+    """How many rows a file has, good and bad ones. Raises ValueError where it cannot be read to its end."""
+    return sum(1 for _ in raw_rows(file))
+
+
 def iterate_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file:line", the object) of every row of a file or a set of shards, whatever its fields mean.
 
@@ -159,34 +164,6 @@ def _text_lines(path: Path) -> Iterator[tuple[int, Any]]:
 def _json_file(path: Path) -> Iterator[tuple[int, Any]]:
     """An array of records; many a file named .json holds one record a line instead."""
     return _json_array(path) if begins_array(path) else _json_lines(path)
-
-
-def table_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(row number from 1, the row) of an Arrow or Parquet file."""
-    import pyarrow.ipc
-    import pyarrow.parquet
-
-    def batches():
-        if plain_suffix(path) == ".parquet":
-            yield from pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256)
-            return
-        with pyarrow.OSFile(str(path)) as file:
-            magic = file.read(6)
-            file.seek(0)
-            if magic == b"ARROW1":  # the file format; a stream, as `datasets` keeps it, has no magic number
-                reader = pyarrow.ipc.open_file(file)
-                yield from map(reader.get_batch, range(reader.num_record_batches))
-            else:
-                yield from pyarrow.ipc.open_stream(file)
-
-    number = 0
-    try:
-        for batch in batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, without_nulls(row)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: damaged after row {number} ({str(error).splitlines()[0]}); make it again") from error
 
 
 def _json_array(path: Path) -> Iterator[tuple[int, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import secrets
@@ -48,7 +49,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         with aside.open("r+b") as file:
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
+        _name_full_disk(error, aside, path)
         aside.unlink(missing_ok=True)
         raise
 
@@ -71,7 +73,8 @@ def whole_folder(folder: str | Path, *, own: Callable[[Path], Iterable[Path]] = 
             old = _replace(folder, aside, old)
         else:
             aside.rename(folder)
-    except BaseException:
+    except BaseException as error:
+        _name_full_disk(error, aside, folder)
         if old.exists() and not folder.exists():
             old.rename(folder)
         shutil.rmtree(aside, ignore_errors=True)
@@ -79,6 +82,14 @@ def whole_folder(folder: str | Path, *, own: Callable[[Path], Iterable[Path]] = 
     if old.exists():
         carry_over(own(old), folder)  # what came while the others were carried over
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _name_full_disk(error: BaseException, aside: Path, path: Path) -> None:
+    """What cannot be written is `path` to people; an error of writing to an open file names none."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return
+    if error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(aside):
+        error.filename = str(path)
 
 
 def hidden_names(path: Path) -> tuple[Path, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,7 +119,10 @@ def _gpu_memory(_: BaseException, flags: _Flags) -> list[str]:
 
 def _cpu_memory(_: BaseException, flags: _Flags) -> list[str]:
     lines = ["The machine ran out of memory."] + _memory(flags)
-    return lines + flags.smaller("dataloader_num_workers", "each worker holds its own copy of what it reads")
+    lines += flags.smaller("dataloader_num_workers", "each worker holds its own copy of what it reads")
+    if "num_workers" in flags.arguments and flags.now("num_workers") != 1:
+        lines += flags.change("num_workers", (flags.now("num_workers") or 2) // 2, "fewer processes at a time")
+    return lines + (_again(flags, "goes on from the last checkpoint") if flags.arguments else [])
 
 
 def _not_finite(error: BaseException, flags: _Flags) -> list[str]:
@@ -142,11 +146,17 @@ def _not_finite(error: BaseException, flags: _Flags) -> list[str]:
 def _disk_full(error: BaseException, flags: _Flags) -> list[str]:
     where = getattr(error, "filename", None) or flags.now("output_dir") or "the output folder"
     lines = [f"The disk is full: {where} could not be written."]
+    cache = flags.now("token_cache_dir")
+    if cache and Path(str(where)).is_relative_to(Path(cache).expanduser().absolute()):
+        lines += flags.change("token_cache_dir", "<folder on another disk>", "more space")
+        return lines + _again(flags, "goes on from the last checkpoint")
     limit = flags.now("save_total_limit")
     lines += flags.change("save_total_limit", 1, "keeps fewer checkpoints") if limit != 1 else []
     if not flags.now("save_only_model"):
         lines += flags.change("save_only_model", "true", "a third of the size; such a checkpoint cannot be resumed")
     lines += flags.change("output_dir", "<folder on another disk>", "more space")
+    if flags.now("output_file"):
+        lines += flags.change("output_file", "<file on another disk>", "more space")
     return lines + _again(flags, "then goes on from the last whole checkpoint")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from keju.training.terminal import Terminal, visible
 USAGE, CRASH, INTERRUPTED = 2, 1, 130
 # Mistakes that the operating system finds: a missing file is the user's wherever it is opened.
 FILE_MISTAKES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+NAME_MISTAKES = (errno.ENAMETOOLONG, errno.ELOOP)
 # Nothing is sent or fetched that was not asked for; the environment covers child processes.
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -97,11 +99,10 @@ def _report(error: BaseException, run: RunFolder | None) -> int:
     what, *remedies = explain(error, run.arguments if run is not None else parsed_arguments()) or [""]
     lines = [] if what else [f"{prefix}{type(error).__name__}: {_one_line(error)}"]
     lines += [f"{prefix}{what}", *(f"  - {remedy}" for remedy in remedies)] if what else []
-    if run is not None and run.is_main:
-        for line in details.splitlines():
-            run.write_log(line)
+    is_logged = run is not None and run.is_main and all(map(run.write_log, details.splitlines()))
+    if is_logged:
         lines.append(f"{prefix}the whole traceback is in {run.log_path}")
-    if debug or (not what and (run is None or not run.is_main)):  # it is in no log
+    if debug or not (what or is_logged):
         lines.insert(0, details)
     _say(lines)
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASH
@@ -110,6 +111,8 @@ def _report(error: BaseException, run: RunFolder | None) -> int:
 def is_user_mistake(error: BaseException) -> bool:
     """A file that is not there, bad JSON, or a ValueError that a `raise` statement of ours chose to raise."""
     if isinstance(error, (*FILE_MISTAKES, json.JSONDecodeError)):
+        return True
+    if isinstance(error, OSError) and error.errno in NAME_MISTAKES:
         return True
     return isinstance(error, ValueError) and is_raised_by_us(error)
 

@@ -154,10 +154,12 @@ class RunFolder:
             write_json(self.path / "args.json", self._describe())
         append_rows(self.metrics_path, [{name: _finite(value) for name, value in row.items()}])
 
-    def write_log(self, line: str) -> None:
-        """One line for the log file alone."""
-        if self._terminal is not None:
-            self._terminal.log.write_line(line)
+    def write_log(self, line: str) -> bool:
+        """One line for the log file alone; whether it is there."""
+        if self._terminal is None:
+            return False
+        self._terminal.log.write_line(line)
+        return not self._terminal.log.broken
 
     def finish(self, **figures: Any) -> dict[str, Any]:
         """Writes summary.json, which marks the run as finished, closes the log and returns the summary.

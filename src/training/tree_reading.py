@@ -21,10 +21,10 @@ from keju.encoding.store_build import build_store
 from keju.encoding.store_key import store_key
 from keju.encoding.token_store import MANIFEST, DamagedStore, StoredRecords, open_store
 from keju.encoding.workers import usable_cores
-from keju.records.digests import data_digest, file_digest
+from keju.records.digests import data_digest, file_digest, remembered
 from keju.records.folds import Fold
 from keju.records.opening import packing_of
-from keju.records.reading import iterate_records, raw_rows
+from keju.records.reading import count_rows, iterate_records
 from keju.records.shards import TABLES, plain_suffix, record_files
 from keju.records.writing import whole_folder
 from keju.training.cache_folder import warn_if_open
@@ -75,17 +75,10 @@ def read_trees(
     if is_large or (data.token_cache == "auto" and _has_stores(data)):
         stored = request.stored(Path(data.token_cache_dir).expanduser(), data.num_workers, build=is_large)
     found = stored or request.encoded()
-    if max_samples is not None:
-        show_cap(files, max_samples, "--max_train_samples" if "eval" not in flag else "--max_eval_samples", path.name)
+    cap = "--max_eval_samples" if flag == "--eval_filename" else "--max_train_samples"
+    request.show_cap(found, cap, Path(data.token_cache_dir).expanduser())
     found.digest = digest_of(request.digests(Path(data.token_cache_dir).expanduser()))
     return found
-
-
-def show_cap(files: Sequence[Path], most: int, flag: str, name: str) -> None:
-    """Says what the flag leaves out, if there is more in the files than it lets through."""
-    total = sum(1 for file in files for _ in raw_rows(file))
-    if total > most:
-        print(f"{name}: {flag} {most} leaves out {total - most} of {total} records")
 
 
 def _instead(path: Path, flag: str) -> str:
@@ -147,6 +140,7 @@ class TreeRequest:
             raise ValueError(f"{self.path}: {found}")
         with Progress(len(read), f"encode {self.path.name}", unit="records") as bar:
             encoded = encode_records(read, self.encoder, self.form, on_bad_line=self.on_bad_line, on_record=bar.advance)
+        encoded.num_records, encoded.num_bad = len(read), len(bad)
         self._report([*bad, *encoded.skipped], len(bad) + encoded.num_skipped, len(read) + len(bad))
         return encoded
 
@@ -185,6 +179,25 @@ class TreeRequest:
             return [file_digest(file) for file in self.files]
         with _only_one(cache / "data.lock", "read the data"):  # one process reads the files for their checksums
             return [data_digest(file, cache / "data") for file in self.files]
+
+    def show_cap(self, found: EncodedRecords, flag: str, cache: Path) -> None:
+        """Says what `max_samples`, the value of `flag`, leaves out of the files. found: what it lets through."""
+        if self.max_samples is None or found.num_records < self.max_samples:
+            return
+        said = f"{self.path.name}: {flag} {self.max_samples} leaves out"
+        if self.fold is not None:  # of the others it is not known whose they are
+            print(f"{said} what comes after {found.num_records} records of part {self.fold.number}/{self.fold.count}")
+            return
+        total = self._num_rows(cache)
+        if (rest := total - found.num_records - found.num_bad) > 0:
+            print(f"{said} {rest} of {total} records")
+
+    def _num_rows(self, cache: Path) -> int:
+        """How many rows the files have; those of large ones are kept in `cache`."""
+        if text_bytes(self.files) < LARGE:
+            return sum(map(count_rows, self.files))
+        with _only_one(cache / "data.lock", "read the data"):
+            return sum(remembered(file, cache / "data", "rows", count_rows) for file in self.files)
 
     def _key(self, cache: Path) -> str:
         fold = None if self.fold is None else (self.fold.number, self.fold.count)

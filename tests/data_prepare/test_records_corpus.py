@@ -271,7 +271,7 @@ WRONG_FILES = {
     "no.jsonl.gz": (LINES, "no.jsonl.gz: the compressed file is cut off or damaged"),
     "cut.jsonl.zst": (zstandard.compress(LINES)[:-5], "cut.jsonl.zst: the compressed file is cut off or damaged"),
     "no.jsonl.zst": (LINES, "no.jsonl.zst: the compressed file is cut off or damaged"),
-    "no.parquet": (LINES, "no.parquet: no Parquet file"),
+    "no.parquet": (LINES, "no.parquet: damaged, or no Parquet file"),
     "a.docx": (LINES, "a.docx: expected a file of .jsonl, .ndjson, .json"),
 }
 
@@ -288,7 +288,7 @@ def test_a_parquet_file_with_texts_that_are_none(tmp_path):
     offsets, data = pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")
     texts = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, offsets, data])
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="a.parquet: broken Parquet file"):
+    with pytest.raises(ValueError, match="a.parquet: damaged after row 0 "):
         read(tmp_path)
 
 

@@ -1,10 +1,12 @@
 """Files of a user's own through the stage: few rows, own splits, cleaning that changes nothing, stale records."""
 
+import gzip
 import json
 import lzma
 import sys
 
 import pytest
+import zstandard
 
 from keju import prepare_data
 from keju.records.locks import only_writer
@@ -118,6 +120,25 @@ def test_a_slip_in_an_array_loses_one_row(prepare, tmp_path):
     (tmp_path / "raw" / "a.json").write_text(text, encoding="utf-8")
     assert prepare("--prompts_share", 0, "--dev_share", 0, "--test_share", 0) == 0
     assert len(said(tmp_path / "out")) == 1999
+
+
+@pytest.mark.parametrize("packing", ["xz", "gz", "zst"])
+@pytest.mark.parametrize("on_bad_line", ["skip", "error"])
+def test_a_file_that_is_cut_off_ends_the_run_in_one_line(prepare, tmp_path, capsys, packing, on_bad_line):
+    """Nobody can count what is lost of it."""
+    pack = {"xz": lzma.compress, "gz": gzip.compress, "zst": zstandard.compress}[packing]
+    write(tmp_path / "raw" / "a.jsonl", [row(number) for number in range(50)])
+    write(tmp_path / "rows", [row(number, "乙") for number in range(500)])
+    whole = pack((tmp_path / "rows").read_bytes())
+    damaged = tmp_path / "raw" / f"d.jsonl.{packing}"
+    damaged.write_bytes(whole[: len(whole) // 2])
+    assert prepare("--on_bad_line", on_bad_line) == 2
+    said_last = capsys.readouterr().err.splitlines()[-1]
+    assert said_last.startswith(f"error: {damaged}:") and said_last.endswith("; make or copy it again")
+    assert not (tmp_path / "out").exists()
+    damaged.write_bytes(whole)
+    assert prepare("--on_bad_line", on_bad_line) == 0
+    assert "read: 550 -> 550 rows" in capsys.readouterr().out
 
 
 def test_a_second_run_into_one_folder_is_refused(prepare, tmp_path, capsys):

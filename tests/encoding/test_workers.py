@@ -38,6 +38,10 @@ def _dies(number: int) -> int:
     sys.exit(3) if multiprocessing.parent_process() and number else None
 
 
+def _has_no_memory(number: int) -> int:
+    return len(bytearray(1 << 62)) if number == 5 else number
+
+
 def _where(number: int) -> tuple[int, int]:
     time.sleep(0.02)
     return number, os.getpid()
@@ -85,6 +89,9 @@ def test_workers_keep_the_order_and_do_not_run_ahead(monkeypatch):
         list(map_in_order(_fails_at_five, range(10), 2))
     with pytest.raises(ChildProcessError, match="give fewer --num_workers"):
         list(map_in_order(_dies, range(10), 2))
+    for num_workers in (1, 2):
+        with pytest.raises(MemoryError):
+            list(map_in_order(_has_no_memory, range(10), num_workers))
     assert not psutil.Process().children(recursive=True)
 
 

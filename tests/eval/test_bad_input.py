@@ -202,6 +202,7 @@ def test_files_of_other_shapes_are_named(tmp_path):
         "cmrc2018", {"dev.json": '{"data": [{"paragraphs": [{"qas": [{}]}]}]}'}, "dev.json: not in the format of SQuAD"
     )
     check("tnews", {"dev.json": "甲\n"}, "dev.json:1: malformed JSON")
+    check("tnews", {"dev.json": "[" * 100_000}, "dev.json:1: malformed JSON")
     (tmp_path / "dev.json").write_bytes("{}甲".encode("gbk"))
     with pytest.raises(ValueError, match="dev.json: not UTF-8"):
         load_task("tnews").items(Files(tmp_path), "official", "dev")

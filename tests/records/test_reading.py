@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from keju.records.reading import read_records
+from keju.records.reading import first_records, read_records
 from keju.records.record import ChatRecord, RankedRecord, TextRecord
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -182,3 +182,10 @@ def test_real_array_lines_are_those_of_the_file():
         line = int(problem.removeprefix(f"{path}:").split(":")[0])
         item = json.loads("".join(lines[line - 1 : line + 4]).split("},")[0].rstrip().removesuffix("},") + "}")
         assert item["output"].strip() == ""
+
+
+@pytest.mark.parametrize(("most", "said"), [(1, "--max_samples 1 leaves out 2 of 3 records\n"), (3, ""), (None, "")])
+def test_what_a_cap_leaves_out_is_said(file_of, capsys, most, said):
+    records = read_records(file_of('{"text": "甲"}\n' * 3))
+    assert len(first_records(records, most, "--max_samples")) == (most or 3)
+    assert capsys.readouterr().out == said

@@ -1,5 +1,6 @@
 """Files are whole or absent."""
 
+import errno
 import json
 import os
 import stat
@@ -7,7 +8,7 @@ import stat
 import pytest
 
 from keju.records.reading import read_records
-from keju.records.writing import write_json, write_jsonl
+from keju.records.writing import whole_file, whole_folder, write_json, write_jsonl
 
 
 def test_round_trip_creates_folders_and_keeps_characters(tmp_path):
@@ -57,3 +58,25 @@ def test_json_is_indented_and_readable_by_others(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_a_full_disk_is_named_by_what_people_asked_for(tmp_path, whole):
+    """Writing to an open file names none, and opening one aside names what will not be there any more."""
+
+    def unnamed(aside):
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"a")
+
+    def aside_named(aside):
+        raise OSError(errno.ENOSPC, "No space left on device", str(aside / "a" if aside.is_dir() else aside))
+
+    def another(aside):
+        raise OSError(errno.ENOSPC, "No space left on device", "/elsewhere")
+
+    for write, named in ((unnamed, tmp_path / "new"), (aside_named, tmp_path / "new"), (another, "/elsewhere")):
+        with pytest.raises(OSError, match="No space left") as caught, whole(tmp_path / "new") as aside:
+            write(aside)
+        assert caught.value.filename == str(named)
+        assert os.listdir(tmp_path) == []

@@ -80,11 +80,34 @@ def test_only_flags_that_the_run_has():
     assert remedies and all("token_budget" in remedy for remedy in remedies)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), ChildProcessError("")])
+ENDED = [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), ChildProcessError(""), MemoryError()]
+
+
+@pytest.mark.parametrize("error", ENDED)
 def test_stages_without_checkpoints(error):
     _, *remedies = explain(error, {"output_dir": "runs/data", "num_workers": 2})
     assert remedies[-1].startswith("the same command again")
     assert not any(name in remedy for remedy in remedies for name in ("checkpoint", "save_"))
+
+
+@pytest.mark.parametrize(("given", "proposed"), [(8, 4), (0, 1), (None, 1), (1, None)])
+def test_fewer_processes_take_less_memory(given, proposed):
+    remedies = explain(MemoryError(), {"output_dir": "runs/data", "num_workers": given})[1:]
+    found = [remedy for remedy in remedies if remedy.startswith("--num_workers")]
+    assert [remedy.split()[1].strip(":") for remedy in found] == ([] if proposed is None else [str(proposed)])
+
+
+def test_a_full_disk_of_tokens_is_not_that_of_the_run(tmp_path):
+    given = {"output_dir": "runs/x", "token_cache_dir": str(tmp_path / "tokens"), "save_total_limit": 2}
+    what, *remedies = explain(OSError(errno.ENOSPC, "No space left", str(tmp_path / "tokens" / "0ab")), given)
+    assert what == f"The disk is full: {tmp_path}/tokens/0ab could not be written."
+    assert remedies[0].startswith("--token_cache_dir <folder on another disk>")
+    assert not any(remedy.startswith(("--output_dir", "--save_total_limit")) for remedy in remedies)
+
+
+def test_a_full_disk_of_an_exported_file():
+    what, *remedies = explain(OSError(errno.ENOSPC, "No space left", "a.csv"), {"output_file": "a.csv"})
+    assert "a.csv could not be written" in what and remedies[0].startswith("--output_file <file on another disk>")
 
 
 def test_nothing_that_is_set_already_is_proposed():

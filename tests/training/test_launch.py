@@ -37,6 +37,14 @@ def test_a_missing_file_is_a_mistake_wherever_it_is_opened(capsys):
     assert capsys.readouterr().err == "error: nowhere.jsonl: No such file or directory\n"
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "loop"])
+def test_names_that_no_file_can_have_are_mistakes(tmp_path, capsys, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert run_guarded((tmp_path / name).read_bytes) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}")
+
+
 def test_debug_shows_the_traceback(capsys, monkeypatch):
     monkeypatch.setenv("KEJU_DEBUG", "1")
     assert run_guarded(lambda: pack([100], 10)) == 2
@@ -69,6 +77,20 @@ def test_a_crash_keeps_its_traceback_in_the_log(tmp_path, capsys):
     err = capsys.readouterr().err
     assert err == f"ZeroDivisionError: division by zero\nthe whole traceback is in {tmp_path / 'sft.log'}\n"
     assert "Traceback" in (tmp_path / "sft.log").read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_log_that_cannot_be_written_is_not_named(tmp_path, capsys):
+    (tmp_path / "sft.log").symlink_to("/dev/full")
+
+    def main():
+        run = RunFolder(tmp_path, "sft", argv=[])
+        run.log_metrics({"step": 1})
+        raise ZeroDivisionError("division by zero")
+
+    assert run_guarded(main) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "the whole traceback is in" not in err
 
 
 def test_an_explained_crash_says_so(tmp_path, capsys):

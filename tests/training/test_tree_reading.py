@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import sys
 import threading
@@ -17,11 +18,13 @@ from keju import pretrain, tokenize_data, train_reward
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import StoredRecords
+from keju.records import digests
+from keju.records.folds import Fold
 from keju.records.writing import write_jsonl
 from keju.training import tree_reading
 from keju.training.launch import run_guarded
 from keju.training.stage_arguments import DataArguments
-from keju.training.tree_reading import read_trees
+from keju.training.tree_reading import TreeRequest, read_trees
 
 
 @pytest.fixture
@@ -119,6 +122,58 @@ def test_tokens_are_made_ahead_and_found(monkeypatch, folder, capsys):
     assert isinstance(trees(30), StoredRecords) and "damaged" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("cache", ["off", "on"])
+def test_what_a_cap_leaves_out_is_said(folder, capsys, cache):
+    rows = (folder / "ranked_train.jsonl").read_text().splitlines(keepends=True)
+    rows[2:2] = ["{\n", "\n"]  # a bad row, which takes the place of none, and no row
+    (folder / "ranked_train.jsonl").write_text("".join(rows))
+
+    def said(most, flag="--train_filename", fold=None):
+        data = DataArguments(str(folder), "ranked_train.jsonl", token_cache_dir=str(folder / "tokens"), max_length=64)
+        data.token_cache, data.on_bad_line = cache, "skip"
+        encoder = Encoder(build_char_tokenizer(), 64)
+        read_trees(data, "ranked_train.jsonl", encoder, "ranked", flag=flag, max_samples=most, fold=fold)
+        return [line for line in capsys.readouterr().out.splitlines() if "leaves out" in line]
+
+    for _ in range(2):  # made and found
+        assert said(10) == ["ranked_train.jsonl: --max_train_samples 10 leaves out 14 of 25 records"]
+    assert said(1) == ["ranked_train.jsonl: --max_train_samples 1 leaves out 24 of 25 records"]  # the bad one, too
+    assert said(10, "--eval_filename") == ["ranked_train.jsonl: --max_eval_samples 10 leaves out 14 of 25 records"]
+    assert said(24) == said(25) == said(None) == []
+    line = "ranked_train.jsonl: --max_train_samples 5 leaves out what comes after 5 records of part 1/2"
+    assert said(5, fold=Fold("1/2")) == [line] and said(24, fold=Fold("1/2")) == []
+
+
+def test_rows_of_large_files_are_counted_once(monkeypatch, folder, capsys):
+    monkeypatch.setattr(tree_reading, "LARGE", 100)
+    path = folder / "pretrain_train.jsonl"
+    os.utime(path, (1, 1))
+    monkeypatch.setattr(digests, "SETTLED", -1e18)  # the time of its change is now
+    request = TreeRequest(path, [path], Encoder(build_char_tokenizer(), 64), "text", max_samples=4)
+    request.stored(folder / "tokens", 1, build=True)
+    request.show_cap(request.encoded(), "--max_train_samples", folder / "tokens")
+    monkeypatch.setattr(tree_reading, "count_rows", None)
+    request.show_cap(request.encoded(), "--max_train_samples", folder / "tokens")
+    line = "pretrain_train.jsonl: --max_train_samples 4 leaves out 36 of 40 records"
+    assert capsys.readouterr().out.splitlines().count(line) == 2
+    with path.open("a") as file:
+        file.write('{"text": "甲"}\n')
+    monkeypatch.undo()
+    monkeypatch.setattr(tree_reading, "LARGE", 100)
+    request.show_cap(request.encoded(), "--max_train_samples", folder / "tokens")
+    assert "leaves out 37 of 41 records" in capsys.readouterr().out
+
+
+def test_tokenising_says_what_a_cap_leaves_out(monkeypatch, folder, capsys):
+    flags = ["--stage", "sft", "--token_cache_dir", folder / "tokens", "--num_workers", 1]
+    assert run(monkeypatch, tokenize_data, folder, *flags, "--max_train_samples", 4, "--max_eval_samples", 5) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "leaves out" in line]
+    assert said == [
+        "ranked_train.jsonl: --max_train_samples 4 leaves out 20 of 24 records",
+        "ranked_dev.jsonl: --max_eval_samples 5 leaves out 19 of 24 records",
+    ]
+
+
 def test_one_of_several_builds_and_the_others_wait(monkeypatch, folder):
     built, found = [], []
     own = tree_reading.build_store
@@ -158,3 +213,21 @@ def test_shards_train_as_one_file(folder):
         read_trees(
             DataArguments(str(folder), "sharded"), "sharded", encoder, "text", flag="-", max_samples=None
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_workers", [None, 1])
+def test_a_shard_that_vanishes_before_it_is_read_is_named(folder, capsys, num_workers):
+    """num_workers: of the store; None: in memory, where the list of shards is read anew."""
+    path, files = folder / "vanishing", [folder / f"vanishing-0000{number}-of-00002.jsonl" for number in (1, 2)]
+    for file in files:
+        write_jsonl(file, [{"text": CHARACTERS[:9]}] * 3)
+    request = TreeRequest(path, files, Encoder(build_char_tokenizer(), 64), "text")
+    cache = folder / "tokens"
+    request.folder(cache)
+    request.digests = lambda cache: ["as", "before"]  # they were read while it was there
+    files[1].unlink()
+    read = request.encoded if num_workers is None else lambda: request.stored(cache, num_workers, build=True)
+    assert run_guarded(read) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {files[1]}: ") and "o such file" in line
+    assert not list(cache.glob("*/")) and not list(cache.glob(".*"))

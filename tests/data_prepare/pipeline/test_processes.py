@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import psutil
 import pytest
 
 from keju.data_prepare.corpora import records
 from keju.data_prepare.pipeline.plan import Plan, in_portions
-from keju.data_prepare.pipeline.processes import Processes
+from keju.data_prepare.pipeline.processes import Processes, _error
+from keju.data_prepare.pipeline.worker import _told
+from keju.training.crash import explain
 
 ROWS = '{"text": "学而时习之，不亦说乎？"}\n{"text": "有朋自远方来，不亦乐乎？"}\n'
 
@@ -68,6 +72,32 @@ def test_a_process_that_was_killed_is_said(plan):
         with pytest.raises(ChildProcessError, match="give fewer --num_workers"):
             list(processes.run("read", [0], lambda count: None))
     assert not children()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a running process is limited by prlimit")
+def test_a_process_without_memory_is_said_and_the_next_one_goes_on(plan):
+    import resource
+
+    (Path(plan.raw_dir) / "2.jsonl").write_text(json.dumps({"text": "不" * (8 << 20)}) + "\n", encoding="utf-8")
+    with Processes(plan.work, 1) as processes:
+        assert sum(processes.run("read", [0], lambda count: None)) == 1
+        (child,) = children()
+        used = child.memory_info().vms
+        resource.prlimit(child.pid, resource.RLIMIT_AS, (used + (8 << 20), used + (8 << 20)))
+        with pytest.raises((MemoryError, ChildProcessError)) as caught:  # some libraries end the process
+            list(processes.run("read", range(1, len(plan.portions)), lambda count: None))
+    what, *remedies = explain(caught.value, {"output_dir": "runs/data", "num_workers": 2})
+    assert "memory" in what and "num_workers" in " ".join([what, *remedies])
+    assert remedies[-1].startswith("the same command again")
+    assert not children()
+    (Path(plan.raw_dir) / "2.jsonl").write_text(ROWS, encoding="utf-8")
+    with Processes(plan.work, 1) as processes:
+        assert sum(processes.run("read", range(len(plan.portions)), lambda count: None)) == len(plan.portions)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), numpy.exceptions.AxisError("a bug")])
+def test_errors_travel(error):
+    assert isinstance(_error(_told(error)), MemoryError if isinstance(error, MemoryError) else RuntimeError)
 
 
 # Ctrl-C is ignored by what a shell runs in the background, this test, too.
