@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -32,7 +31,14 @@ from keju.data_prepare.folder import REPORT, describe, new_folder, own_files, re
 from keju.data_prepare.in_memory import clean_rows, summary
 from keju.data_prepare.mixing import parse_mix
 from keju.data_prepare.pipeline import engine
-from keju.data_prepare.pipeline.build import begin, collect, has_training_rows, num_rows_held_out, training_texts
+from keju.data_prepare.pipeline.build import (
+    begin,
+    collect,
+    has_training_rows,
+    num_rows_held_out,
+    remove_work,
+    training_texts,
+)
 from keju.data_prepare.pipeline.plan import VERSION, Plan, fields_by_size
 from keju.data_prepare.pipeline.rows import reply_of
 from keju.data_prepare.pipeline.shards import length_class
@@ -157,7 +163,7 @@ def main() -> None:
         else:
             report = build_from_files(args, cleaning, corpus, made_from, console)
         if report is not None:
-            shutil.rmtree(work_folder(args.output_dir), ignore_errors=True)
+            remove_work(work_folder(args.output_dir))
     if report is not None:
         show_corpus(console, Path(args.output_dir), report)
 
@@ -304,7 +310,7 @@ def build_from_files(
             write_json(folder / REPORT, report)
     except ValueError:  # nothing is left of the data, or a setting does not fit them
         if not has_training_rows(plan):
-            shutil.rmtree(plan.work)
+            remove_work(Path(plan.work))
         raise
     empty = [split for split in ("dev", "test") if not any(f"_{split}" in name for name in report["rows"])]
     if empty:

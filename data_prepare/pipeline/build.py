@@ -27,10 +27,16 @@ def begin(plan: Plan) -> bool:
                 return True
         except (ValueError, TypeError, KeyError):  # of another version
             pass
-    shutil.rmtree(work, ignore_errors=True)
+    remove_work(work)
     work.mkdir(parents=True)
     plan.save()
     return False
+
+
+def remove_work(work: Path) -> None:
+    """The plan goes first: without it, what a kill in the middle leaves is not gone on with."""
+    (work / PLAN).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def collect(plan: Plan, folder: Path) -> dict[str, Any]:

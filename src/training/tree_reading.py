@@ -26,7 +26,7 @@ from keju.records.folds import Fold
 from keju.records.opening import packing_of
 from keju.records.reading import count_rows, iterate_records
 from keju.records.shards import TABLES, plain_suffix, record_files
-from keju.records.writing import whole_folder
+from keju.records.writing import hidden_names, whole_folder
 from keju.training.cache_folder import warn_if_open
 from keju.training.progress import Progress
 from keju.training.resuming import digest_of
@@ -171,7 +171,10 @@ class TreeRequest:
         """Deletes the store, which a run that reads it goes on reading."""
         folder = self.folder(cache)
         with _only_one(cache / f"{folder.name}.lock", f"encode {self.path.name}"):
-            shutil.rmtree(folder, ignore_errors=True)
+            aside, _ = hidden_names(folder)  # first, so that a kill in the middle leaves no half of a store
+            with contextlib.suppress(OSError):
+                os.replace(folder, aside)
+                shutil.rmtree(aside, ignore_errors=True)
 
     def digests(self, cache: Path) -> list[str]:
         """Checksums of the files; those of large ones are kept in `cache`."""

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import shutil
 import sys
 
 import pytest
@@ -46,6 +47,33 @@ def test_few_rows(prepare, tmp_path, count, seed, capsys):
     assert prepare("--seed", seed, "--test_share", 0.3, "--dev_share", 0.3) == 0
     assert list((tmp_path / "out").glob("chat_train*"))
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("others", [(), ("--seed", 7)])
+def test_killed_while_a_work_folder_is_deleted(prepare, tmp_path, monkeypatch, others):
+    """At the end of a run, or by a run with other settings: what is left of it is not gone on with."""
+    write(tmp_path / "raw" / "a.jsonl", [row(number) for number in range(30)])
+    delete = shutil.rmtree
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    def killed_in_the_middle(path, **options):
+        if not (path.name == ".out.work" and (path / "records").exists()):
+            return delete(path, **options)
+        delete(path / "records")
+        return killed()
+
+    if others:
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare_data, "write_page", killed)
+            assert prepare() == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed_in_the_middle)
+        assert prepare(*others) == 130
+    delete(tmp_path / "out", ignore_errors=True)
+    assert prepare() == 0
+    assert len(said(tmp_path / "out", "chat_*.jsonl")) + len(said(tmp_path / "out", "prompts_*.jsonl")) >= 26
 
 
 def test_where_every_row_is_dropped_it_is_said_why(prepare, tmp_path, capsys):
