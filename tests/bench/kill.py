@@ -265,10 +265,15 @@ def survive(series: Series, kills: int, seed: int = 0, say=print) -> Outcome:
 
     for when, step in plan_kills(kills, steps, rng):
         if when == "before it replaces":
-            while not (replaced / BESIDE).is_dir():  # as long as the kills come too late
+            for _ in range(20):
                 shutil.rmtree(replaced, ignore_errors=True)
                 shutil.copytree(whole, replaced)
                 struck(replaced, ["--overwrite_output_dir"], when, step)
+                # Not too late, nor just while the old one goes, its summary first
+                if (replaced / BESIDE).is_dir() and (replaced / "summary.json").is_file():
+                    break
+            else:
+                raise RuntimeError("no kill came before the old run was replaced")
             outcome.old_run_kept &= contents(replaced) == contents(whole)
         elif when == "after it replaced":
             since = struck(replaced, ["--overwrite_output_dir"], when, step)
