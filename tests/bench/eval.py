@@ -15,7 +15,9 @@ import csv
 import functools
 import io
 import logging
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from keju.eval.evaluation import evaluate
 from keju.eval.local_model import LocalModel
 from keju.eval.task import load_task
 from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.records.writing import write_json
 
 # (our name of the task, theirs of a subject, the split with answers)
 EXAMS = {"ceval": ("ceval-valid_{}", "val"), "mmlu": ("mmlu_{}", "val"), "cmmlu": ("cmmlu_{}", "test")}
@@ -95,7 +98,10 @@ def build(args: argparse.Namespace):
     if args.model:
         tokenizer = load_tokenizer(args.model)
         return load_causal_lm(args.model, tokenizer=tokenizer), tokenizer
-    tokenizer = load_tokenizer(str(shared_folder() / "data/tokenizers/llama"))
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(shared_folder() / "data/tokenizers/llama/tokenizer.model", folder)
+        write_json(Path(folder) / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"})
+        tokenizer = load_tokenizer(folder)
     args.vocab_size = len(tokenizer)
     return tiny_llama(args).eval(), tokenizer
 
