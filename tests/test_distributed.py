@@ -7,12 +7,13 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -285,34 +286,43 @@ def test_bf16_learns(folder):
     assert curves(folder / "bf16" / "rlhf")["kl"][0] == pytest.approx(0, abs=1e-6)
 
 
-def start_shell(run: list[str], **more) -> subprocess.Popen:
-    """run_stage of examples/_environment.sh, as the scripts call it."""
+@contextmanager
+def started_shell(run: list[str], **more) -> Iterator[subprocess.Popen]:
+    """run_stage of examples/_environment.sh, as the scripts call it; nothing of it runs on after the block."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUM_GPUS": "2", "MASTER_PORT": free_port()}
     script = 'source "$0/examples/_environment.sh"; run_stage "$@"'
     run = [part for part in run if part != "--use_cpu"]  # the shell adds it
-    return subprocess.Popen(["bash", "-c", script, str(REPO), *run], env=environment, **more)
+    command = ["bash", "-c", script, str(REPO), *run]
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **more)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_for(path: Path) -> None:
-    for _ in range(600):
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """The start of two processes takes a minute and more on a slow machine."""
+    for _ in range(3000):
         if path.exists():
             return
+        assert process.poll() is None, f"it ended before it wrote {path}"
         time.sleep(0.1)
-    raise TimeoutError(f"{path} is not there after a minute")
+    raise TimeoutError(f"{path} is not there after five minutes")
 
 
 def test_the_shell_starts_the_launcher(folder, one, tmp_path):
-    process = start_shell(run_of(folder / "inputs", tmp_path / "run", "sft", "llama", False, 2))
-    assert process.wait(timeout=300) == 0
+    with started_shell(run_of(folder / "inputs", tmp_path / "run", "sft", "llama", False, 2)) as process:
+        assert process.wait(timeout=600) == 0
     same_run(tmp_path / "run", one / name_of("sft", "llama", False), "sft")
 
 
 def test_sigterm_reaches_the_processes_which_save_and_end(folder, tmp_path):
     run = run_of(folder / "inputs", tmp_path / "run", "rlhf", "llama", False, 2, max_steps=4000, save_steps=4000)
-    process = start_shell(run, stderr=subprocess.PIPE, text=True)
-    wait_for(tmp_path / "run" / "metrics.jsonl")
-    process.terminate()
-    _, said = process.communicate(timeout=120)
+    with started_shell(run, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(tmp_path / "run" / "metrics.jsonl", process)
+        process.terminate()
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     checkpoint = newest_whole(tmp_path / "run")
     assert checkpoint is not None and f"goes on from {checkpoint}" in said
@@ -323,15 +333,15 @@ def test_a_build_of_deepspeed_that_was_killed_does_not_stop_the_next_run(folder,
     """Without a build of this machine's own: TORCH_EXTENSIONS_DIR is a new folder."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "ops"))
     run = run_of(folder / "inputs", tmp_path / "run", "sft", "llama", False, 2)
-    process = start_shell(run, start_new_session=True, stderr=subprocess.DEVNULL)
     lock = tmp_path / "ops" / "deepspeed_shm_comm" / "lock"
-    wait_for(lock)
-    processes = psutil.Process(process.pid).children(recursive=True)
-    for one in [process, *processes]:
-        one.kill()
-    psutil.wait_procs(processes, timeout=60)
+    with started_shell(run, stderr=subprocess.DEVNULL) as process:
+        wait_for(lock, process)
+        processes = psutil.Process(process.pid).children(recursive=True)
+        for one in [process, *processes]:
+            one.kill()
+        psutil.wait_procs(processes, timeout=60)
     assert lock.exists()
-    process = start_shell(run, stderr=subprocess.PIPE, text=True)
-    _, said = process.communicate(timeout=300)
+    with started_shell(run, stderr=subprocess.PIPE, text=True) as process:
+        _, said = process.communicate(timeout=900)
     assert process.returncode == 0, said
     assert "left behind" in said and not lock.exists()
