@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from keju.records.record import ROLES, Message
@@ -118,10 +119,7 @@ def _message(turn: Any, name: str, before: list[Message]) -> tuple[str, Message]
     if role is None:
         raise ValueError(f"{name} has the unknown role {speaker!r}; known are {', '.join(SPEAKERS)}")
     for field, value in turn.items():
-        why = _REFUSED.get(field)
-        if why is None and field not in (*_FLAGS, "weight") and _OTHER_FLAG.fullmatch(field.lower()):
-            why = 'is not known; write "loss": true or false, or "weight", a number'
-        if why is not None and not says_nothing(value):
+        if (why := _refusal(field)) and not says_nothing(value):
             raise ValueError(f'{name}: "{field}" {why}')
     weight = _weight(turn, name, role)
     reasoning = reasoning_of(turn, f" of {name}")
@@ -147,6 +145,16 @@ def _message(turn: Any, name: str, before: list[Message]) -> tuple[str, Message]
     if "tool_call_id" in turn:
         tool = _answered_tool(turn["tool_call_id"], tool, name, before)
     return said, Message(role, content, reasoning, tool_calls, tool, weight)
+
+
+@lru_cache(maxsize=256)  # asked of every field of every turn
+def _refusal(field: str) -> str:
+    """Why a field of a turn is not read, "" for others."""
+    if field in _REFUSED:
+        return _REFUSED[field]
+    if field not in (*_FLAGS, "weight") and _OTHER_FLAG.fullmatch(field.lower()):
+        return 'is not known; write "loss": true or false, or "weight", a number'
+    return ""
 
 
 def _answered_tool(identity: Any, tool: str, name: str, before: list[Message]) -> str:

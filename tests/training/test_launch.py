@@ -67,14 +67,20 @@ def test_a_value_error_that_nobody_raised_on_purpose_is_a_crash(monkeypatch):
         assert not is_user_mistake(caught.value)
 
 
-def test_a_crash_keeps_its_traceback_in_the_log(tmp_path, capsys):
+def error_of_a_crash(folder: Path, capsys) -> str:
+    """What a run in `folder` says that crashes after its first step."""
+
     def main():
-        run = RunFolder(tmp_path, "sft", argv=[])
+        run = RunFolder(folder, "sft", argv=[])
         run.log_metrics({"step": 1})
         raise ZeroDivisionError("division by zero")
 
     assert run_guarded(main) == 1
-    err = capsys.readouterr().err
+    return capsys.readouterr().err
+
+
+def test_a_crash_keeps_its_traceback_in_the_log(tmp_path, capsys):
+    err = error_of_a_crash(tmp_path, capsys)
     assert err == f"ZeroDivisionError: division by zero\nthe whole traceback is in {tmp_path / 'sft.log'}\n"
     assert "Traceback" in (tmp_path / "sft.log").read_text()
 
@@ -82,14 +88,7 @@ def test_a_crash_keeps_its_traceback_in_the_log(tmp_path, capsys):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_log_that_cannot_be_written_is_not_named(tmp_path, capsys):
     (tmp_path / "sft.log").symlink_to("/dev/full")
-
-    def main():
-        run = RunFolder(tmp_path, "sft", argv=[])
-        run.log_metrics({"step": 1})
-        raise ZeroDivisionError("division by zero")
-
-    assert run_guarded(main) == 1
-    err = capsys.readouterr().err
+    err = error_of_a_crash(tmp_path, capsys)
     assert "Traceback" in err and "the whole traceback is in" not in err
 
 

@@ -211,18 +211,8 @@ def test_a_new_kl_coefficient_is_used_where_it_is_asked_for(monkeypatch, folder,
 def test_a_step_back_keeps_the_new_settings(monkeypatch, folder, tmp_path, capsys):
     """The checkpoint that --on_alarm rollback goes back to may be older than the change."""
     output = until(folder, "rlhf", tmp_path / "run", 2)
-    flags = (
-        "--actor_learning_rate",
-        2e-3,
-        "--kl_coef",
-        7,
-        "--on_alarm",
-        "rollback",
-        "--alarm_kl",
-        1e-9,
-        "--alarm_window",
-        2,
-    )
+    flags = ("--actor_learning_rate", 2e-3, "--kl_coef", 7, "--on_alarm", "rollback")
+    flags += ("--alarm_kl", 1e-9, "--alarm_window", 2)
     assert run(monkeypatch, "rlhf", folder, output, *flags, "--resume_with_changes", *AUTO) == 0
     assert "went back to checkpoint-2" in capsys.readouterr().out
     before, after = (
