@@ -24,6 +24,7 @@ from keju.records.reading import iterate_records
 from keju.tokenizers.family import answer_end_id
 from keju.training.arguments import ChatTrainingArguments, DataArguments, ModelArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.ranges import PositiveInt
 from keju.training.stage import inspect, num_shared
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
@@ -37,7 +38,7 @@ FORMS = {"pretrain": "text", "sft": "sft", "reward": "ranked", "dpo": "ranked", 
 @dataclass
 class DoctorArguments(ChatTrainingArguments, DataArguments):
     train_filename: str = field(default="", metadata={"help": "Record file; by default the one that --stage reads."})
-    max_train_samples: int | None = field(default=1000, metadata={"help": "Look at so many records."})
+    max_train_samples: PositiveInt | None = field(default=1000, metadata={"help": "Look at so many records."})
 
 
 @dataclass

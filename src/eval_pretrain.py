@@ -33,6 +33,7 @@ from keju.training.launch import run_stage
 from keju.training.plots import plot_bars
 from keju.training.progress import Progress
 from keju.training.provenance import describe_versions
+from keju.training.ranges import NonNegativeInt, PositiveInt, Seed
 from keju.training.reference_cache import model_key
 from keju.training.run_folder import RunFolder
 from keju.training.terminal import visible
@@ -57,7 +58,9 @@ class EvalArguments(ThinkingArguments):
     tasks: list[str] = field(
         default_factory=lambda: ["idiom"], metadata={"help": "Files of eval/tasks/ by name, or clue for its ten tasks."}
     )
-    num_shots: list[int] = field(default_factory=lambda: [0], metadata={"help": "Examples before each question."})
+    num_shots: list[NonNegativeInt] = field(
+        default_factory=lambda: [0], metadata={"help": "Examples before each question."}
+    )
     protocol: list[str] | None = field(
         default=None, metadata={"help": "Ways to ask, each is scored; by default the first that a task knows."}
     )
@@ -69,32 +72,29 @@ class EvalArguments(ThinkingArguments):
         metadata={"help": "Only these subjects, categories or subsets of an examination: hard, STEM, law."},
     )
     apply_chat_template: bool = field(default=False, metadata={"help": "Ask in a conversation, not in plain text."})
-    max_items: int | None = field(default=None, metadata={"help": "Score a random part of each task."})
+    max_items: PositiveInt | None = field(default=None, metadata={"help": "Score a random part of each task."})
     on_bad_row: Literal["error", "skip"] = field(
         default="error", metadata={"help": "What a row does that is wrong, or longer than the model reads."}
     )
-    max_length: int | None = field(default=None, metadata={"help": "Longest prompt with a choice; the model's limit."})
-    token_budget: int | None = field(
+    max_length: PositiveInt | None = field(
+        default=None, metadata={"help": "Longest prompt with a choice; the model's limit."}
+    )
+    token_budget: PositiveInt | None = field(
         default=None,
         metadata={"help": "Tokens of one packed row, the unit of memory; by default 4096, more for long prompts."},
     )
-    batch_size: int = field(default=16, metadata={"help": "Answers written at once; questions of one request."})
+    batch_size: PositiveInt = field(default=16, metadata={"help": "Answers written at once; questions of one request."})
     server_url: str | None = field(
         default=None, metadata={"help": "Ask a served model: http://127.0.0.1:8000/v1 (completions API of vLLM)."}
     )
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
-    seed: int = field(
+    seed: Seed = field(
         default=42, metadata={"help": "Decides the shots, the items of --max_items, and the weights of a named size."}
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds."})
 
     def __post_init__(self):
         self.tasks = [name for text in self.tasks for name in text.split(",") if name]
-        for name in ("max_items", "max_length", "token_budget", "batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
-        if min(self.num_shots) < 0:
-            raise ValueError(f"--num_shots {min(self.num_shots)}: must be at least 0")
         if self.server_url is not None:
             check_url(self.server_url)
             if self.tokenizer_name is None:

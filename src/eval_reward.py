@@ -28,6 +28,7 @@ from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_ar
 from keju.training.launch import run_stage
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
+from keju.training.ranges import PositiveInt
 from keju.training.run_folder import RunFolder
 from keju.training.tree_guard import verify_trees
 
@@ -42,9 +43,9 @@ class EvalRewardArguments(ThinkingArguments):
     test_filename: str = field(default="ranked_test.jsonl", metadata={"help": "Held-out ranked records."})
     base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's own."})
-    max_length: int = field(default=512, metadata={"help": "Longest record in tokens (prompt and one answer)."})
-    token_budget: int = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
-    max_samples: int | None = field(default=None, metadata={"help": "Use at most so many records."})
+    max_length: PositiveInt = field(default=512, metadata={"help": "Longest record in tokens (prompt and one answer)."})
+    token_budget: PositiveInt = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
+    max_samples: PositiveInt | None = field(default=None, metadata={"help": "Use at most so many records."})
     on_bad_line: Literal["error", "skip"] = field(default="error", metadata={"help": "What a bad line does."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds."})

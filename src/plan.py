@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +24,7 @@ from keju.planning.workload import Workload
 from keju.training.arguments import BASE_MODEL_HELP, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_stacks
+from keju.training.ranges import Fraction, PositiveFloat, PositiveInt, between
 from keju.training.stage_arguments import parse_overrides
 from keju.training.whole_file import write_whole
 
@@ -51,9 +52,11 @@ class PlanArguments:
     stage: Literal["pretrain", "sft", "reward", "dpo", "rlhf"] = field(
         default="sft", metadata={"help": "The stage to plan. All models of rlhf are taken to be of this size."}
     )
-    gpu_memory: float = field(default=80.0, metadata={"help": "Memory of one GPU in GiB (with --use_cpu: of the CPU)."})
-    num_gpus: int = field(default=1, metadata={"help": "GPUs."})
-    margin: float = field(
+    gpu_memory: PositiveFloat = field(
+        default=80.0, metadata={"help": "Memory of one GPU in GiB (with --use_cpu: of the CPU)."}
+    )
+    num_gpus: PositiveInt = field(default=1, metadata={"help": "GPUs."})
+    margin: Fraction = field(
         default=0.1,
         metadata={"help": "Share of the memory that is left free, for CUDA's own, NCCL and fragmentation."},
     )
@@ -65,14 +68,14 @@ class PlanArguments:
     use_peft: bool | None = field(
         default=None, metadata={"help": "true: LoRA (rlhf: --share_base); false: all weights; by default what fits."}
     )
-    lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
+    lora_r: PositiveInt = field(default=8, metadata={"help": "Rank of the adapters."})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Layers that get adapters; all linear layers by default."}
     )
     activation_checkpointing: bool | None = field(
         default=None, metadata={"help": "Recompute activations: always, never, or by default where it is needed."}
     )
-    zero_stage: int | None = field(
+    zero_stage: Annotated[int, between(0, 3)] | None = field(
         default=None, metadata={"help": "0 (no DeepSpeed), 1, 2 or 3; by default what fits."}
     )
     offload: bool | None = field(
@@ -83,16 +86,8 @@ class PlanArguments:
     output_dir: str | None = field(default=None, metadata={"help": "Folder for plan.json and plan.png."})
 
     def __post_init__(self):
-        if self.num_gpus < 1:
-            raise ValueError(f"--num_gpus: must be at least 1, got {self.num_gpus}")
         if self.num_gpus > 1 and self.use_cpu:
             raise ValueError("--use_cpu: is planned for one process; leave --num_gpus at 1")
-        if self.gpu_memory <= 0:
-            raise ValueError(f"--gpu_memory: must be above 0, got {self.gpu_memory}")
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"--margin {self.margin}: must be at least 0 and below 1")
-        if self.zero_stage is not None and self.zero_stage not in range(4):
-            raise ValueError(f"--zero_stage {self.zero_stage}: choose from 0, 1, 2, 3")
         parse_overrides(self.config_overrides)
 
 
@@ -102,15 +97,17 @@ class WorkArguments:
 
     _argument_group_name = "work"
 
-    token_budget: int = field(default=4096, metadata={"help": "Tokens of one packed row."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Records of one packed row at most."})
-    max_length: int = field(default=512, metadata={"help": "Tokens of a text, or of a prompt and one answer."})
-    max_prompt_length: int = field(default=256, metadata={"help": "Tokens of a prompt."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Tokens of a response (rlhf)."})
-    num_responses: int = field(default=4, metadata={"help": "Answers of a prompt: ranked ones, or sampled (rlhf)."})
-    rollout_batch_size: int = field(default=16, metadata={"help": "Prompts of a rollout (rlhf)."})
-    num_mini_batches: int = field(default=4, metadata={"help": "Optimizer steps of a rollout (rlhf)."})
-    generation_batch_size: int = field(default=64, metadata={"help": "Responses generated at once (rlhf)."})
+    token_budget: PositiveInt = field(default=4096, metadata={"help": "Tokens of one packed row."})
+    per_device_train_batch_size: PositiveInt = field(default=8, metadata={"help": "Records of one packed row at most."})
+    max_length: PositiveInt = field(default=512, metadata={"help": "Tokens of a text, or of a prompt and one answer."})
+    max_prompt_length: PositiveInt = field(default=256, metadata={"help": "Tokens of a prompt."})
+    max_new_tokens: PositiveInt = field(default=256, metadata={"help": "Tokens of a response (rlhf)."})
+    num_responses: PositiveInt = field(
+        default=4, metadata={"help": "Answers of a prompt: ranked ones, or sampled (rlhf)."}
+    )
+    rollout_batch_size: PositiveInt = field(default=16, metadata={"help": "Prompts of a rollout (rlhf)."})
+    num_mini_batches: PositiveInt = field(default=4, metadata={"help": "Optimizer steps of a rollout (rlhf)."})
+    generation_batch_size: PositiveInt = field(default=64, metadata={"help": "Responses generated at once (rlhf)."})
 
     def __post_init__(self):
         self.workload()

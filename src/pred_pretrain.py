@@ -27,6 +27,7 @@ from keju.records.writing import write_json, write_jsonl
 from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.progress import Progress
+from keju.training.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, PositiveShare, Seed
 from keju.training.run_folder import RunFolder
 from keju.training.terminal import visible
 from keju.training.tree_guard import verify_trees
@@ -45,21 +46,25 @@ class PredArguments(ThinkingArguments):
     chat_template: str | None = field(
         default=None, metadata={"help": "Chat template by name (llama2, vicuna, ziya ...), or a Jinja file."}
     )
-    max_new_tokens: int = field(default=128, metadata={"help": "An answer is cut off there."})
-    temperature: float = field(
+    max_new_tokens: PositiveInt = field(default=128, metadata={"help": "An answer is cut off there."})
+    temperature: NonNegativeFloat = field(
         default=0.0, metadata={"help": "0 takes the likeliest token; above, answers are sampled."}
     )
-    top_p: float = field(default=1.0, metadata={"help": "Sample from the likeliest tokens with this much probability."})
-    top_k: int = field(default=0, metadata={"help": "Sample from so many of the likeliest tokens; 0: from all."})
-    num_return_sequences: int = field(default=1, metadata={"help": "Answers to each prompt."})
-    batch_size: int = field(default=16, metadata={"help": "Answers that are generated at once."})
-    max_samples: int | None = field(default=None, metadata={"help": "Use at most so many records."})
+    top_p: PositiveShare = field(
+        default=1.0, metadata={"help": "Sample from the likeliest tokens with this much probability."}
+    )
+    top_k: NonNegativeInt = field(
+        default=0, metadata={"help": "Sample from so many of the likeliest tokens; 0: from all."}
+    )
+    num_return_sequences: PositiveInt = field(default=1, metadata={"help": "Answers to each prompt."})
+    batch_size: PositiveInt = field(default=16, metadata={"help": "Answers that are generated at once."})
+    max_samples: PositiveInt | None = field(default=None, metadata={"help": "Use at most so many records."})
     on_bad_line: Literal["error", "skip"] = field(default="error", metadata={"help": "What a bad line does."})
     on_long: Literal["error", "truncate"] = field(
         default="error", metadata={"help": "A prompt with no room for an answer stops the run, or loses its beginning."}
     )
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
-    seed: int = field(default=42, metadata={"help": "Decides what is sampled, and the weights of a named size."})
+    seed: Seed = field(default=42, metadata={"help": "Decides what is sampled, and the weights of a named size."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds."})
 
 

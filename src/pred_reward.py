@@ -27,6 +27,7 @@ from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_ar
 from keju.training.launch import run_stage
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
+from keju.training.ranges import PositiveInt
 from keju.training.run_folder import RunFolder
 from keju.training.tree_guard import verify_trees
 from keju.trees.segment import Segment
@@ -47,12 +48,12 @@ class PredRewardArguments(ThinkingArguments):
     )
     base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's own."})
-    max_length: int = field(default=512, metadata={"help": "Longest prompt with an answer, in tokens."})
+    max_length: PositiveInt = field(default=512, metadata={"help": "Longest prompt with an answer, in tokens."})
     on_long: Literal["error", "truncate"] = field(
         default="error",
         metadata={"help": "A longer one stops the run; or prompts lose their beginning, answers their end."},
     )
-    token_budget: int = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
+    token_budget: PositiveInt = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds."})
 

@@ -66,6 +66,7 @@ from keju.training.arguments import parse_arguments
 from keju.training.cache_folder import cache_folder
 from keju.training.launch import run_stage
 from keju.training.progress import Progress
+from keju.training.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
 TOKENIZER = "tokenizer"
 PAGE = "report.html"
@@ -90,17 +91,21 @@ class PrepareDataArguments:
     output_dir: str = field(metadata={"help": "folder of the data set"})
     corpus: str = field(default="idiom", metadata={"help": "a file of data_prepare/corpora/"})
     raw_dir: str | None = field(default=None, metadata={"help": "folder of the raw data (idiom is a package: none)"})
-    seed: int = field(default=42, metadata={"help": "decides the splits, wrong answers and wording"})
-    max_idioms: int | None = field(default=None, metadata={"help": "idiom: use this many (default: all)"})
-    vocab_size: int = field(default=8000, metadata={"help": "pieces of the vocabulary, at most; 0: make none"})
+    seed: Seed = field(default=42, metadata={"help": "decides the splits, wrong answers and wording"})
+    max_idioms: PositiveInt | None = field(default=None, metadata={"help": "idiom: use this many (default: all)"})
+    vocab_size: NonNegativeInt = field(
+        default=8000, metadata={"help": "pieces of the vocabulary, at most; 0: make none"}
+    )
     tokenizer_name: str | None = field(
         default=None,
         metadata={"help": "tokenizer that lengths are shown in: a folder or hub name (its own)"},
     )
-    prompts_share: float = field(default=0.1, metadata={"help": "share of all groups that is kept as prompts for PPO"})
-    dev_share: float = field(default=0.02, metadata={"help": "share of all groups that is held out while training"})
-    test_share: float = field(default=0.02, metadata={"help": "share of all groups that is held out for the end"})
-    near_duplicates: float = field(
+    prompts_share: Fraction = field(
+        default=0.1, metadata={"help": "share of all groups that is kept as prompts for PPO"}
+    )
+    dev_share: Fraction = field(default=0.02, metadata={"help": "share of all groups that is held out while training"})
+    test_share: Fraction = field(default=0.02, metadata={"help": "share of all groups that is held out for the end"})
+    near_duplicates: PositiveFloat = field(
         default=0.8, metadata={"help": "share of common 3-grams from which texts are one; above 1: only equal ones"}
     )
     on_bad_line: str = field(default="skip", metadata={"help": "skip: bad rows are counted and reported; or error"})
@@ -117,7 +122,7 @@ class PrepareDataArguments:
         metadata={"help": "records: files named train, dev and test keep their rows apart; pool: splits are drawn"},
     )
     compress: bool = field(default=False, metadata={"help": "write .jsonl.zst"})
-    num_workers: int = field(default=0, metadata={"help": "processes; 0: one a core"})
+    num_workers: NonNegativeInt = field(default=0, metadata={"help": "processes; 0: one a core"})
     executor: str = field(
         default="here", metadata={"help": "here, or datatrove's local, slurm or ray (pip install datatrove)"}
     )

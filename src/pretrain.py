@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.ranges import Fraction, NonNegativeFloat
 from keju.training.stage import train_language_model
 
 
@@ -21,9 +22,9 @@ class PretrainDataArguments(DataArguments):
 
 @dataclass
 class PretrainArguments(StageTrainingArguments):
-    learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate."})
-    weight_decay: float = field(default=0.1, metadata={"help": "Decoupled weight decay."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "Second moment decay of Adam."})
+    learning_rate: NonNegativeFloat = field(default=3e-4, metadata={"help": "Peak learning rate."})
+    weight_decay: NonNegativeFloat = field(default=0.1, metadata={"help": "Decoupled weight decay."})
+    adam_beta2: Fraction = field(default=0.95, metadata={"help": "Second moment decay of Adam."})
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from keju.rl.scoring import Reader, Scored, score_rollouts
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.pipeline import Pipeline, tokenizer_of
+from keju.training.ranges import PositiveInt, Seed
 
 POLICIES = ("sft", "ppo", "dpo")
 
@@ -35,10 +36,10 @@ class ResultsArguments:
     models: list[str] = field(
         default_factory=lambda: ["llama-tiny", "glm-tiny"], metadata={"help": "Named sizes that end in -tiny."}
     )
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "One alignment run each."})
-    num_prompts: int = field(default=256, metadata={"help": "Held-out prompts that each policy answers."})
-    max_new_tokens: int = field(default=48, metadata={"help": "An answer is cut off there."})
-    token_budget: int = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
+    seeds: list[Seed] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "One alignment run each."})
+    num_prompts: PositiveInt = field(default=256, metadata={"help": "Held-out prompts that each policy answers."})
+    max_new_tokens: PositiveInt = field(default=48, metadata={"help": "An answer is cut off there."})
+    token_budget: PositiveInt = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
 
 
 @dataclass

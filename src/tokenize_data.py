@@ -54,7 +54,6 @@ class TokenizeArguments(ChatTrainingArguments, DataArguments):
     fold: str = field(default="1/1", metadata={"help": "As --fold of the reward stage."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         Fold(self.fold)
         self.check_stage(self.stage)
         names = FILES.get(FORMS[self.stage], RANKED)

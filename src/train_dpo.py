@@ -32,10 +32,12 @@ from keju.training.objectives.kto import KTOObjective, MismatchedAnswers
 from keju.training.objectives.preference import PreferenceObjective
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
+from keju.training.ranges import LabelSmoothing, NonNegativeFloat, PositiveFloat, Share
 from keju.training.reference_cache import reference_trees
 from keju.training.stage import (
     add_adapters,
     base_quantization,
+    check_best_metric,
     guard,
     inspect,
     num_shared,
@@ -59,26 +61,28 @@ class DPODataArguments(ThinkingArguments, DataArguments):
 
 @dataclass
 class DPOArguments(StageTrainingArguments):
-    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
+    learning_rate: NonNegativeFloat = field(default=1e-6, metadata={"help": "Peak learning rate."})
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
         metadata={"help": f"The preference loss, or several: {', '.join(loss_names())}; or kto alone."},
     )
-    loss_weights: list[float] | None = field(default=None, metadata={"help": "Of several losses; 1 each by default."})
-    beta: float = field(default=0.1, metadata={"help": "How strongly the policy is held to the reference."})
-    label_smoothing: float = field(
+    loss_weights: list[NonNegativeFloat] | None = field(
+        default=None, metadata={"help": "Of several losses; 1 each by default."}
+    )
+    beta: PositiveFloat = field(default=0.1, metadata={"help": "How strongly the policy is held to the reference."})
+    label_smoothing: LabelSmoothing = field(
         default=0.0,
         metadata={"help": "Chance that a preference is wrong (sigmoid, robust, exo_pair, aot, cpo, simpo)."},
     )
     reference_free: bool = field(default=False, metadata={"help": "Compare log-probabilities without a reference."})
-    ld_alpha: float | None = field(
+    ld_alpha: Share | None = field(
         default=None, metadata={"help": "LD-DPO: weight of the tokens by which an answer is longer than the other."}
     )
-    simpo_gamma: float = field(default=0.5, metadata={"help": "The margin of simpo."})
-    cpo_alpha: float = field(default=1.0, metadata={"help": "Weight of the language-model term of cpo."})
-    discopop_tau: float = field(default=0.05, metadata={"help": "Temperature of the blend of discopop."})
-    desirable_weight: float = field(default=1.0, metadata={"help": "Weight of good answers in kto."})
-    undesirable_weight: float = field(default=1.0, metadata={"help": "Weight of bad answers in kto."})
+    simpo_gamma: NonNegativeFloat = field(default=0.5, metadata={"help": "The margin of simpo."})
+    cpo_alpha: NonNegativeFloat = field(default=1.0, metadata={"help": "Weight of the language-model term of cpo."})
+    discopop_tau: PositiveFloat = field(default=0.05, metadata={"help": "Temperature of the blend of discopop."})
+    desirable_weight: NonNegativeFloat = field(default=1.0, metadata={"help": "Weight of good answers in kto."})
+    undesirable_weight: NonNegativeFloat = field(default=1.0, metadata={"help": "Weight of bad answers in kto."})
     reference_cache_dir: str = field(
         default=str(cache_folder("reference_logprobs")),
         metadata={"help": "Where reference log-probabilities are kept."},
@@ -91,6 +95,7 @@ def main() -> None:
     is_kto = isinstance(objective, KTOObjective)
     if model_args.use_peft and model_args.init_lora_weights == "loftq" and objective.needs_reference:
         raise ValueError("--init_lora_weights loftq starts away from the 4-bit base, which is the reference")
+    check_best_metric(training, objective)
     folder = open_run("dpo", model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
     form = "kto" if is_kto else "ranked"

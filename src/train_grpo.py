@@ -13,7 +13,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, set_seed
@@ -34,8 +34,10 @@ from keju.training.adapters import has_adapters
 from keju.training.answer_scores import answer_rewards
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
+from keju.training.optimization import check_schedule
 from keju.training.plots import plot_loss, plot_panels
 from keju.training.progress import RunCallback
+from keju.training.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Seed, StepLimit, at_least
 from keju.training.stage import open_run, start_of
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
@@ -77,35 +79,39 @@ class GRPOArguments:
         default=False,
         metadata={"help": "Go on from a checkpoint although settings or data are others than those it was made with."},
     )
-    seed: int = field(default=42, metadata={"help": "Of prompts and samples."})
-    max_steps: int = field(default=-1, metadata={"help": "Rollouts in all; above 0, it wins over --num_train_epochs."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the prompts."})
-    rollout_batch_size: int = field(default=16, metadata={"help": "Prompts of a rollout."})
-    num_responses: int = field(default=4, metadata={"help": "Answers to each prompt, at least 2: they are compared."})
-    max_new_tokens: int = field(default=256, metadata={"help": "An answer is cut off there."})
-    temperature: float = field(default=1.0, metadata={"help": "Of sampling."})
-    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
+    seed: Seed = field(default=42, metadata={"help": "Of prompts and samples."})
+    max_steps: StepLimit = field(
+        default=-1, metadata={"help": "Rollouts in all; above 0, it wins over --num_train_epochs."}
+    )
+    num_train_epochs: PositiveFloat = field(default=1.0, metadata={"help": "Passes over the prompts."})
+    rollout_batch_size: PositiveInt = field(default=16, metadata={"help": "Prompts of a rollout."})
+    num_responses: Annotated[int, at_least(2)] = field(
+        default=4, metadata={"help": "Answers to each prompt, at least 2: they are compared."}
+    )
+    max_new_tokens: PositiveInt = field(default=256, metadata={"help": "An answer is cut off there."})
+    temperature: PositiveFloat = field(default=1.0, metadata={"help": "Of sampling."})
+    learning_rate: NonNegativeFloat = field(default=1e-6, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Course of the learning rate."})
-    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps; below 1: share of all steps."})
-    kl_coef: float = field(default=0.04, metadata={"help": "Weight of the KL to the start in the loss (TRL: beta)."})
-    cliprange: float = field(default=0.2, metadata={"help": "Of the policy ratio (TRL: epsilon)."})
+    warmup_steps: NonNegativeFloat = field(
+        default=0.03, metadata={"help": "Warm-up steps; below 1: share of all steps."}
+    )
+    kl_coef: NonNegativeFloat = field(
+        default=0.04, metadata={"help": "Weight of the KL to the start in the loss (TRL: beta)."}
+    )
+    cliprange: PositiveFloat = field(default=0.2, metadata={"help": "Of the policy ratio (TRL: epsilon)."})
     loss_type: str = field(default="dapo", metadata={"help": "TRL's: grpo, bnpo, dr_grpo, dapo ..."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 (autocast) over the weights."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
     save_strategy: Literal["steps", "no"] = field(
         default="steps", metadata={"help": "Checkpoints every --save_steps, or none."}
     )
-    save_steps: int = field(default=50, metadata={"help": "Rollouts between two checkpoints."})
-    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept; older ones are deleted."})
+    save_steps: PositiveInt = field(default=50, metadata={"help": "Rollouts between two checkpoints."})
+    save_total_limit: PositiveInt = field(default=2, metadata={"help": "Checkpoints kept; older ones are deleted."})
 
     def __post_init__(self):
-        for name in ("rollout_batch_size", "max_new_tokens", "save_steps", "save_total_limit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        check_schedule(self.lr_scheduler_type)
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
-        if self.num_responses < 2:
-            raise ValueError(f"--num_responses {self.num_responses}: GRPO compares answers; at least 2")
 
 
 def main() -> None:

@@ -22,9 +22,11 @@ from keju.training.arguments import (
 from keju.training.launch import run_stage
 from keju.training.objectives.reward import RewardObjective
 from keju.training.plots import plot_histograms
+from keju.training.ranges import LabelSmoothing, NonNegativeFloat
 from keju.training.stage import (
     add_adapters,
     base_quantization,
+    check_best_metric,
     inspect,
     num_shared,
     open_run,
@@ -44,13 +46,12 @@ class RewardDataArguments(ThinkingArguments, DataArguments):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         Fold(self.fold)
 
 
 @dataclass
 class RewardArguments(StageTrainingArguments):
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate."})
+    learning_rate: NonNegativeFloat = field(default=1e-5, metadata={"help": "Peak learning rate."})
     loss_type: Literal["last", "span", "plackett_luce"] = field(
         default="last",
         metadata={
@@ -58,11 +59,13 @@ class RewardArguments(StageTrainingArguments):
             "the ranking of a prompt's answers as a whole."
         },
     )
-    margin_coef: float = field(
+    margin_coef: NonNegativeFloat = field(
         default=0.0, metadata={"help": "Rewards must differ by so much times the difference of the records' scores."}
     )
-    label_smoothing: float = field(default=0.0, metadata={"help": "Chance that a pair is the wrong way round."})
-    center_rewards_coefficient: float = field(
+    label_smoothing: LabelSmoothing = field(
+        default=0.0, metadata={"help": "Chance that a pair is the wrong way round."}
+    )
+    center_rewards_coefficient: NonNegativeFloat = field(
         default=0.0, metadata={"help": "Weight of (better + worse)^2: keeps rewards around 0 (published: 0.01)."}
     )
 
@@ -77,6 +80,7 @@ def main() -> None:
         label_smoothing=training.label_smoothing,
         center_coef=training.center_rewards_coefficient,
     )
+    check_best_metric(training, objective)
     folder = open_run("reward", model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
     records, held_out = read_records(folder, model_args, data, encoder, "ranked", fold=Fold(data.fold))

@@ -44,7 +44,7 @@ from keju.training.launch import run_stage
 from keju.training.op_builds import survive_killed_builds
 from keju.training.plots import plot_loss
 from keju.training.processes import process_index, start_deepspeed, wait_for_all
-from keju.training.progress import describe
+from keju.training.progress import describe, warn_of_warmup
 from keju.training.stage import inspect, open_run, start_of
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
@@ -256,6 +256,8 @@ def build_trainer(
         max_steps = max(1, math.ceil(ppo.num_train_epochs * len(prompts) / ppo.rollout_batch_size))
     num_updates = max_steps * ppo.ppo_epochs * ppo.num_mini_batches
     warmup_steps = ppo.warmup_steps if ppo.warmup_steps >= 1 else ppo.warmup_steps * num_updates
+    if process_index() == 0:
+        warn_of_warmup(warmup_steps, num_updates)
     kl_controller = FixedKLController(ppo.kl_coef)
     if ppo.kl_target is not None:
         kl_controller = AdaptiveKLController(ppo.kl_coef, ppo.kl_target, ppo.kl_horizon)

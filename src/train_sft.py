@@ -17,6 +17,7 @@ from keju.training.arguments import (
     parse_arguments,
 )
 from keju.training.launch import run_stage
+from keju.training.ranges import NonNegativeFloat
 from keju.training.stage import train_language_model
 
 
@@ -28,7 +29,7 @@ class SFTDataArguments(ChatTrainingArguments, DataArguments):
 
 @dataclass
 class SFTArguments(StageTrainingArguments):
-    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
+    learning_rate: NonNegativeFloat = field(default=2e-5, metadata={"help": "Peak learning rate."})
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from keju.trees.packed_batch import PackedBatch
 
 @dataclass(frozen=True)
 class LearnerSettings:
-    """`num_updates` optimizer steps, of which the first `warmup_steps` warm up. deepspeed: a configuration."""
+    """`num_updates` optimizer steps, of which the first `warmup_steps` warm up. max_grad_norm: 0 clips nothing.
+    deepspeed: a configuration."""
 
     weight_decay: float
     loraplus_lr_ratio: float
@@ -94,7 +95,7 @@ class Learner:
         if self.engine is not None and zero_stage(self.engine.config):
             self.engine.step()
             return float(self.engine.get_global_grad_norm())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or math.inf))
         if self.engine is not None:  # without ZeRO an engine does not tell its norm
             self.engine.step()
             return norm

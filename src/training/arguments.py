@@ -11,16 +11,16 @@ import difflib
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from keju.training.flag_effects import CONDITIONS, INHERITED_RANGES, SHOWN_IN_HELP, never
+from keju.training.ranges import OutOfRange, Range, range_of, ranged
 from keju.training.stage_arguments import (  # noqa: F401  (stages import the dataclasses from here)
     BASE_MODEL_HELP,
-    SHOWN_IN_HELP,
-    WITHOUT_EFFECT,
     ChatTrainingArguments,
     DataArguments,
     ModelArguments,
@@ -69,6 +69,10 @@ def parse_arguments(
     _parsed.update(vars(namespace))
     given = {setting.key for setting in settings}
     given |= {flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    idle = {name: found for name, found in CONDITIONS.items() if name in given and not found.holds(namespace)}
+    for name, condition in idle.items():
+        if condition.is_refused and getattr(namespace, name) != parser.own_defaults[name]:
+            parser.error(f"--{name}: {condition.why}")
     try:
         filled = tuple(
             kind(**{f.name: getattr(namespace, f.name) for f in dataclasses.fields(kind) if f.init})
@@ -76,7 +80,9 @@ def parse_arguments(
         )
     except (ValueError, FileNotFoundError) as error:  # from a dataclass's own checks
         parser.error(str(error).splitlines()[0])
-    _warn_without_effect(given, namespace)
+    for name, condition in idle.items():
+        if not condition.is_refused:
+            print(f"warning: --{name} has no effect: {condition.why}", file=sys.stderr)
     return filled
 
 
@@ -86,6 +92,7 @@ class _Parser(HfArgumentParser):
     def __init__(self, dataclass_types, *, description: str, all_flags: bool):
         self._all_flags = all_flags
         self._hints: dict[str, Any] = {}
+        self.own_defaults: dict[str, Any] = {}  # by name, before a YAML file changes them
         script = Path(sys.argv[0])
         super().__init__(
             dataclass_types,
@@ -103,7 +110,7 @@ class _Parser(HfArgumentParser):
             self.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 
     def _add_dataclass_arguments(self, dtype: type) -> None:
-        hints = get_type_hints(dtype)
+        hints, annotated = get_type_hints(dtype), get_type_hints(dtype, include_extras=True)
         self._hints |= hints
         ours = self.add_argument_group(getattr(dtype, "_argument_group_name", dtype.__name__))
         rest = self.add_argument_group("everything else of transformers.TrainingArguments")
@@ -114,12 +121,32 @@ class _Parser(HfArgumentParser):
             field.type = hints[field.name]
             hidden = issubclass(dtype, TrainingArguments) and field.name in inherited
             self._parse_dataclass_field(rest if hidden else ours, field)
+            allowed = range_of(annotated[field.name])
+            if allowed is None and issubclass(dtype, TrainingArguments):
+                allowed = INHERITED_RANGES.get(field.name)
+            condition = CONDITIONS.get(field.name)
+            is_refused = condition is not None and condition.is_refused and condition.holds is never
             for action in self._actions:
+                if action.dest != field.name:
+                    continue
                 negation = action.option_strings and action.option_strings[0].startswith("--no_")
-                if action.dest == field.name and (negation or (hidden and not self._all_flags)):
+                if not negation:
+                    self.own_defaults[field.name] = action.default
+                if negation or is_refused or (hidden and not self._all_flags):
                     action.help = argparse.SUPPRESS
-                elif action.dest == field.name and action.help is None:
+                elif action.help is None:
                     action.help = " "  # so that the formatter still shows its default
+                if is_refused:
+                    action.type, action.choices = _lenient(action.type), None
+                elif allowed is not None:
+                    self._restrict(action, allowed)
+
+    @staticmethod
+    def _restrict(action: argparse.Action, allowed: Range) -> None:
+        """Lets the flag take numbers of a range alone, and its help say so."""
+        action.type = ranged(action.type, allowed)
+        if action.help != argparse.SUPPRESS and str(allowed) != "finite":
+            action.help = f"{action.help.strip().removesuffix('.')} [{allowed}]"
 
     def names(self) -> list[str]:
         """All flags without their dashes, in the spelling with underscores."""
@@ -148,6 +175,8 @@ class _Parser(HfArgumentParser):
     def _convert(self, action: argparse.Action, text: str, setting: Setting) -> Any:
         try:
             value = action.type(text) if action.type else text
+        except OutOfRange as error:
+            self.error(f"{setting.where}: {setting.key}: {error}")
         except (ValueError, TypeError, argparse.ArgumentTypeError):
             kind = "true or false" if action.nargs == "?" else getattr(action.type, "__name__", "value")
             self.error(f"{setting.where}: {setting.key}: expected {kind}, got {text!r}")
@@ -163,6 +192,18 @@ class _Parser(HfArgumentParser):
             missing = [names.split("/")[0] for names in required[1].split(", ")]
             message = f"{', '.join(missing)} must be given (as a flag or in the YAML file)"
         self.exit(2, f"error: {message}\n")
+
+
+def _lenient(convert: Callable[[str], Any] | None) -> Callable[[str], Any]:
+    """`convert`, which leaves what it cannot read as it is: of an option that is refused in any case."""
+
+    def converted(text: str) -> Any:
+        try:
+            return convert(text) if convert else text
+        except (ValueError, TypeError, argparse.ArgumentTypeError):
+            return text
+
+    return converted
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -220,9 +261,3 @@ def _unknown(given: str, what: str, prefix: str, names) -> str:
 
 def _allows_none(hint: Any) -> bool:
     return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
-
-
-def _warn_without_effect(given: set[str], namespace: argparse.Namespace) -> None:
-    for name, (has_effect, reason) in WITHOUT_EFFECT.items():
-        if name in given and not has_effect(namespace):
-            print(f"warning: --{name} has no effect: {reason}", file=sys.stderr)

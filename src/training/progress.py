@@ -159,6 +159,8 @@ class RunCallback(TrainerCallback):
         self._last_row = (0, 0.0)  # num_tokens, elapsed
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if self.folder.is_main:
+            warn_of_warmup(args.get_warmup_steps(state.max_steps), state.max_steps)
         self.bar = Progress(state.max_steps, self.folder.stage, unit="steps", done=state.global_step)
         self.bar.__enter__()
         self._mark = time.monotonic()
@@ -211,6 +213,16 @@ class RunCallback(TrainerCallback):
             if tokens > 0 and seconds > 0:
                 row["tokens_per_second"] = round(tokens / seconds, 1)
             self._last_row = (row["num_tokens"], self._elapsed)
+
+
+def warn_of_warmup(warmup_steps: float, num_steps: int) -> None:
+    """Says so where the learning rate does not come to its peak."""
+    if warmup_steps > num_steps:
+        print(
+            f"warning: --warmup_steps {warmup_steps:g}: the run has only {num_steps} steps, in which the learning rate "
+            f"comes to {num_steps / warmup_steps:.0%} of its peak",
+            file=sys.stderr,
+        )
 
 
 def describe(row: dict[str, Any]) -> str:

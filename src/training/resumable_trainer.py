@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import Trainer
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from keju.training.adapters import has_adapters, load_adapters
 from keju.training.checkpoints import STATE, checkpoint_aside
+from keju.training.early_stopping import has_stopped_early
 from keju.training.pickled_states import check_states
 from keju.training.processes import wait_for_all
 from keju.training.resuming import apply_settings, check_new_schedule
 from keju.training.run_folder import RunFolder
-from keju.training.stopping import Stopped, stopping_gracefully
+from keju.training.stopping import Stopped, is_stopping, stopping_gracefully
 
 
 class ResumableTrainer(Trainer):
@@ -43,7 +45,7 @@ class ResumableTrainer(Trainer):
             check_states(folder.checkpoint)
         with stopping_gracefully():
             self.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
-        if (step := self.state.global_step) < self.state.max_steps:
+        if (step := self.state.global_step) < self.state.max_steps and is_stopping():
             raise Stopped(step, folder.path / f"checkpoint-{step}")
         folder.begin()  # a run that was resumed after its last step
 
@@ -78,6 +80,19 @@ class ResumableTrainer(Trainer):
         """Where transformers makes and counts checkpoint folders."""
         return str(self._written_to or self.args.output_dir)
 
+    def _load_best_model(self) -> None:
+        """Puts the weights of the best checkpoint (--load_best_model_at_end) in the place of the last ones."""
+        folder, state = Path(self.state.best_model_checkpoint), self.state
+        if self.is_deepspeed_enabled:
+            check_states(folder)
+            is_strict = not has_adapters(self.saved_model())
+            deepspeed_load_checkpoint(self.model_wrapped, str(folder), load_module_strict=is_strict)
+        else:
+            self._load_from_checkpoint(str(folder))
+        name = self.args.metric_for_best_model
+        if self.args.should_save:
+            print(f"The best model is that of step {state.best_global_step} ({name} {state.best_metric:.4g}).")
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         inner = self.saved_model()
         folder = Path(resume_from_checkpoint)
@@ -111,7 +126,7 @@ class ResumableTrainer(Trainer):
     def _run_epoch(self, *args, **kwargs) -> None:
         """A run that goes on from the checkpoint of its last step has nothing left to train, but transformers would do
         at least one step more."""
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or has_stopped_early(self.callback_handler.callbacks):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)

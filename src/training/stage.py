@@ -27,6 +27,7 @@ from keju.records.folds import Fold
 from keju.training.adapters import add_lora, has_adapters, train_on
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
 from keju.training.cache_folder import cache_folder
+from keju.training.early_stopping import EarlyStopping
 from keju.training.engines import deepspeed_config, readable
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
@@ -193,6 +194,9 @@ def train(
     loraplus_lr_ratio: of adapters; see keju.training.adapters.apply_loraplus.
     """
     guard(model, training)
+    callbacks = [RunCallback(folder)]
+    if training.early_stopping_patience is not None:
+        callbacks.append(EarlyStopping(training.early_stopping_patience))
     trainer = TreeTrainer(
         model,
         objective,
@@ -202,7 +206,7 @@ def train(
         eval_trees=eval_records.trees if eval_records else None,
         tokenizer=tokenizer,
         where=train_records.where,
-        callbacks=[RunCallback(folder)],
+        callbacks=callbacks,
         loraplus_lr_ratio=loraplus_lr_ratio,
         made_with=folder.made_with,
         has_new_schedule=folder.has_new_schedule,
@@ -225,6 +229,14 @@ def guard(model: PreTrainedModel, training: StageTrainingArguments) -> None:
         verify_trees(passes, gradients=True)
 
 
+def check_best_metric(training: StageTrainingArguments, objective: Objective) -> None:
+    """Raises ValueError for a --metric_for_best_model that evaluations do not measure."""
+    name = training.metric_for_best_model
+    measured = ("loss", *objective.metric_names)
+    if name is not None and name.removeprefix("eval_") not in measured:
+        raise ValueError(f"--metric_for_best_model {name}: evaluations measure {', '.join(measured)}")
+
+
 def num_shared(trees: Sequence[Segment]) -> float:
     """How many times fewer tokens the trees hold than rows of prompt + answer would."""
     totals = totals_of(trees)
@@ -235,6 +247,8 @@ def train_language_model(
     stage: str, form: str, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments
 ) -> None:
     """Pretraining and SFT differ in their records and in which of their tokens are trained: in `form`."""
+    objective = LanguageModelObjective()
+    check_best_metric(training, objective)
     folder = open_run(stage, model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
     records, held_out = read_records(folder, model_args, data, encoder, form)
@@ -249,7 +263,6 @@ def train_language_model(
     )
     inspect(records, tokenizer, model, form=form)
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")
-    objective = LanguageModelObjective()
     outcome = train(
         model,
         objective,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from keju.encoding.chat_settings import ChatSettings
 from keju.training.cache_folder import cache_folder
+from keju.training.optimization import check_schedule, optimizer_class
+from keju.training.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from keju.training.trackers import check_trackers
 
 BASE_MODEL_HELP = "Folder of the base, where --model_name_or_path holds adapters and they name another one."
 TENSOR_PARALLEL_HELP = "Only 1: matrices are not cut up among GPUs (ZeRO-3 does that between passes)."
@@ -55,9 +56,9 @@ class ModelArguments:
         default="float32", metadata={"help": "Precision of the weights in memory (see --bf16 for mixed precision)."}
     )
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of all weights."})
-    lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters, divided by their rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    lora_r: PositiveInt = field(default=8, metadata={"help": "Rank of the adapters."})
+    lora_alpha: PositiveInt = field(default=16, metadata={"help": "Scale of the adapters, divided by their rank."})
+    lora_dropout: Fraction = field(default=0.0, metadata={"help": "Dropout before the adapters."})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Names of the layers that get adapters; all linear layers by default."}
     )
@@ -67,7 +68,7 @@ class ModelArguments:
     )
     use_rslora: bool = field(default=False, metadata={"help": "Divide --lora_alpha by the root of the rank (rsLoRA)."})
     use_dora: bool = field(default=False, metadata={"help": "Train the lengths of the weights' rows apart (DoRA)."})
-    loraplus_lr_ratio: float = field(
+    loraplus_lr_ratio: PositiveFloat = field(
         default=1.0, metadata={"help": "Learning rate of B over that of A (LoRA+, published: 16); 1: the same."}
     )
     init_lora_weights: Literal["default", "gaussian", "pissa", "pissa_niter_16", "loftq"] = field(
@@ -85,8 +86,6 @@ class ModelArguments:
         self.parsed_overrides()
         if self.load_in_4bit and not self.use_peft:
             raise ValueError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --use_peft")
-        if not self.loraplus_lr_ratio > 0:
-            raise ValueError(f"--loraplus_lr_ratio: must be above 0, got {self.loraplus_lr_ratio:g}")
 
     @property
     def adapter_lr_ratio(self) -> float:
@@ -128,14 +127,9 @@ class TokenCacheArguments:
     token_cache_dir: str = field(
         default=str(cache_folder("tokens")), metadata={"help": "Folder in which tokens are kept."}
     )
-    num_workers: int | None = field(
+    num_workers: PositiveInt | None = field(
         default=None, metadata={"help": "Processes that encode records for --token_cache; as many as cores by default."}
     )
-
-    def check_num_workers(self) -> None:
-        """Raises ValueError below 1."""
-        if self.num_workers is not None and self.num_workers < 1:
-            raise ValueError(f"--num_workers: must be at least 1, got {self.num_workers}")
 
 
 @dataclass(kw_only=True)
@@ -190,8 +184,8 @@ class DataArguments(TokenCacheArguments):
     data_dir: str = field(metadata={"help": "Folder of the record files."})
     train_filename: str = field(metadata={"help": "Records to train on, in --data_dir: a file or a set of shards."})
     eval_filename: str | None = field(default=None, metadata={"help": "Held-out records, in --data_dir."})
-    max_length: int = field(default=512, metadata={"help": "Longest record in tokens (prompt and one answer)."})
-    token_budget: int = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
+    max_length: PositiveInt = field(default=512, metadata={"help": "Longest record in tokens (prompt and one answer)."})
+    token_budget: PositiveInt = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
     on_bad_line: Literal["error", "skip"] = field(
         default="error", metadata={"help": "A line that cannot be read stops the run, or is skipped and counted."}
     )
@@ -199,15 +193,12 @@ class DataArguments(TokenCacheArguments):
         default="skip",
         metadata={"help": "A record longer than --max_length is left out and counted, cut, or stops the run."},
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Read at most so many training records."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Read at most so many held-out records."})
-
-    def __post_init__(self):
-        self.check_num_workers()
-        for name in ("max_length", "token_budget", "max_train_samples", "max_eval_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name}: must be at least 1, got {value}")
+    max_train_samples: PositiveInt | None = field(
+        default=None, metadata={"help": "Read at most so many training records."}
+    )
+    max_eval_samples: PositiveInt | None = field(
+        default=None, metadata={"help": "Read at most so many held-out records."}
+    )
 
     def chat_settings(self) -> ChatSettings:
         """How conversations are rendered; stages that read some have flags for it."""
@@ -235,19 +226,27 @@ class StageTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Go on from a checkpoint although settings or data are others than those it was made with."},
     )
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training records."})
+    num_train_epochs: PositiveFloat = field(default=1.0, metadata={"help": "Passes over the training records."})
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Course of the learning rate."})
-    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps; below 1: share of all steps."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between two rows of metrics.jsonl."})
+    warmup_steps: NonNegativeFloat = field(
+        default=0.03, metadata={"help": "Warm-up steps; below 1: share of all steps."}
+    )
+    logging_steps: PositiveFloat = field(default=10, metadata={"help": "Steps between two rows of metrics.jsonl."})
     logging_first_step: bool = field(default=True, metadata={"help": "Also log the very first step."})
     # transformers hides a NaN in the logged loss by default; we stop at it.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and Inf in the logged loss."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; older ones are deleted."})
+    save_total_limit: PositiveInt | None = field(
+        default=2, metadata={"help": "Checkpoints kept; older ones are deleted."}
+    )
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Trackers beside metrics.jsonl: none, tensorboard, wandb, swanlab ..."}
     )
     disable_tqdm: bool | None = field(default=True, metadata={"help": "transformers' own bar; ours replaces it."})
-    tensor_parallel_size: int = field(default=1, metadata={"help": TENSOR_PARALLEL_HELP})
+    early_stopping_patience: PositiveInt | None = field(
+        default=None,
+        metadata={"help": "End after so many evaluations in a row that were no better (by --metric_for_best_model)."},
+    )
+    tensor_parallel_size: PositiveInt = field(default=1, metadata={"help": TENSOR_PARALLEL_HELP})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: batches are token trees."})
 
     def __post_init__(self):
@@ -260,74 +259,27 @@ class StageTrainingArguments(TrainingArguments):
             raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # pinned memory exists for copies to a GPU
+        check_trackers(self.report_to)
+        for flag in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+            setattr(self, flag, parsed_object(flag, getattr(self, flag)))
+        if self.early_stopping_patience is not None:
+            self.metric_for_best_model = self.metric_for_best_model or "loss"
+            # How long it has waited is a part of what a run goes on from.
+            self.restore_callback_states_from_checkpoint = True
+        is_measured = IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO
+        check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs, is_measured=is_measured)
         super().__post_init__()
+        optimizer_class(self)
 
 
-# The fields of transformers.TrainingArguments that `--help` shows; `--help_all` shows the rest.
-SHOWN_IN_HELP = (
-    *("output_dir", "resume_from_checkpoint", "resume_with_changes", "num_train_epochs", "max_steps", "learning_rate"),
-    *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"),
-    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-    *("activation_checkpointing", "bf16", "fp16", "use_cpu", "deepspeed", "seed", "logging_steps"),
-    *("logging_first_step", "eval_strategy", "eval_steps", "save_strategy", "save_steps"),
-    *("save_total_limit", "save_only_model", "report_to", "run_name", "dataloader_num_workers"),
-)
-
-Check = Callable[[Namespace], bool]
-
-
-def _never(_: Namespace) -> bool:
-    return False
-
-
-def _unless_no(strategy: str) -> Check:
-    return lambda values: str(getattr(values, strategy)).rpartition(".")[2].lower() != "no"
-
-
-_PACKED = "batches are token trees packed by --token_budget"
-_LORA = (
-    lambda values: getattr(values, "use_peft", False) or getattr(values, "share_base", False),
-    "adapters are only trained with --use_peft (in RLHF: --share_base)",
-)
-_OFFLOAD = (lambda values: torch.cuda.is_available() and not values.use_cpu, "all models are in CPU memory anyway")
-_JOINT = (lambda values: values.enable_joint_optimization, "the reward model is frozen: --enable_joint_optimization")
-_PTX = (lambda values: values.ptx_filename is not None, "there is no --ptx_filename")
-_AUXILIARY = (
-    lambda values: values.ptx_filename is not None or values.enable_joint_optimization,
-    "there is no --ptx_filename and no --enable_joint_optimization",
-)
-# Settings that can be given and would change nothing: name -> (does it matter under these values?, why not).
-WITHOUT_EFFECT: dict[str, tuple[Check, str]] = {
-    "lora_r": _LORA,
-    "lora_alpha": _LORA,
-    "lora_dropout": _LORA,
-    "lora_target_modules": _LORA,
-    "lora_modules_to_save": _LORA,
-    "use_rslora": _LORA,
-    "use_dora": _LORA,
-    "loraplus_lr_ratio": _LORA,
-    "init_lora_weights": _LORA,
-    "load_in_4bit": _LORA,
-    "offload_reference": _OFFLOAD,
-    "offload_reward": _OFFLOAD,
-    "reward_coef": _JOINT,
-    "ranked_filename": _JOINT,
-    "ptx_coef": _PTX,
-    "ptx_batch_size": _AUXILIARY,
-    "vllm_gpu_memory": (lambda values: values.rollout == "vllm", "vLLM samples only with --rollout vllm"),
-    "kl_horizon": (lambda values: values.kl_target is not None, "--kl_coef adapts only with --kl_target"),
-    "resume_with_changes": (lambda values: values.resume_from_checkpoint, "there is no --resume_from_checkpoint"),
-    "num_train_epochs": (lambda values: values.max_steps <= 0, "--max_steps decides how long the run is"),
-    "eval_steps": (_unless_no("eval_strategy"), "--eval_strategy is no"),
-    "save_steps": (_unless_no("save_strategy"), "--save_strategy is no"),
-    "save_total_limit": (_unless_no("save_strategy"), "--save_strategy is no"),
-    "max_eval_samples": (lambda values: bool(values.eval_filename), "there is no --eval_filename"),
-    "remove_unused_columns": (_never, _PACKED),
-    "train_sampling_strategy": (_never, _PACKED),
-    "length_column_name": (_never, _PACKED),
-    "label_names": (_never, _PACKED),
-    "label_smoothing_factor": (_never, "each stage has its own loss (see its --help)"),
-    "disable_tqdm": (_never, "the progress bar is ours"),
-    "do_train": (_never, "the script decides what runs"),
-    "do_predict": (_never, "the script decides what runs"),
-}
+def parsed_object(flag: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """The settings that a flag takes as a JSON object. Raises ValueError for anything else."""
+    if value is None or isinstance(value, dict):
+        return value
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{flag}: not JSON: {error.msg} at character {error.pos + 1}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f'--{flag}: expected a JSON object, as {{"name": 1}}')
+    return found

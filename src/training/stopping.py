@@ -31,6 +31,7 @@ class Stopped(Exception):
 class _Signals:
     heard: bool = False  # somebody will look at `asked`
     asked: str = ""  # the signal's name
+    is_stopping: bool = False  # what `stop_asked` has said last
 
 
 def handle_signals() -> None:
@@ -53,7 +54,7 @@ def _on_signal(signum, frame) -> None:
 @contextmanager
 def stopping_gracefully() -> Iterator[None]:
     """Inside, a signal does no more than make `stop_asked` true."""
-    _Signals.heard, _Signals.asked = True, ""
+    _Signals.heard, _Signals.asked, _Signals.is_stopping = True, "", False
     try:
         yield
     finally:
@@ -62,4 +63,11 @@ def stopping_gracefully() -> Iterator[None]:
 
 def stop_asked(device: torch.device) -> bool:
     """Whether any process of the run was asked to stop; all must call, once a step."""
-    return bool(sum_figures({"asked": float(bool(_Signals.asked))}, device)["asked"])
+    asked = sum_figures({"asked": float(bool(_Signals.asked))}, device)["asked"]
+    _Signals.is_stopping = bool(asked)
+    return _Signals.is_stopping
+
+
+def is_stopping() -> bool:
+    """Whether the run ends because `stop_asked` has said so."""
+    return _Signals.is_stopping

@@ -12,7 +12,7 @@ from keju.losses.kto import desirable_answers, kto_loss, reference_point
 from keju.losses.pairs import ordered_pairs
 from keju.models.backbone import tree_logprobs
 from keju.training.objectives.objective import ObjectiveOutput
-from keju.training.objectives.preference import preference_metrics, segment_sums
+from keju.training.objectives.preference import METRICS, preference_metrics, segment_sums
 from keju.trees.lazy_trees import LazyTrees, lengths_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
@@ -26,6 +26,7 @@ class KTOObjective:
     """
 
     item_name = "answer"
+    metric_names = (*METRICS, "kl", "reward_good", "reward_bad")
     needs_reference = True
 
     def __init__(self, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> None:

@@ -11,6 +11,7 @@ from keju.trees.packed_batch import PackedBatch
 
 class LanguageModelObjective:
     item_name = "token"
+    metric_names = ()
 
     def num_items(self, batch: PackedBatch) -> int:
         return len(batch.target)

@@ -19,6 +19,7 @@ class ObjectiveOutput(NamedTuple):
 
 class Objective(Protocol):
     item_name: str  # what the loss is averaged over: "token" or "pair"
+    metric_names: tuple[str, ...]  # of ObjectiveOutput.metrics
 
     def num_items(self, batch: PackedBatch) -> int:
         """How many items the batch holds; the trainer divides by the sum of these over the whole global batch."""

@@ -14,6 +14,8 @@ from keju.models.backbone import tree_logprobs
 from keju.training.objectives.objective import ObjectiveOutput
 from keju.trees.packed_batch import PackedBatch
 
+METRICS = ("accuracy", "margin", "reward_chosen", "reward_rejected", "logprob_chosen", "logprob_rejected")
+
 
 class PreferenceObjective:
     """Expects each answer's `score` and, where the loss has a reference, its summed `ref_logprob` in the trees.
@@ -24,6 +26,7 @@ class PreferenceObjective:
     """
 
     item_name = "pair"
+    metric_names = METRICS
 
     def __init__(
         self,

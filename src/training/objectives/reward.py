@@ -20,6 +20,8 @@ class RewardObjective:
     is the wrong way round (both: "last" alone). center_coef: weight of (s_w + s_l)^2.
     """
 
+    metric_names = ("accuracy", "margin", "reward_chosen", "reward_rejected")
+
     def __init__(
         self,
         loss_type: str = "last",
