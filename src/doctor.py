@@ -22,7 +22,7 @@ from keju.models.architecture import check_row
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.reading import iterate_records
 from keju.tokenizers.family import answer_end_id
-from keju.training.arguments import ChatTrainingArguments, DataArguments, ModelArguments, parse_arguments
+from keju.training.arguments import ChatTrainingArguments, DataArguments, StartArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.ranges import PositiveInt
 from keju.training.stage import inspect, num_shared
@@ -51,7 +51,7 @@ class StageArguments:
 
 
 def main() -> None:
-    model_args, data, stage = parse_arguments(ModelArguments, DoctorArguments, StageArguments, description=__doc__)
+    model_args, data, stage = parse_arguments(StartArguments, DoctorArguments, StageArguments, description=__doc__)
     form = FORMS[stage.stage]
     data.check_stage(stage.stage)
     name = model_args.tokenizer_name or model_args.model_name_or_path

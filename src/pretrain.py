@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
+from keju.training.arguments import DataArguments, StageTrainingArguments, StartArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.ranges import Fraction, NonNegativeFloat
 from keju.training.stage import train_language_model
@@ -29,7 +29,7 @@ class PretrainArguments(StageTrainingArguments):
 
 def main() -> None:
     model_args, data, training = parse_arguments(
-        ModelArguments, PretrainDataArguments, PretrainArguments, description=__doc__
+        StartArguments, PretrainDataArguments, PretrainArguments, description=__doc__
     )
     train_language_model("pretrain", "text", model_args, data, training)
 

@@ -104,6 +104,7 @@ def main() -> None:
         model_args.model_name_or_path,
         dtype=model_args.dtype,
         tokenizer=tokenizer,
+        config_overrides=model_args.parsed_overrides(),
         quantization=base_quantization(model_args, training),
         base=model_args.base_model,
     )
@@ -181,8 +182,8 @@ def make_objective(training: DPOArguments) -> PreferenceObjective | KTOObjective
         )
     if len(training.loss_type) > 1:
         raise ValueError("--loss_type kto compares no pairs; it cannot be mixed with others")
-    for flag, value in (("reference_free", training.reference_free), ("label_smoothing", training.label_smoothing)):
-        if value:
+    for flag in ("reference_free", "label_smoothing", "loss_weights"):
+        if getattr(training, flag):
             raise ValueError(f"--{flag} has no effect with --loss_type kto")
     if training.ld_alpha is not None:
         raise ValueError("--ld_alpha is for pairs, not for --loss_type kto")

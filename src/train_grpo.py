@@ -25,7 +25,7 @@ from keju.models.backbone import DerivedHead
 from keju.models.configurations import check_model, check_rows
 from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.padded_rows import position_by_mask
-from keju.rl.arguments import PPODataArguments
+from keju.rl.arguments import PromptArguments
 from keju.rl.grpo_trainer import ResumableGRPOTrainer
 from keju.rl.response_trees import branch_trees
 from keju.rl.rollout import Rollout, Sampler
@@ -99,7 +99,9 @@ class GRPOArguments:
         default=0.04, metadata={"help": "Weight of the KL to the start in the loss (TRL: beta)."}
     )
     cliprange: PositiveFloat = field(default=0.2, metadata={"help": "Of the policy ratio (TRL: epsilon)."})
-    loss_type: str = field(default="dapo", metadata={"help": "TRL's: grpo, bnpo, dr_grpo, dapo ..."})
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo"] = field(
+        default="dapo", metadata={"help": "How the loss is averaged and clipped; names of TRL's GRPOConfig."}
+    )
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 (autocast) over the weights."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where there is a GPU."})
     save_strategy: Literal["steps", "no"] = field(
@@ -115,7 +117,7 @@ class GRPOArguments:
 
 
 def main() -> None:
-    models, data, grpo = parse_arguments(GRPOModelArguments, PPODataArguments, GRPOArguments, description=__doc__)
+    models, data, grpo = parse_arguments(GRPOModelArguments, PromptArguments, GRPOArguments, description=__doc__)
     folder = open_run("grpo", models, data, grpo)
     set_seed(grpo.seed)
     tokenizer = load_tokenizer(

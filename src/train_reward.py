@@ -88,6 +88,7 @@ def main() -> None:
         model_args.model_name_or_path,
         dtype=model_args.dtype,
         tokenizer=tokenizer,
+        config_overrides=model_args.parsed_overrides(),
         quantization=base_quantization(model_args, training),
         base=model_args.base_model,
     )

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from keju.training.arguments import (
     ChatTrainingArguments,
     DataArguments,
-    ModelArguments,
     StageTrainingArguments,
+    StartArguments,
     parse_arguments,
 )
 from keju.training.launch import run_stage
@@ -33,7 +33,7 @@ class SFTArguments(StageTrainingArguments):
 
 
 def main() -> None:
-    model_args, data, training = parse_arguments(ModelArguments, SFTDataArguments, SFTArguments, description=__doc__)
+    model_args, data, training = parse_arguments(StartArguments, SFTDataArguments, SFTArguments, description=__doc__)
     train_language_model("sft", "sft", model_args, data, training)
 
 

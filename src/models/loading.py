@@ -154,6 +154,7 @@ def load_scalar_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     flag: str = "--model_name_or_path",
     require_head: bool = False,
+    config_overrides: dict | None = None,
     quantization: BitsAndBytesConfig | None = None,
     base: str | None = None,
 ) -> PreTrainedModel:
@@ -161,13 +162,13 @@ def load_scalar_model(
 
     From a reward checkpoint, or from a causal language model's folder, whose backbone then gets a fresh head of zeros
     (all rewards start equal: the first loss is log 2). `require_head` makes the missing head an error instead.
-    quantization, base: as of load_causal_lm.
+    config_overrides, quantization, base: as of load_causal_lm.
     """
     model, missing = _from_pretrained(
         AutoModelForSequenceClassification,
         name,
         dtype,
-        {"num_labels": 1},
+        {**(config_overrides or {}), "num_labels": 1},
         flag=flag,
         quantization=quantization,
         base=base,

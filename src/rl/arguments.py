@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from keju.rl.experience import KL_IN_LOSS
 from keju.rl.modes import rules_of
 from keju.training.optimization import check_schedule
 from keju.training.ranges import (
@@ -87,7 +88,7 @@ class PPOModelArguments:
 
 
 @dataclass
-class PPODataArguments(ThinkingArguments, TokenCacheArguments):
+class PromptArguments(ThinkingArguments, TokenCacheArguments):
     """Which prompts are answered."""
 
     _argument_group_name = "data"
@@ -95,8 +96,6 @@ class PPODataArguments(ThinkingArguments, TokenCacheArguments):
     data_dir: str = field(metadata={"help": "Folder of the record files."})
     train_filename: str = setting("prompts_train.jsonl", "Records whose prompts are answered, in --data_dir.")
     eval_filename: str | None = setting("ranked_dev.jsonl", "Records of held-out prompts: reward before and after.")
-    ranked_filename: str = setting("ranked_train.jsonl", "Ranked records that a jointly optimised reward learns from.")
-    ptx_filename: str | None = setting(None, "Text, chat or ranked records for the ptx loss, in --data_dir.")
     max_prompt_length: PositiveInt = setting(256, "Prompts of more tokens are left out and counted.")
     token_budget: PositiveInt = setting(4096, "Tokens of one packed row: the unit of memory.")
     on_bad_line: Literal["error", "skip"] = setting(
@@ -108,6 +107,12 @@ class PPODataArguments(ThinkingArguments, TokenCacheArguments):
     def path(self, filename: str) -> Path:
         """The record file `filename` in `data_dir` (an absolute path stays as it is)."""
         return Path(self.data_dir).expanduser() / Path(filename).expanduser()
+
+
+@dataclass
+class PPODataArguments(PromptArguments):
+    ranked_filename: str = setting("ranked_train.jsonl", "Ranked records that a jointly optimised reward learns from.")
+    ptx_filename: str | None = setting(None, "Text, chat or ranked records for the ptx loss, in --data_dir.")
 
 
 @dataclass
@@ -204,6 +209,8 @@ class PPOArguments:
         for name, default in rules_of(self.ppo_mode).defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, default)
+        if self.kl_in_loss and self.kl_estimator == "k1":
+            raise ValueError(KL_IN_LOSS)
         if self.on_alarm == "rollback" and self.save_strategy == "no":
             raise ValueError("--on_alarm rollback goes back to a checkpoint; it needs --save_strategy steps")
         if self.num_mini_batches > self.rollout_batch_size:

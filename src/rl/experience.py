@@ -10,6 +10,8 @@ from keju.rl.mismatch import rollout_mismatch
 from keju.rl.rewards import FixedKLController, RunningMoments, kl_estimate, shape_scores, token_rewards
 from keju.rl.scoring import Scored
 
+KL_IN_LOSS = "--kl_in_loss: the gradient of --kl_estimator k1 is 0 in expectation; choose k2 or k3"
+
 
 @dataclass
 class Experience(Scored):
@@ -67,7 +69,7 @@ class RewardShaping:
 
     def __post_init__(self) -> None:
         if self.kl_in_loss and self.kl_estimator == "k1":
-            raise ValueError("--kl_in_loss: the gradient of --kl_estimator k1 is 0 in expectation; choose k2 or k3")
+            raise ValueError(KL_IN_LOSS)
 
     def experience(self, scored: Scored) -> Experience:
         # 1. Scores in units of their own running deviation, then clipped, then penalised.

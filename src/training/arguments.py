@@ -25,6 +25,7 @@ from keju.training.stage_arguments import (  # noqa: F401  (stages import the da
     DataArguments,
     ModelArguments,
     StageTrainingArguments,
+    StartArguments,
     ThinkingArguments,
     TokenCacheArguments,
     parsed_thinking,

@@ -131,6 +131,13 @@ _BEST = Condition(
     "neither --load_best_model_at_end nor --save_strategy best nor --early_stopping_patience asks which is best",
 )
 
+
+def _with_loss(*names: str) -> Condition:
+    return Condition(
+        lambda values: set(names) & set(values.loss_type), f"only --loss_type {' and '.join(names)} reads it"
+    )
+
+
 # By name of the setting.
 CONDITIONS: dict[str, Condition] = {
     **dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save"), _LORA),
@@ -139,6 +146,11 @@ CONDITIONS: dict[str, Condition] = {
     **dict.fromkeys(("reward_coef", "ranked_filename"), _JOINT),
     "ptx_coef": _PTX,
     "ptx_batch_size": _AUXILIARY,
+    "simpo_gamma": _with_loss("simpo"),
+    "cpo_alpha": _with_loss("cpo"),
+    "discopop_tau": _with_loss("discopop"),
+    **dict.fromkeys(("desirable_weight", "undesirable_weight"), _with_loss("kto")),
+    "generation_batch_size": Condition(lambda values: values.rollout != "vllm", "vLLM makes its own batches"),
     "vllm_gpu_memory": Condition(lambda values: values.rollout == "vllm", "vLLM samples only with --rollout vllm"),
     "kl_horizon": Condition(lambda values: values.kl_target is not None, "--kl_coef adapts only with --kl_target"),
     "resume_with_changes": Condition(

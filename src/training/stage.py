@@ -25,7 +25,7 @@ from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_
 from keju.models.quantization import is_quantized, nf4
 from keju.records.folds import Fold
 from keju.training.adapters import add_lora, has_adapters, train_on
-from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments
+from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, StartArguments
 from keju.training.cache_folder import cache_folder
 from keju.training.early_stopping import EarlyStopping
 from keju.training.engines import deepspeed_config, readable
@@ -138,7 +138,12 @@ def add_adapters(model: PreTrainedModel, args: ModelArguments, *, task_type: str
     original = None
     if args.init_lora_weights == "loftq":
         load = load_scalar_model if task_type == "SEQ_CLS" else load_causal_lm
-        original = load(args.model_name_or_path, dtype=args.dtype, base=args.base_model)
+        original = load(
+            args.model_name_or_path,
+            dtype=args.dtype,
+            config_overrides=args.parsed_overrides(),
+            base=args.base_model,
+        )
     return add_lora(
         model,
         task_type=task_type,
@@ -244,7 +249,7 @@ def num_shared(trees: Sequence[Segment]) -> float:
 
 
 def train_language_model(
-    stage: str, form: str, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments
+    stage: str, form: str, model_args: StartArguments, data: DataArguments, training: StageTrainingArguments
 ) -> None:
     """Pretraining and SFT differ in their records and in which of their tokens are trained: in `form`."""
     objective = LanguageModelObjective()

@@ -46,9 +46,6 @@ class ModelArguments:
     chat_template: str | None = field(
         default=None, metadata={"help": "Chat template by name (llama2, vicuna, ziya ...), or a Jinja file."}
     )
-    from_scratch: bool = field(
-        default=False, metadata={"help": "Take only the configuration of the model; start from random weights."}
-    )
     config_overrides: str = field(
         default="", metadata={"help": "Changes to the model's configuration, as hidden_size=256,num_hidden_layers=4."}
     )
@@ -94,6 +91,15 @@ class ModelArguments:
 
     def parsed_overrides(self) -> dict[str, object]:
         return parse_overrides(self.config_overrides)
+
+
+@dataclass
+class StartArguments(ModelArguments):
+    """Of the stages that may begin with random weights."""
+
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Take only the configuration of the model; start from random weights."}
+    )
 
 
 def parse_overrides(text: str) -> dict[str, object]:

@@ -91,9 +91,9 @@ def test_yaml_fills_required_settings_and_keeps_text(tmp_path):
 
 
 def test_yaml_null_and_mapping(tmp_path):
-    config = yaml(tmp_path, "eval_filename: null\nlr_scheduler_kwargs: {min_lr: 0.1}\n")
+    config = yaml(tmp_path, "eval_filename: null\nlr_scheduler_kwargs: {num_cycles: 0.25}\n")
     _, data, training = parse(config, *REQUIRED)
-    assert data.eval_filename is None and training.lr_scheduler_kwargs == {"min_lr": 0.1}
+    assert data.eval_filename is None and training.lr_scheduler_kwargs == {"num_cycles": 0.25}
 
 
 @pytest.mark.parametrize(
