@@ -10,8 +10,9 @@ python -m keju.train_grpo --model_name_or_path runs/sft --reward_model_path runs
 from __future__ import annotations
 
 import itertools
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -33,6 +34,7 @@ from keju.rl.translation import same_vocabulary
 from keju.training.adapters import has_adapters
 from keju.training.answer_scores import answer_rewards
 from keju.training.arguments import parse_arguments
+from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.launch import run_stage
 from keju.training.optimization import check_schedule
 from keju.training.plots import plot_loss, plot_panels
@@ -176,7 +178,7 @@ def main() -> None:
         train_dataset=Dataset.from_dict({"prompt": [str(number) for number in range(len(prompts))]}),
         processing_class=tokenizer,
         callbacks=[RunCallback(folder)],
-        rollout_func=rollout_function(prompts, sampler, rewards),
+        rollout_func=rollout_function(prompts, records.where, sampler, rewards),
         made_with=folder.made_with,
         has_new_schedule=folder.has_new_schedule,
     )
@@ -225,9 +227,11 @@ def check_head(model: PreTrainedModel) -> None:
         )
 
 
-def rollout_function(prompts: Sequence[Sequence[int]], sampler: Sampler, rewards: Rewards):
+def rollout_function(
+    prompts: Sequence[Sequence[int]], where: Sequence[str], sampler: Sampler, rewards: Rewards
+) -> Callable[[list[str], GRPOTrainer], dict[str, list | None]]:
     """Our sampler in the place of TRL's: prompts are the ids that our encoder made, and stay so. Their scores go on to
-    the reward function."""
+    the reward function. A score that is not finite ends the run: TRL would train on, and finish."""
 
     def roll_out(numbers: list[str], trainer: GRPOTrainer) -> dict[str, list | None]:
         groups = [(int(number), len(list(group))) for number, group in itertools.groupby(numbers)]
@@ -236,11 +240,15 @@ def rollout_function(prompts: Sequence[Sequence[int]], sampler: Sampler, rewards
         chosen = [prompts[number] for number, _ in groups]
         seed = trainer.args.seed * 1_000_003 + trainer.state.global_step + 1
         rollouts = replace(sampler, num_responses=count).sample(policy, chosen, seed)
+        scores = rewards.of_rollouts(rollouts)
+        if not all(map(math.isfinite, scores)):
+            places = [where[number] for number, _ in groups]
+            raise NonFiniteLoss(trainer.state.global_step + 1, name_records(places), name="reward")
         return {
             "prompt_ids": [list(rollout.prompt) for rollout in rollouts for _ in rollout.responses],
             "completion_ids": [list(response.ids) for rollout in rollouts for response in rollout.responses],
             "logprobs": None,
-            "score": rewards.of_rollouts(rollouts),
+            "score": scores,
         }
 
     return roll_out

@@ -102,6 +102,45 @@ def test_what_a_run_leaves_behind(monkeypatch, data, tmp_path, model):
         assert scores[1] == pytest.approx(judge(input_ids=row).logits.item(), rel=1e-3, abs=1e-4)
 
 
+def test_the_seed_reaches_the_samples(monkeypatch, data, tmp_path):
+    """Also where the order of prompts is the same for every seed: there is one batch of them."""
+    rewards = {}
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        assert run(monkeypatch, data, tmp_path / name, seed=seed, rollout_batch_size=8, max_steps=1) == 0
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        rewards[name] = next(row["reward"] for row in rows if "reward" in row)
+    assert rewards["one"] == rewards["again"] != rewards["two"]
+
+
+def test_a_reward_that_is_not_finite_ends_the_run(monkeypatch, data, tmp_path, capsys):
+    broken = load_scalar_model(str(data / "reward"))
+    with torch.no_grad():
+        broken.score.weight.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "reward")
+    build_char_tokenizer().save_pretrained(tmp_path / "reward")
+    assert run(monkeypatch, data, tmp_path / "run", reward_model_path=tmp_path / "reward") == 1
+    said = capsys.readouterr().err
+    assert "reward is not finite at step 1 (records: " in said and "prompts_train.jsonl:" in said
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_every_prompt_is_answered_in_every_epoch(monkeypatch, data, tmp_path):
+    """Eight prompts in batches of three: three steps, the last of which answers one for the second time."""
+    asked = []
+    sample = train_grpo.Sampler.sample
+
+    def watched(sampler, policy, prompts, seed, numbers=None):
+        asked.append([tuple(prompt) for prompt in prompts])
+        return sample(sampler, policy, prompts, seed, numbers)
+
+    monkeypatch.setattr(train_grpo.Sampler, "sample", watched)
+    assert run(monkeypatch, data, tmp_path / "run", max_steps=-1, num_train_epochs=2, rollout_batch_size=3) == 0
+    before, *steps, after = asked
+    assert len(steps) == 6 and all(len(set(step)) == 3 for step in steps)
+    for epoch in (steps[:3], steps[3:]):
+        assert len({prompt for step in epoch for prompt in step}) == 8
+
+
 def test_a_signal_saves_and_the_run_goes_on_in_another_pass(monkeypatch, data, tmp_path):
     """Two steps are a pass; the third one answers its prompts in the order of the second pass."""
     of_rollouts, calls = train_grpo.Rewards.of_rollouts, itertools.count()

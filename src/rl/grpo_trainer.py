@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -39,10 +42,23 @@ class ResumableGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
 
 class PromptSampler(RepeatSampler):
-    """TRL's order, but of each epoch by itself: TRL's own depends on how many came before in this process."""
+    """TRL's order, but of each epoch by itself: TRL's own depends on how many came before in this process. And every
+    prompt comes in every epoch: TRL leaves out those that fill no batch; here the epoch's first ones fill the last."""
 
     epoch = 0
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed * 1_000_003 + self.epoch)
-        return super().__iter__()
+        order = torch.randperm(self.num_samples, generator=self.generator).tolist()
+        order += order[: self.num_batches * self.batch_size - self.num_samples]
+        for start in range(0, len(order), self.batch_size):
+            for _ in range(self.repeat_count):
+                for index in order[start : start + self.batch_size]:
+                    yield from [index] * self.mini_repeat_count
+
+    def __len__(self) -> int:
+        return self.num_batches * self.batch_size * self.mini_repeat_count * self.repeat_count
+
+    @property
+    def num_batches(self) -> int:
+        return math.ceil(self.num_samples / self.batch_size)
