@@ -23,14 +23,14 @@ from trl import GRPOConfig, GRPOTrainer
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_key import tokenizer_digest
 from keju.models.backbone import DerivedHead
-from keju.models.configurations import check_model, check_rows
+from keju.models.configurations import check_model, check_positions, check_rows
 from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.padded_rows import position_by_mask
 from keju.rl.arguments import PromptArguments
 from keju.rl.grpo_trainer import ResumableGRPOTrainer
 from keju.rl.response_trees import branch_trees
 from keju.rl.rollout import Rollout, Sampler
-from keju.rl.translation import same_vocabulary
+from keju.rl.translation import differences
 from keju.training.adapters import has_adapters
 from keju.training.answer_scores import answer_rewards
 from keju.training.arguments import parse_arguments
@@ -125,8 +125,12 @@ def main() -> None:
     tokenizer = load_tokenizer(
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
     )
-    if not same_vocabulary(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path")):
-        raise ValueError("--reward_model_path: GRPO needs a reward model with the policy's tokenizer; PPO does not")
+    others = differences(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path"))
+    if others:
+        raise ValueError(
+            f"--reward_model_path: GRPO needs a reward model with the policy's tokenizer, PPO does not; this one has "
+            f"another {' and '.join(others)}"
+        )
     check_model(models.model_name_or_path)
     reward_base = models.reward_base_model
     check_model(models.reward_model_path, flag="--reward_model_path", base=reward_base)
@@ -148,6 +152,12 @@ def main() -> None:
             f"--rollout_batch_size {grpo.rollout_batch_size}: --train_filename {data.train_filename} has only "
             f"{len(prompts)} prompts"
         )
+    longest = max(map(len, [*prompts, *held_out])) + grpo.max_new_tokens
+    for path, flag, base in (
+        (models.model_name_or_path, "--model_name_or_path", None),
+        (models.reward_model_path, "--reward_model_path", reward_base),
+    ):
+        check_positions(path, longest, flag=flag, what=f"prompts and --max_new_tokens {grpo.max_new_tokens}", base=base)
     policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer)
     if has_adapters(policy):
         raise ValueError(

@@ -18,7 +18,7 @@ from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import Unencodable
 from keju.encoding.store_key import tokenizer_digest
-from keju.models.configurations import base_flag, check_model, check_rows
+from keju.models.configurations import base_flag, check_model, check_positions, check_rows
 from keju.models.loading import DTYPES, load_scalar_model, load_tokenizer
 from keju.models.quantization import nf4
 from keju.records.reading import iterate_records, read_records
@@ -36,7 +36,7 @@ from keju.rl.rollout import Sampler
 from keju.rl.samples import print_samples
 from keju.rl.scoring import Reader
 from keju.rl.training_loop import TrainingLoop
-from keju.rl.translation import Translation, same_vocabulary
+from keju.rl.translation import Translation, differences, reads_alike
 from keju.rl.vllm_rollout import VllmSampler
 from keju.training.arguments import parse_arguments
 from keju.training.engines import cut_up, read_deepspeed_config, zero_stage
@@ -60,14 +60,15 @@ def main() -> None:
     tokenizer = load_tokenizer(
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
     )
-    for path, flag, base in (
+    roles = [
         (models.model_name_or_path, "--model_name_or_path", models.base_model),
         (models.reward_model_path, "--reward_model_path", models.reward_base_model),
         (models.critic_model_path, "--critic_model_path", models.critic_base_model),
         (models.judge_model_path, "--judge_model_path", models.judge_base_model),
-    ):
-        if path:
-            check_model(path, flag=flag, base=base)
+    ]
+    roles = [(path, flag, base) for path, flag, base in roles if path]
+    for path, flag, base in roles:
+        check_model(path, flag=flag, base=base)
     check_rows(
         models.model_name_or_path,
         data.max_prompt_length + ppo.max_new_tokens,
@@ -80,6 +81,12 @@ def main() -> None:
     files = {"train_filename": records, "ptx_filename": ptx, "ranked_filename": ranked}
     folder.identify(**{flag: encoded.digest for flag, encoded in files.items()})
     prompts = RootTokens(records.trees)
+    longest = max(map(len, [*prompts, *held_out])) + ppo.max_new_tokens
+    for path, flag, base in roles:
+        if flag == "--model_name_or_path" or reads_alike(tokenizer, load_tokenizer(path, flag=flag)):
+            check_positions(
+                path, longest, flag=flag, what=f"prompts and --max_new_tokens {ppo.max_new_tokens}", base=base
+            )
     trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx.trees, ranked.trees)
     trainer.where = records.where
     inspect(records, tokenizer, trainer.actor, form="prompt")
@@ -187,9 +194,10 @@ def reader_settings(
 ) -> tuple[Translation | None, PreTrainedTokenizerBase]:
     """How a reward model reads what the actor writes (None: the very ids), and its tokenizer."""
     own = load_tokenizer(path, flag=flag)
-    if same_vocabulary(tokenizer, own):
+    others = differences(tokenizer, own)
+    if not others:
         return None, own
-    print(f"{flag}: another tokenizer than the actor's; responses are rendered again as its text")
+    print(f"{flag}: another tokenizer than the actor's ({', '.join(others)}); responses are rendered again as its text")
     encoder = Encoder(tokenizer, 10**9, chats=data.chat_settings())
     records = {}
     for name in filter(None, (data.train_filename, data.eval_filename)):

@@ -205,7 +205,7 @@ def test_trl_has_our_log_probabilities(family):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"num_responses": 1}, "--num_responses 1"),
+        ({"num_responses": 1}, "--num_responses: must be at least 2, got 1"),
         ({"rollout_batch_size": 9}, "--rollout_batch_size 9: --train_filename prompts_train.jsonl has only 8 prompts"),
         ({"save_steps": 0}, "--save_steps: must be at least 1"),
         ({"model_name_or_path": "{data}/derived"}, "train_rlhf trains this model"),

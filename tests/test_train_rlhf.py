@@ -184,7 +184,7 @@ def test_responses_that_never_end_stop_the_run(monkeypatch, data, tmp_path, caps
         ({"num_mini_batches": 5}, "--num_mini_batches 5 exceeds --rollout_batch_size 4"),
         ({"ppo_mode": "trl"}, "--ppo_mode"),
         ({"kl_coeff": 0.2}, "--kl_coef"),
-        ({"temperature": 0}, "--temperature 0"),
+        ({"temperature": 0}, "--temperature: must be above 0"),
         ({"train_filename": "none.jsonl"}, "--train_filename"),
         ({"max_new_tokens": 300}, "--max_new_tokens 300"),
         ({"reward_model_path": "{data}/actor"}, "--reward_model_path"),
@@ -208,6 +208,43 @@ def test_mistakes_end_with_one_line_and_code_2(monkeypatch, data, tmp_path, caps
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ") and said in line
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def reward_with(data, folder, *, template: str | None = None, positions: int = 256) -> None:
+    """The reward model with a chat template of its own, or with fewer positions."""
+    model = AutoModelForSequenceClassification.from_pretrained(data / "reward")
+    model.config.max_position_embeddings = positions
+    model.save_pretrained(folder)
+    tokenizer = build_char_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+
+def test_a_reward_model_of_another_template_reads_its_own(monkeypatch, data, tmp_path, capsys):
+    """The score of a response is what the reward model says to prompt and answer in the template it was trained in."""
+    template = "{{ bos_token }}{% for m in messages %}成{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}"
+    template += "{% endif %}{% endfor %}{% if add_generation_prompt %}成{% endif %}"
+    reward_with(data, tmp_path / "reward", template=template)
+    flags = {"reward_model_path": tmp_path / "reward", "max_steps": 1}
+    assert run(monkeypatch, data, tmp_path / "run", **flags) == 0
+    assert "another tokenizer than the actor's (chat template)" in capsys.readouterr().out
+    tokenizer = build_char_tokenizer()
+    judge = load_scalar_model(str(data / "reward")).eval()
+    rows = rows_of(tmp_path / "run" / "samples.jsonl")
+    first = next(row for row in rows if row["response"] and "<" not in row["response"])  # special tokens are no text
+    prompt = first["prompt"].removeprefix("<s>").removesuffix("\n")
+    answer = first["response"]
+    ids = [1, *tokenizer.encode(f"成{prompt}成{answer}", add_special_tokens=False), *([2] if first["finished"] else [])]
+    with torch.no_grad():
+        score = judge(input_ids=torch.tensor([ids])).logits.item()
+    assert first["score"] == pytest.approx(score, abs=1e-4)
+
+
+def test_a_reward_model_with_too_few_positions_is_refused(monkeypatch, data, tmp_path, capsys):
+    reward_with(data, tmp_path / "reward", positions=16)
+    assert run(monkeypatch, data, tmp_path / "run", reward_model_path=tmp_path / "reward") == 2
+    said = capsys.readouterr().err
+    assert "--reward_model_path: " in said and "has 16 positions; prompts and --max_new_tokens come to " in said
 
 
 @pytest.mark.parametrize("more", ["另外", "\n思意的”“释解。：语成"])  # other tokens; the same ones under other ids

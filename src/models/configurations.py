@@ -77,6 +77,13 @@ def check_rows(
     check_row(checked_config(name, overrides=overrides, base=base), longest, flag=flag)
 
 
+def check_positions(name: str, longest: int, *, flag: str, what: str, base: str | None = None) -> None:
+    """Raises ValueError naming `flag` for rows (`what`) of `longest` tokens where the model has fewer positions."""
+    positions = getattr(checked_config(name, flag=flag, base=base).get_text_config(), "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ValueError(f"{flag}: {name} has {positions} positions; {what} come to {longest} tokens")
+
+
 def checked_config(
     name: str, *, flag: str = "--model_name_or_path", overrides: dict | None = None, base: str | None = None
 ) -> PretrainedConfig:

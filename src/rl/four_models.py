@@ -65,7 +65,7 @@ def load_models(
     or cut it up before the next one is loaded. Raises ValueError naming the flag.
     """
     if joint and reward_tokenizer is not None:
-        raise ValueError("--enable_joint_optimization: the reward model must have the actor's tokenizer")
+        raise ValueError("--enable_joint_optimization: the reward model must have the actor's tokenizer and template")
     if joint and critic_path is not None:
         raise ValueError("--critic_model_path: with --enable_joint_optimization the reward model is the critic")
     actor = load_causal_lm(actor_path, dtype=dtype, tokenizer=tokenizer, quantization=quantization, base=bases.actor)

@@ -18,6 +18,7 @@ from keju.rl.translation import Translation
 from keju.training.processes import sum_over_processes
 from keju.training.stage_model import Read, model_inside, passes_of
 from keju.trees.packed_batch import PackedBatch
+from keju.trees.segment import Segment
 
 
 @dataclass
@@ -115,6 +116,7 @@ def _response_scores(reader: Reader, laid_out: ResponseTrees, batches: Sequence[
     index, device = laid_out.score_index, laid_out.mask.device
     if reader.translation is not None:
         trees = reader.translation.trees(laid_out.rollouts, token_budget)
+        _check_positions(reader.model, trees)
         batches = own_batches(trees, token_budget, device)
         index = torch.tensor([len(branch.tokens) - 1 for tree in trees for branch in tree.branches], device=device)
     passes = passes_of(reader.model)
@@ -127,6 +129,17 @@ def _response_scores(reader: Reader, laid_out: ResponseTrees, batches: Sequence[
             if counts:
                 scores[rows] = found
     return sum_over_processes(scores)
+
+
+def _check_positions(model: nn.Module, trees: Sequence[Segment]) -> None:
+    """Raises ValueError for a response that the reward model of another tokenizer does not see whole."""
+    positions = getattr(model_inside(passes_of(model)).config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(tree.tokens) + max(len(branch.tokens) for branch in tree.branches) for tree in trees)
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"--max_new_tokens: a prompt and its response are {longest} tokens in the tokenizer of a reward model that "
+            f"has {positions} positions; lower it, or --max_prompt_length"
+        )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Reward models that read another tokenizer than the actor's: responses go over as text.
+"""Reward models that read another tokenizer or chat template than the actor's: responses go over as text.
 
 The generated ids stay what is trained; only the reward model sees their text, rendered as its own training data were:
 its chat template, its end token where the response has ended, none where it was cut off. What comes back is one score a
@@ -54,6 +54,24 @@ class Translation:
         return self.tokenizer.decode([*response.ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def same_vocabulary(actor: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> bool:
-    """Whether every id means the same to both, so that the reward model can read what the actor wrote as it is."""
-    return actor.get_vocab() == reward.get_vocab()
+def reads_alike(actor: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> bool:
+    """Whether both render a conversation to the same ids, so that the reward model can read what the actor wrote as it
+    is: they have one vocabulary, the same special tokens (but for the pad token, which nobody reads) and the same chat
+    template."""
+    return not differences(actor, reward)
+
+
+def differences(actor: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> list[str]:
+    """In what two tokenizers differ that decides how a conversation is rendered."""
+    own, other = (
+        {
+            "kind": type(tokenizer),
+            "vocabulary": tokenizer.get_vocab(),
+            "special tokens": {
+                name: str(token) for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"
+            },
+            "chat template": tokenizer.chat_template,
+        }
+        for tokenizer in (actor, reward)
+    )
+    return [name for name in own if own[name] != other[name]]

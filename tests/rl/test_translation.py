@@ -10,7 +10,7 @@ from keju.models.generation import Response
 from keju.records.record import Answer, Message, RankedRecord
 from keju.rl.rollout import Rollout
 from keju.rl.scoring import Reader, score_rollouts
-from keju.rl.translation import Translation, same_vocabulary
+from keju.rl.translation import Translation, differences, reads_alike
 
 EOS = 2
 
@@ -48,9 +48,17 @@ def setting(actor_tokenizer, reward_tokenizer):
     return Translation(actor_tokenizer, Encoder(reward_tokenizer, max_length=100), records), rollouts, texts
 
 
-def test_vocabularies_are_compared(actor_tokenizer, reward_tokenizer):
-    assert same_vocabulary(actor_tokenizer, build_char_tokenizer())
-    assert not same_vocabulary(actor_tokenizer, reward_tokenizer)
+def test_what_decides_a_rendering_is_compared(actor_tokenizer, reward_tokenizer):
+    assert reads_alike(actor_tokenizer, build_char_tokenizer())
+    assert differences(actor_tokenizer, reward_tokenizer) == ["vocabulary"]
+    other = build_char_tokenizer()
+    other.pad_token = CHARACTERS[3]
+    assert reads_alike(actor_tokenizer, other)
+    other.eos_token = CHARACTERS[4]
+    assert differences(actor_tokenizer, other) == ["special tokens"]
+    other = build_char_tokenizer()
+    other.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert differences(actor_tokenizer, other) == ["chat template"]
 
 
 def test_responses_are_rendered_as_the_reward_model_was_trained(setting, reward_tokenizer):
