@@ -244,7 +244,7 @@ def test_a_reward_model_with_too_few_positions_is_refused(monkeypatch, data, tmp
     reward_with(data, tmp_path / "reward", positions=16)
     assert run(monkeypatch, data, tmp_path / "run", reward_model_path=tmp_path / "reward") == 2
     said = capsys.readouterr().err
-    assert "--reward_model_path: " in said and "has 16 positions; prompts and --max_new_tokens come to " in said
+    assert "--reward_model_path: " in said and "has 16 positions; prompts and --max_new_tokens 8 come to 22" in said
 
 
 @pytest.mark.parametrize("more", ["另外", "\n思意的”“释解。：语成"])  # other tokens; the same ones under other ids
