@@ -58,19 +58,26 @@ _install() {
 }
 
 # run_stage NAME ARGS...: python -m keju.NAME, on NUM_GPUS processes through the deepspeed launcher when there are several
-# (CPU processes where there is no GPU), or where DEEPSPEED_CONFIG asks for DeepSpeed. It takes the place of the shell,
+# (CPU processes where there is no GPU), or where DEEPSPEED_CONFIG or HOSTFILE asks for it. It takes the place of the shell,
 # so that signals reach it.
 run_stage() {
     local name="$1"
     shift
     local processes="${NUM_GPUS:-1}"
     case "$processes" in '' | *[!0-9]*) _fail "NUM_GPUS=$processes is not a number" ;; esac
-    if [ "$processes" -le 1 ] && [ -z "${DEEPSPEED_CONFIG:-}" ]; then
+    [ "$processes" -ge 1 ] || _fail "NUM_GPUS=$processes: must be at least 1"
+    if [ "$processes" -eq 1 ] && [ -z "${DEEPSPEED_CONFIG:-}${HOSTFILE:-}" ]; then
         exec python -m "keju.$name" "$@"
     fi
-    local launcher=(python "$REPO/src/training/process_launcher.py" deepspeed --log_level error --num_gpus "$processes" --master_port "${MASTER_PORT:-29500}")
+    local launcher=(python "$REPO/src/training/process_launcher.py" deepspeed --log_level error --master_port "${MASTER_PORT:-29500}")
     [ -n "${HOSTFILE:-}" ] && launcher+=(--hostfile "$HOSTFILE")
-    if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    [ -n "${HOSTFILE:-}" ] && [ -z "${NUM_GPUS:-}" ] || launcher+=(--num_gpus "$processes")
+    local gpus
+    gpus="$(python -c 'import torch; print(torch.cuda.device_count())')" || exit
+    if [ "$gpus" -gt 0 ] && [ -z "${HOSTFILE:-}" ] && [ "$processes" -gt "$gpus" ]; then
+        _fail "NUM_GPUS=$processes: this machine has $gpus"
+    fi
+    if [ "$gpus" -eq 0 ]; then
         export DS_ACCELERATOR=cpu OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
         set -- "$@" --use_cpu
     fi

@@ -329,6 +329,20 @@ def test_sigterm_reaches_the_processes_which_save_and_end(folder, tmp_path):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+def test_ctrl_c_ends_all_processes(folder, tmp_path):
+    """As the terminal sends it, in one line of each process and with the documented exit code."""
+    run = run_of(folder / "inputs", tmp_path / "run", "sft", "llama", False, 2, max_steps=4000, save_steps=4000)
+    with started_shell(run, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(tmp_path / "run" / "metrics.jsonl", process)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert not left
+
+
 def test_a_build_of_deepspeed_that_was_killed_does_not_stop_the_next_run(folder, tmp_path, monkeypatch):
     """Without a build of this machine's own: TORCH_EXTENSIONS_DIR is a new folder."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "ops"))
