@@ -41,6 +41,7 @@ from keju.training.plots import plot_loss, plot_panels
 from keju.training.progress import RunCallback
 from keju.training.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Seed, StepLimit, at_least
 from keju.training.stage import open_run, start_of
+from keju.training.stage_arguments import FreezingArguments
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import RootTokens
@@ -56,7 +57,7 @@ PANELS = {
 
 
 @dataclass
-class GRPOModelArguments:
+class GRPOModelArguments(FreezingArguments):
     _argument_group_name = "models"
 
     model_name_or_path: str = field(metadata={"help": "The policy's start: an SFT checkpoint."})
@@ -66,6 +67,9 @@ class GRPOModelArguments:
     )
     chat_template: str | None = field(default=None, metadata={"help": "Chat template by name, or a Jinja file."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Precision."})
+
+    def __post_init__(self):
+        self.check_freezing(has_adapters=False)
 
 
 @dataclass
@@ -164,6 +168,7 @@ def main() -> None:
             f"--model_name_or_path: {models.model_name_or_path} holds adapters, and GRPO trains whole models; make one "
             f"of them first: MODEL={models.model_name_or_path} bash examples/merge.sh"
         )
+    models.freezing().apply(policy)
     check_head(policy)
     position_by_mask(policy)
     judge = load_scalar_model(

@@ -259,6 +259,12 @@ def build_trainer(
         bases=Bases(models.base_model, models.reward_base_model, models.critic_base_model),
         place=place,
     )
+    freezing = models.freezing()
+    for model, what in {
+        id(four.actor): (four.actor, "the actor"),
+        id(four.critic): (four.critic, "the critic"),
+    }.values():
+        freezing.apply(model, what=what)
     max_steps = ppo.max_steps
     if max_steps <= 0:
         max_steps = max(1, math.ceil(ppo.num_train_epochs * len(prompts) / ppo.rollout_batch_size))

@@ -24,6 +24,7 @@ from keju.training.ranges import (
 from keju.training.stage_arguments import (
     BASE_MODEL_HELP,
     TENSOR_PARALLEL_HELP,
+    FreezingArguments,
     ThinkingArguments,
     TokenCacheArguments,
     check_tensor_parallel_size,
@@ -35,7 +36,7 @@ def setting(default, help: str):
 
 
 @dataclass
-class PPOModelArguments:
+class PPOModelArguments(FreezingArguments):
     """Which models take part."""
 
     _argument_group_name = "models"
@@ -81,6 +82,7 @@ class PPOModelArguments:
         for role in ("critic", "judge"):
             if getattr(self, f"{role}_base_model") and not getattr(self, f"{role}_model_path"):
                 raise ValueError(f"--{role}_base_model: there is no --{role}_model_path")
+        self.check_freezing(has_adapters=self.share_base)
         if self.load_in_4bit and not self.share_base:
             raise ValueError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --share_base")
         if self.share_base and self.offload_reference:

@@ -48,6 +48,7 @@ FIXED = frozenset(
         *("use_peft", "share_base", "load_in_4bit", "lora_r", "lora_target_modules", "lora_modules_to_save"),
         *("lora_alpha", "use_rslora", "use_dora", "init_lora_weights", "enable_joint_optimization"),
         *("normalize_reward", "kl_target", "ema_decay"),
+        *("freeze", "unfreeze", "freeze_first_layers", "freeze_last_layers"),
     }
 )
 

@@ -129,11 +129,13 @@ def base_quantization(args: ModelArguments, training: StageTrainingArguments) ->
 def add_adapters(model: PreTrainedModel, args: ModelArguments, *, task_type: str) -> PreTrainedModel:
     """LoRA adapters as --use_peft asks for; those that the model has brought along are trained on in any case."""
     if has_adapters(model):
+        args.check_freezing(has_adapters=True)
         given = {flag: getattr(args, flag) for flag in NEW_ADAPTERS}
         defaults = {item.name: item.default for item in fields(ModelArguments)}
         train_on(model, args.model_name_or_path, {flag: given[flag] for flag in given if given[flag] != defaults[flag]})
         return model
     if not args.use_peft:
+        args.freezing().apply(model)
         return model
     original = None
     if args.init_lora_weights == "loftq":

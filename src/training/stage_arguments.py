@@ -13,8 +13,9 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from keju.encoding.chat_settings import ChatSettings
 from keju.training.cache_folder import cache_folder
+from keju.training.freezing import Freezing
 from keju.training.optimization import check_schedule, optimizer_class
-from keju.training.ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from keju.training.ranges import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from keju.training.trackers import check_trackers
 
 BASE_MODEL_HELP = "Folder of the base, where --model_name_or_path holds adapters and they name another one."
@@ -30,8 +31,34 @@ def check_tensor_parallel_size(size: int) -> None:
         )
 
 
+@dataclass(kw_only=True)
+class FreezingArguments:
+    """Which weights rest."""
+
+    freeze: list[str] | None = field(
+        default=None, metadata={"help": "Globs of the names of weights that are not trained: '*embed*' '*norm*'."}
+    )
+    unfreeze: list[str] | None = field(
+        default=None, metadata={"help": "Globs of those among them that are trained all the same."}
+    )
+    freeze_first_layers: NonNegativeInt = field(default=0, metadata={"help": "So many of the first layers rest."})
+    freeze_last_layers: NonNegativeInt = field(default=0, metadata={"help": "So many of the last layers rest."})
+
+    def freezing(self) -> Freezing:
+        return Freezing(
+            tuple(self.freeze or ()), tuple(self.unfreeze or ()), self.freeze_first_layers, self.freeze_last_layers
+        )
+
+    def check_freezing(self, *, has_adapters: bool) -> None:
+        """Raises ValueError for settings that have no effect."""
+        if self.unfreeze and not self.freezing():
+            raise ValueError("--unfreeze: nothing is frozen; --freeze '*' freezes all")
+        if has_adapters and self.freezing():
+            raise ValueError("--freeze: adapters are trained, and the weights below them rest in any case")
+
+
 @dataclass
-class ModelArguments:
+class ModelArguments(FreezingArguments):
     """Which model is trained, and how it is loaded."""
 
     _argument_group_name = "model"
@@ -81,6 +108,7 @@ class ModelArguments:
 
     def __post_init__(self):
         self.parsed_overrides()
+        self.check_freezing(has_adapters=self.use_peft)
         if self.load_in_4bit and not self.use_peft:
             raise ValueError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --use_peft")
 
