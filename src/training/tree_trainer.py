@@ -18,6 +18,7 @@ from keju.models.generation import name_special_tokens
 from keju.training.adapters import apply_loraplus, save_model, verify_model
 from keju.training.checkpoints import files_aside
 from keju.training.crash import NonFiniteLoss, name_records
+from keju.training.dropout import Dropout
 from keju.training.objectives.objective import Objective
 from keju.training.processes import own_parts, process_index, sum_figures, sum_over_processes
 from keju.training.resumable_trainer import ResumableTrainer
@@ -36,7 +37,7 @@ class TreeTrainer(ResumableTrainer):
     optimizer step is the mean over the items (tokens or pairs) of its whole global batch: over all accumulation steps
     and processes, however these split it.
 
-    made_with, has_new_schedule: see ResumableTrainer.
+    dropout: what of it is on in training. made_with, has_new_schedule: see ResumableTrainer.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the items of the whole accumulated batch
@@ -54,6 +55,7 @@ class TreeTrainer(ResumableTrainer):
         where: Sequence[str] | None = None,
         callbacks: list | None = None,
         loraplus_lr_ratio: float = 1.0,
+        dropout: Dropout = "all",
         made_with: Mapping[str, Any] | None = None,
         has_new_schedule: bool = False,
     ) -> None:
@@ -71,7 +73,7 @@ class TreeTrainer(ResumableTrainer):
         if tokenizer is not None:
             name_special_tokens(unwrapped(model), tokenizer)
         super().__init__(
-            model=StageModel(model, objective),
+            model=StageModel(model, objective, dropout=dropout),
             args=args,
             train_dataset=train_trees,
             eval_dataset=eval_trees,
