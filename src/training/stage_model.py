@@ -14,6 +14,7 @@ from torch import nn
 
 from keju.training.dropout import Dropout, train_without_dropout
 from keju.training.objectives.objective import Objective, ObjectiveOutput
+from keju.training.whole_batch import WholeBatch
 from keju.trees.packed_batch import PackedBatch
 
 PREFIX = "model."
@@ -23,7 +24,8 @@ Read = Callable[[nn.Module, PackedBatch], Any]
 class StageModel(nn.Module):
     """model: a PreTrainedModel or a PEFT model around one.
 
-    forward(batch) -> ObjectiveOutput of `objective`; forward(batch, read) -> read(model, batch), whatever that is.
+    forward(batch, whole=...) -> ObjectiveOutput of `objective`; forward(batch, read) -> read(model, batch), whatever
+    that is.
     dropout: what of it is on in training mode.
     """
 
@@ -48,8 +50,11 @@ class StageModel(nn.Module):
             train_without_dropout(self.model, keep_adapters=self.dropout == "adapters")
         return self
 
-    def forward(self, batch: PackedBatch, read: Read | None = None) -> ObjectiveOutput | Any:
-        return (read or self.objective)(self.model, batch.to(self.device))
+    def forward(
+        self, batch: PackedBatch, read: Read | None = None, whole: WholeBatch | None = None
+    ) -> ObjectiveOutput | Any:
+        batch = batch.to(self.device)
+        return self.objective(self.model, batch, whole) if read is None else read(self.model, batch)
 
     # What transformers.Trainer asks of a model: the first of its later versions, the second of those before
     def activation_checkpointing_enable(self, **settings) -> None:
