@@ -14,6 +14,7 @@ from keju.training.adapters import apply_loraplus
 from keju.training.engines import training_engine, zero_stage
 from keju.training.processes import num_processes
 from keju.training.stage_model import Read, StageModel
+from keju.training.weight_decay import decay_groups
 from keju.trees.packed_batch import PackedBatch
 
 
@@ -37,10 +38,8 @@ class Learner:
     def __init__(self, model: PreTrainedModel, learning_rate: float, settings: LearnerSettings) -> None:
         self.model = model
         self.max_grad_norm = settings.max_grad_norm
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
-        )
+        groups = decay_groups(model, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
         apply_loraplus(self.optimizer, model, settings.loraplus_lr_ratio)
         self.scheduler = get_scheduler(
             settings.lr_scheduler_type,

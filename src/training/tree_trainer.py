@@ -199,8 +199,10 @@ class TreeTrainer(ResumableTrainer):
         return averages
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            apply_loraplus(super().create_optimizer(model), self.model, self.loraplus_lr_ratio)
+        is_new = self.optimizer is None
+        super().create_optimizer(model)
+        if is_new:
+            apply_loraplus(self.optimizer, self.model, self.loraplus_lr_ratio)
         return self.optimizer
 
     # -- evaluation --------------------------------------------------------------------------------------------------
