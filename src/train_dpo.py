@@ -26,6 +26,7 @@ from keju.training.arguments import (
     parse_arguments,
 )
 from keju.training.cache_folder import cache_folder
+from keju.training.dropout import DISABLE_DROPOUT_HELP, dropout_of
 from keju.training.engines import deepspeed_config, readable
 from keju.training.launch import run_stage
 from keju.training.objectives.kto import KTOObjective, MismatchedAnswers
@@ -62,6 +63,7 @@ class DPODataArguments(ThinkingArguments, DataArguments):
 @dataclass
 class DPOArguments(StageTrainingArguments):
     learning_rate: NonNegativeFloat = field(default=1e-6, metadata={"help": "Peak learning rate."})
+    disable_dropout: bool = field(default=True, metadata={"help": DISABLE_DROPOUT_HELP})
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
         metadata={"help": f"The preference loss, or several: {', '.join(loss_names())}; or kto alone."},
@@ -146,6 +148,7 @@ def main() -> None:
         training=training,
         folder=folder,
         loraplus_lr_ratio=model_args.adapter_lr_ratio,
+        dropout=dropout_of(training.disable_dropout, model_args.lora_dropout),
     )
     if held_out:
         found = margins(outcome.trainer.model, objective, held_out.trees, data.token_budget)

@@ -19,6 +19,7 @@ from keju.training.arguments import (
     ThinkingArguments,
     parse_arguments,
 )
+from keju.training.dropout import DISABLE_DROPOUT_HELP, dropout_of
 from keju.training.launch import run_stage
 from keju.training.objectives.reward import RewardObjective
 from keju.training.plots import plot_histograms
@@ -52,6 +53,7 @@ class RewardDataArguments(ThinkingArguments, DataArguments):
 @dataclass
 class RewardArguments(StageTrainingArguments):
     learning_rate: NonNegativeFloat = field(default=1e-5, metadata={"help": "Peak learning rate."})
+    disable_dropout: bool = field(default=True, metadata={"help": DISABLE_DROPOUT_HELP})
     loss_type: Literal["last", "span", "plackett_luce"] = field(
         default="last",
         metadata={
@@ -106,6 +108,7 @@ def main() -> None:
         training=training,
         folder=folder,
         loraplus_lr_ratio=model_args.adapter_lr_ratio,
+        dropout=dropout_of(training.disable_dropout, model_args.lora_dropout),
     )
     if held_out:
         outcome.summary["heldout_accuracy"] = outcome.summary.pop("eval_accuracy")

@@ -176,7 +176,7 @@ def test_policies_over_one_base(monkeypatch, folder, tmp_path, flags):
         for name in ("actor", "critic"):
             path = tmp_path / "run" / "checkpoint-1" / f"{name}_optimizer.pt"
             groups = torch.load(path, weights_only=True)["param_groups"]
-            assert [group["initial_lr"] for group in groups] == [1e-2, 4e-2]
+            assert sorted({group["initial_lr"] for group in groups}) == [1e-2, 4e-2]
     actor = load_causal_lm(str(tmp_path / "run"))
     load_scalar_model(str(tmp_path / "run" / "critic"), require_head=True)
     assert actor.peft_config["default"].use_dora

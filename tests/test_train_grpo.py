@@ -10,7 +10,7 @@ import pytest
 import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
 from safetensors.torch import load_file
-from tiny_models import BUILDERS, GMASK, SOP, build_llama, build_pangu, build_scalar_model, row_inputs
+from tiny_models import BUILDERS, DROPOUT, GMASK, SOP, build_llama, build_pangu, build_scalar_model, row_inputs
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory):
     reward = build_scalar_model(build_llama(len(tokenizer), seed=1), seed=2)
     for name, model in (
         ("llama", build_llama(len(tokenizer))),
-        ("pangu", build_pangu(len(tokenizer), bos_token_id=1, eos_token_id=2)),
+        ("pangu", build_pangu(len(tokenizer), bos_token_id=1, eos_token_id=2, **DROPOUT["pangu"])),
         ("derived", BUILDERS["baichuan2-7B"](len(tokenizer))),
         ("reward", reward),
     ):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
 from safetensors.torch import load_file
-from tiny_models import build_llama, build_pangu, build_scalar_model
+from tiny_models import DROPOUT, build_llama, build_pangu, build_scalar_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from keju import doctor, pretrain, train_dpo, train_reward, train_sft
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
     llama = build_llama(vocab_size=len(tokenizer))
     for name, model in (
         ("llama", llama),
-        ("pangu", build_pangu(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2)),
+        ("pangu", build_pangu(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, **DROPOUT["pangu"])),
         ("reward", build_scalar_model(llama)),
     ):
         model.save_pretrained(folder / name)

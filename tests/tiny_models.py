@@ -95,6 +95,15 @@ FAMILIES: dict[str, dict] = {
     },
 }  # fmt: skip
 
+# Where a configuration names dropout: for tests of stages that train without it.
+DROPOUT: dict[str, dict] = {
+    "llama": {"attention_dropout": 0.1},
+    "pangu": {"attn_pdrop": 0.1, "embd_pdrop": 0.1, "resid_pdrop": 0.1},
+    "glm": {"embedding_dropout_prob": 0.1, "attention_dropout_prob": 0.1, "output_dropout_prob": 0.1},
+    "chatglm2": {"hidden_dropout": 0.1, "attention_dropout": 0.1},
+    "qwen": {"embd_pdrop": 0.1, "attn_pdrop": 0.1},
+}
+
 
 def build(family: str, vocab_size: int = 97, seed: int = 0, **overrides) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Literal
 
 from torch import Tensor
 
@@ -21,8 +22,10 @@ class PreferenceMix:
     """names: of files in `losses/preference/`; weights: one each, 1 by default.
 
     Such a file has `loss(pairs, settings) -> [P]` and may say: NEEDS_REFERENCE = False; SMOOTHED = True where
-    settings.label_smoothing matters; NEEDS_SMOOTHING where it must be above 0; `reward(side, settings) -> [P]`, the
-    implicit reward, where it is not beta times the log-ratio. Raises ValueError naming the flag.
+    settings.label_smoothing matters; NEEDS_SMOOTHING where it must be above 0; NEEDS_ALL_PAIRS where a pair's loss
+    depends on the other pairs of the whole batch, NEEDS_MEAN_LENGTH where it does by Side.mean_length alone;
+    `reward(side, settings) -> [P]`, the implicit reward, where it is not beta times the log-ratio. Raises ValueError
+    naming the flag.
     """
 
     def __init__(self, names: Sequence[str], weights: Sequence[float] | None, settings: LossSettings) -> None:
@@ -49,6 +52,13 @@ class PreferenceMix:
     @property
     def needs_reference(self) -> bool:
         return any(getattr(loss, "NEEDS_REFERENCE", True) for loss in self.losses)
+
+    @property
+    def facts_from(self) -> Literal["nothing", "batch", "model"]:
+        """What the losses must know of other pairs; see Objective."""
+        if any(_says(loss, "NEEDS_ALL_PAIRS") for loss in self.losses):
+            return "model"
+        return "batch" if any(_says(loss, "NEEDS_MEAN_LENGTH") for loss in self.losses) else "nothing"
 
     def __call__(self, pairs: PreferencePairs) -> Tensor:
         """[P]."""

@@ -13,11 +13,17 @@ class Side(NamedTuple):
     logprob: Tensor  # of the policy, summed
     ref_logprob: Tensor  # of the reference, summed; zeros where there is none
     length: Tensor  # tokens
+    mean_length: Tensor | None = None  # [], over the whole batch; None: these pairs are the whole batch
 
     @property
     def log_ratio(self) -> Tensor:
         """log pi(y|x) - log pi_ref(y|x)."""
         return self.logprob - self.ref_logprob
+
+    @property
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What there is of each pair."""
+        return self.logprob, self.ref_logprob, self.length
 
 
 class PreferencePairs(NamedTuple):

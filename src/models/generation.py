@@ -117,12 +117,13 @@ def name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 @contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}  # not all alike where training has no dropout
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _check(model, prompts, max_new_tokens, num_responses, temperature, top_p, do_sample, batch_size) -> None:

@@ -85,7 +85,7 @@ def as_lora(layer: nn.Module, hidden: torch.Tensor) -> LoraLinear | None:
     base, a, b, dropout = layer.base_layer, layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
     if name in layer.lora_variant or a.bias is not None or b.bias is not None or layer.fan_in_fan_out:
         return None
-    if type(dropout) is not nn.Identity and layer.training:
+    if type(dropout) is not nn.Identity and dropout.training:
         return None
     parts = (layer, base, a, b)
     if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts):

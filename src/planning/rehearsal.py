@@ -48,7 +48,8 @@ def _rehearse_objective(step: Step) -> Rehearsal:
         model = add_adapters(step, model, seen, scalar=scalar)
     if step.activation_checkpointing:
         model.gradient_checkpointing_enable()
-    module = StageModel(model, OBJECTIVES[step.stage]()).train()
+    dropout = "none" if step.stage in ("reward", "dpo") else "all"  # as by default
+    module = StageModel(model, OBJECTIVES[step.stage](), dropout=dropout).train()
     batch = PackedBatch.from_trees(step.workload.trees(step.stage, model.config.get_text_config().vocab_size))
     seen.mark(module.state_dict(keep_vars=True).values(), PARAMETERS)
     seen.mark(module.buffers(), PARAMETERS)

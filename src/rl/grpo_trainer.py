@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from keju.rl.checkpoint import save_model
+from keju.training.dropout import train_without_dropout
 from keju.training.resumable_trainer import ResumableTrainer
 
 
@@ -32,6 +33,14 @@ class ResumableGRPOTrainer(ResumableTrainer, GRPOTrainer):
     def _run_epoch(self, model, epoch: int, *args, **kwargs) -> None:
         self._prompt_order.epoch = epoch
         super()._run_epoch(model, epoch, *args, **kwargs)
+
+    def _prepare_inputs(self, generation_batch):
+        """After transformers has put the policy into training mode; TRL's own `disable_dropout` finds modules alone,
+        not what attention reads from the configuration."""
+        if self.model.training:
+            train_without_dropout(self.model)
+            self.model.training = True  # by which TRL knows that it trains
+        return super()._prepare_inputs(generation_batch)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As from_pretrained loads it; no pickle beside it."""

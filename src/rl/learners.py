@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from keju.training.adapters import apply_loraplus
 from keju.training.engines import training_engine, zero_stage
 from keju.training.processes import num_processes
 from keju.training.stage_model import Read, StageModel
+from keju.training.weight_decay import decay_groups
 from keju.trees.packed_batch import PackedBatch
 
 
@@ -39,10 +39,8 @@ class Learner:
     def __init__(self, model: PreTrainedModel, learning_rate: float, settings: LearnerSettings) -> None:
         self.model = model
         self.max_grad_norm = settings.max_grad_norm
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
-        )
+        groups = decay_groups(model, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
         apply_loraplus(self.optimizer, model, settings.loraplus_lr_ratio)
         self.scheduler = get_scheduler(
             settings.lr_scheduler_type,
@@ -52,7 +50,8 @@ class Learner:
         )
         if settings.activation_checkpointing:
             model.activation_checkpointing_enable()
-        self.passes: nn.Module = StageModel(model).eval()
+        self.stage_model = StageModel(model, dropout="none").eval()
+        self.passes: nn.Module = self.stage_model
         self.engine = None
         if settings.deepspeed is not None:
             self.engine = training_engine(self.passes, self.optimizer, settings.deepspeed, settings.max_grad_norm)
@@ -66,16 +65,12 @@ class Learner:
     @contextmanager
     def recomputing(self) -> Iterator[None]:
         """With activation checkpointing, passes in the block keep their layers' inputs alone, and backward passes
-        compute the rest again. Layers do so when they are in training mode; what is in them stays without dropout."""
-        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        layers = [layer for layer in layers if layer.gradient_checkpointing]
-        for layer in layers:
-            layer.training = True
+        compute the rest again."""
+        self.stage_model.train()
         try:
             yield
         finally:
-            for layer in layers:
-                layer.training = False
+            self.stage_model.eval()
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Adds the gradients of `loss`. is_last: no more come before the optimizer step."""

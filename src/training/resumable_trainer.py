@@ -19,6 +19,7 @@ from keju.training.processes import wait_for_all
 from keju.training.resuming import apply_settings, check_new_schedule
 from keju.training.run_folder import RunFolder
 from keju.training.stopping import Stopped, is_stopping, stopping_gracefully
+from keju.training.weight_decay import decay_groups, decayed_names
 
 
 class ResumableTrainer(Trainer):
@@ -48,6 +49,17 @@ class ResumableTrainer(Trainer):
         if (step := self.state.global_step) < self.state.max_steps and is_stopping():
             raise Stopped(step, folder.path / f"checkpoint-{step}")
         folder.begin()  # a run that was resumed after its last step
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """By what modules are, where transformers goes by names, which miss the norms of many families."""
+        return decayed_names(model)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        if self.is_deepspeed_enabled and "optimizer" in self.args.hf_deepspeed_config.config:
+            # What stands for an optimizer that DeepSpeed makes; the decay of the first group is that of its file.
+            optimizer.params = decay_groups(self.model)
+        return optimizer
 
     def saved_model(self) -> torch.nn.Module:
         """The model whose weights a checkpoint holds, without what is wrapped around it."""

@@ -27,6 +27,7 @@ from keju.records.folds import Fold
 from keju.training.adapters import add_lora, has_adapters, train_on
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, StartArguments
 from keju.training.cache_folder import cache_folder
+from keju.training.dropout import Dropout
 from keju.training.early_stopping import EarlyStopping
 from keju.training.engines import deepspeed_config, readable
 from keju.training.objectives.language_model import LanguageModelObjective
@@ -195,10 +196,11 @@ def train(
     training: StageTrainingArguments,
     folder: RunFolder,
     loraplus_lr_ratio: float = 1.0,
+    dropout: Dropout = "all",
 ) -> Outcome:
     """Trains, saves the checkpoint folder and draws the loss; the caller adds its own figures to the summary.
 
-    loraplus_lr_ratio: of adapters; see keju.training.adapters.apply_loraplus.
+    loraplus_lr_ratio: of adapters; see keju.training.adapters.apply_loraplus. dropout: what of it is on in training.
     """
     guard(model, training)
     callbacks = [RunCallback(folder)]
@@ -215,6 +217,7 @@ def train(
         where=train_records.where,
         callbacks=callbacks,
         loraplus_lr_ratio=loraplus_lr_ratio,
+        dropout=dropout,
         made_with=folder.made_with,
         has_new_schedule=folder.has_new_schedule,
     )

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from keju.training.dropout import Dropout, train_without_dropout
 from keju.training.objectives.objective import Objective, ObjectiveOutput
+from keju.training.whole_batch import WholeBatch
 from keju.trees.packed_batch import PackedBatch
 
 PREFIX = "model."
@@ -22,13 +24,16 @@ Read = Callable[[nn.Module, PackedBatch], Any]
 class StageModel(nn.Module):
     """model: a PreTrainedModel or a PEFT model around one.
 
-    forward(batch) -> ObjectiveOutput of `objective`; forward(batch, read) -> read(model, batch), whatever that is.
+    forward(batch, whole=...) -> ObjectiveOutput of `objective`; forward(batch, read) -> read(model, batch), whatever
+    that is.
+    dropout: what of it is on in training mode.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective | None = None) -> None:
+    def __init__(self, model: nn.Module, objective: Objective | None = None, *, dropout: Dropout = "all") -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self.dropout = dropout
         self.register_load_state_dict_pre_hook(_leave_out_scales)
 
     @property
@@ -39,8 +44,17 @@ class StageModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def forward(self, batch: PackedBatch, read: Read | None = None) -> ObjectiveOutput | Any:
-        return (read or self.objective)(self.model, batch.to(self.device))
+    def train(self, mode: bool = True) -> StageModel:
+        super().train(mode)
+        if mode and self.dropout != "all":
+            train_without_dropout(self.model, keep_adapters=self.dropout == "adapters")
+        return self
+
+    def forward(
+        self, batch: PackedBatch, read: Read | None = None, whole: WholeBatch | None = None
+    ) -> ObjectiveOutput | Any:
+        batch = batch.to(self.device)
+        return self.objective(self.model, batch, whole) if read is None else read(self.model, batch)
 
     # What transformers.Trainer asks of a model: the first of its later versions, the second of those before
     def activation_checkpointing_enable(self, **settings) -> None:

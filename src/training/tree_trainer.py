@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from keju.models.generation import name_special_tokens
 from keju.training.adapters import apply_loraplus, save_model, verify_model
 from keju.training.checkpoints import files_aside
 from keju.training.crash import NonFiniteLoss, name_records
+from keju.training.dropout import Dropout
 from keju.training.objectives.objective import Objective
-from keju.training.processes import own_parts, process_index, sum_figures, sum_over_processes
+from keju.training.processes import num_processes, own_parts, process_index, sum_figures, sum_over_processes
 from keju.training.resumable_trainer import ResumableTrainer
 from keju.training.sampler import TreeBatchSampler
 from keju.training.stage_model import StageModel
+from keju.training.whole_batch import WholeBatch, whole_batches
 from keju.trees.lazy_trees import lengths_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.packing import pack
@@ -34,9 +36,9 @@ class TreeTrainer(ResumableTrainer):
 
     A forward pass takes one pack: at most `token_budget` tokens and `per_device_train_batch_size` trees. The loss of an
     optimizer step is the mean over the items (tokens or pairs) of its whole global batch: over all accumulation steps
-    and processes, however these split it.
+    and processes, however these split it. What a loss sorts or estimates over a batch it does over all of it.
 
-    made_with, has_new_schedule: see ResumableTrainer.
+    dropout: what of it is on in training. made_with, has_new_schedule: see ResumableTrainer.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the items of the whole accumulated batch
@@ -54,6 +56,7 @@ class TreeTrainer(ResumableTrainer):
         where: Sequence[str] | None = None,
         callbacks: list | None = None,
         loraplus_lr_ratio: float = 1.0,
+        dropout: Dropout = "all",
         made_with: Mapping[str, Any] | None = None,
         has_new_schedule: bool = False,
     ) -> None:
@@ -71,7 +74,7 @@ class TreeTrainer(ResumableTrainer):
         if tokenizer is not None:
             name_special_tokens(unwrapped(model), tokenizer)
         super().__init__(
-            model=StageModel(model, objective),
+            model=StageModel(model, objective, dropout=dropout),
             args=args,
             train_dataset=train_trees,
             eval_dataset=eval_trees,
@@ -117,8 +120,38 @@ class TreeTrainer(ResumableTrainer):
         count = torch.tensor(float(sum(sample["num_items"] for sample in batch_samples)), device=device)
         return sum_over_processes(count).clamp(min=1)
 
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """The packs of an optimizer step, each with what its loss must know of the others."""
+        samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        whole = self._whole_batches(((sample["batch"], True) for sample in samples), len(samples))
+        return [{**sample, "whole": known} for sample, known in zip(samples, whole, strict=True)], num_items
+
+    def _whole_batches(self, packs: Iterable[tuple[PackedBatch, bool]], count: int) -> list[WholeBatch | None]:
+        """For each of the `count` packs of this process (and whether it counts), what its loss must know of all packs.
+
+        Where that depends on the model, each pack is computed once more, without gradients and without dropout.
+        """
+        source = self.objective.facts_from
+        if source == "nothing" or count * num_processes() < 2:
+            return [None] * count
+        passes, facts = self._passes, []
+        was_training = passes.training
+        passes.eval()
+        with torch.no_grad():
+            for batch, counts in packs:
+                read = self.objective.facts
+                found = passes(batch, read) if source == "model" else read(None, batch).to(self.args.device)
+                facts.append(found if counts else found[:0])
+        passes.train(was_training)
+        return whole_batches(facts)
+
+    @property
+    def _passes(self) -> torch.nn.Module:
+        """What computes passes outside of training steps."""
+        return self.model_wrapped if self.is_deepspeed_enabled else self.model
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        output = model(inputs["batch"])
+        output = model(inputs["batch"], whole=inputs["whole"])
         # Gradients are averaged over processes; together with this factor that makes a sum over all of them.
         loss = output.loss_sum * self.args.world_size / num_items_in_batch
         if not torch.isfinite(loss.detach()):
@@ -170,8 +203,10 @@ class TreeTrainer(ResumableTrainer):
         return averages
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            apply_loraplus(super().create_optimizer(model), self.model, self.loraplus_lr_ratio)
+        is_new = self.optimizer is None
+        super().create_optimizer(model)
+        if is_new:
+            apply_loraplus(self.optimizer, self.model, self.loraplus_lr_ratio)
         return self.optimizer
 
     # -- evaluation --------------------------------------------------------------------------------------------------
@@ -179,17 +214,21 @@ class TreeTrainer(ResumableTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss per item and the objective's metrics over the evaluation trees, which the processes share out."""
         start = time.perf_counter()
-        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        model = self._passes
         was_training = model.training
         model.eval()
         trees = self.eval_dataset if eval_dataset is None else eval_dataset
-        packs = pack(lengths_of(trees), self.token_budget, self.args.per_device_eval_batch_size)
+        parts = own_parts(pack(lengths_of(trees), self.token_budget, self.args.per_device_eval_batch_size))
         sums: Counter[tuple[str, int]] = Counter()
-        for members, counts in own_parts(packs):
-            inputs = self.collate([trees[index] for index in members])
+
+        def packs() -> Iterator[tuple[PackedBatch, bool]]:
+            for members, counts in parts:
+                yield PackedBatch.from_trees([trees[index] for index in members]), counts
+
+        for (batch, counts), whole in zip(packs(), self._whole_batches(packs(), len(parts)), strict=True):
             with torch.no_grad():
-                output = model(inputs["batch"])
-            for name, pair in {"loss": (output.loss_sum, inputs["num_items"]), **output.metrics}.items():
+                output = model(batch, whole=whole)
+            for name, pair in {"loss": (output.loss_sum, self.objective.num_items(batch)), **output.metrics}.items():
                 for place, number in enumerate(pair):
                     sums[name, place] += float(number) * counts
         model.train(was_training)

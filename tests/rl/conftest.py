@@ -1,9 +1,10 @@
 """Four tiny random models and rollouts written by hand, for the tests of PPO."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from tiny_models import BUILDERS, build_scalar_model, opening
+from tiny_models import BUILDERS, DROPOUT, build_scalar_model, opening
 
 from keju.models.generation import Response
 from keju.rl.rewards import FixedKLController
@@ -15,10 +16,12 @@ EOS, PAD = 2, 3
 @pytest.fixture
 def ppo_models(request) -> SimpleNamespace:
     """actor, reference, critic, reward_model: all different, so that nothing can be mistaken for another.
+    Their configurations have dropout.
 
     Llamas; tests that parametrise this fixture indirectly name another family of `tiny_models`.
     """
-    build = BUILDERS[getattr(request, "param", "llama")]
+    family = getattr(request, "param", "llama")
+    build = partial(BUILDERS[family], **DROPOUT.get(family, {}))
     return SimpleNamespace(
         actor=build(seed=0),
         reference=build(seed=1),

@@ -1,6 +1,6 @@
 """AOT (Melnyk et al. 2024, arXiv 2406.05882): stochastic dominance of the policy's margins over the reference's.
 
-Sorted over the pairs that are computed together: those of one packed row.
+Sorted over the pairs of the whole batch.
 """
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from keju.losses.preference_pairs import LossSettings, PreferencePairs
 from keju.losses.smoothing import smoothed_logistic
 
 SMOOTHED = True
+NEEDS_ALL_PAIRS = True
 
 
 def loss(pairs: PreferencePairs, settings: LossSettings) -> Tensor:

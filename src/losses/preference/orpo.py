@@ -11,10 +11,11 @@ from keju.losses.preference import sft
 from keju.losses.preference_pairs import LossSettings, PreferencePairs, Side
 
 NEEDS_REFERENCE = False
+NEEDS_MEAN_LENGTH = True
 
 
 def loss(pairs: PreferencePairs, settings: LossSettings) -> Tensor:
-    """-log pi_w a token - beta log sigmoid(log odds_w - log odds_l), odds of the mean probability of a token, [P]."""
+    """-log pi_w / mean |y_w| - beta log sigmoid(log odds_w - log odds_l), odds of a token's mean probability, [P]."""
     return sft.loss(pairs, settings) - settings.beta * F.logsigmoid(log_odds(pairs.winner) - log_odds(pairs.loser))
 
 

@@ -5,12 +5,13 @@ from torch import Tensor
 from keju.losses.preference_pairs import LossSettings, PreferencePairs, Side
 
 NEEDS_REFERENCE = False
+NEEDS_MEAN_LENGTH = True
 
 
 def loss(pairs: PreferencePairs, settings: LossSettings) -> Tensor:
-    """Mean negative log-probability of a token over the winners that are computed together, the same for each: [P]."""
+    """-log pi_w over the mean length of winners, [P]: its mean over the pairs is that over all tokens of winners."""
     winner = pairs.winner
-    return (-winner.logprob.sum() / winner.length.sum()).expand(len(winner.length))
+    return -winner.logprob / (winner.length.mean() if winner.mean_length is None else winner.mean_length)
 
 
 def reward(side: Side, settings: LossSettings) -> Tensor:

@@ -11,22 +11,24 @@ from torch import nn
 from keju.losses.kto import desirable_answers, kto_loss, reference_point
 from keju.losses.pairs import ordered_pairs
 from keju.models.backbone import tree_logprobs
-from keju.training.objectives.objective import ObjectiveOutput
+from keju.training.objectives.objective import Objective, ObjectiveOutput
 from keju.training.objectives.preference import METRICS, preference_metrics, segment_sums
+from keju.training.whole_batch import WholeBatch
 from keju.trees.lazy_trees import LazyTrees, lengths_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
 
-class KTOObjective:
+class KTOObjective(Objective):
     """Expects `ref_logprob` of every branch, `score` of the ranked ones, `is_good` of the marked ones, and branches of
     MismatchedAnswers.
 
-    The reference point (the KL of the policy to the reference) is estimated on the mismatched answers of a packed row.
+    The reference point (the KL of the policy to the reference) is estimated on the mismatched answers of a whole batch.
     """
 
     item_name = "answer"
     metric_names = (*METRICS, "kl", "reward_good", "reward_bad")
+    facts_from = "model"
     needs_reference = True
 
     def __init__(self, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> None:
@@ -48,12 +50,17 @@ class KTOObjective:
         winner, loser = ordered_pairs(batch.values["score"], batch.segment_tree)
         return rewards[winner] - rewards[loser]
 
-    def __call__(self, model: nn.Module, batch: PackedBatch) -> ObjectiveOutput:
+    def facts(self, model: nn.Module, batch: PackedBatch) -> torch.Tensor:
+        """[M, 1]: log-ratios of the mismatched answers."""
+        log_ratio = segment_sums(tree_logprobs(model, batch).logprobs, batch) - batch.values["ref_logprob"]
+        return log_ratio[_is_mismatched(batch), None]
+
+    def __call__(self, model: nn.Module, batch: PackedBatch, whole: WholeBatch | None = None) -> ObjectiveOutput:
         logprobs = segment_sums(tree_logprobs(model, batch).logprobs, batch)
         log_ratio = logprobs - batch.values["ref_logprob"]
         scores = batch.values["score"]
         good, bad = _labels(batch)
-        point = reference_point(log_ratio[scores.isnan() & (batch.segment_parent >= 0)])
+        point = reference_point(log_ratio[_is_mismatched(batch)] if whole is None else whole.facts[:, 0])
         labelled = good | bad
         losses = kto_loss(log_ratio[labelled], good[labelled], point, **self.settings)
         with torch.no_grad():
@@ -68,6 +75,10 @@ class KTOObjective:
 
 def _labels(batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
     return desirable_answers(batch.values["score"], batch.segment_tree, batch.values.get("is_good"))
+
+
+def _is_mismatched(batch: PackedBatch) -> torch.Tensor:
+    return batch.values["score"].isnan() & (batch.segment_parent >= 0)
 
 
 class MismatchedAnswers(LazyTrees):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 
+from keju.training.whole_batch import WholeBatch
 from keju.trees.packed_batch import PackedBatch
 
 
@@ -17,11 +18,25 @@ class ObjectiveOutput(NamedTuple):
     metrics: dict[str, tuple[torch.Tensor, torch.Tensor | int]]
 
 
-class Objective(Protocol):
-    item_name: str  # what the loss is averaged over: "token" or "pair"
+class Objective:
+    """item_name: what the loss is averaged over, "token" or "pair".
+
+    facts_from: what `facts` looks at, "nothing" where a loss is a sum over items that know nothing of each other.
+    """
+
+    item_name: str
     metric_names: tuple[str, ...]  # of ObjectiveOutput.metrics
+    facts_from: Literal["nothing", "batch", "model"] = "nothing"
 
     def num_items(self, batch: PackedBatch) -> int:
         """How many items the batch holds; the trainer divides by the sum of these over the whole global batch."""
+        raise NotImplementedError
 
-    def __call__(self, model: nn.Module, batch: PackedBatch) -> ObjectiveOutput: ...
+    def facts(self, model: nn.Module | None, batch: PackedBatch) -> torch.Tensor:
+        """float [rows, columns]: what the other packs of a step must know of this one. model: None where facts_from is
+        "batch"."""
+        raise NotImplementedError
+
+    def __call__(self, model: nn.Module, batch: PackedBatch, whole: WholeBatch | None = None) -> ObjectiveOutput:
+        """whole: what to know of the other packs; None where there are none, or facts_from is "nothing"."""
+        raise NotImplementedError

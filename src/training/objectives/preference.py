@@ -11,13 +11,14 @@ from keju.losses.pairs import Pairs, ordered_pairs
 from keju.losses.preference_mix import PreferenceMix
 from keju.losses.preference_pairs import LossSettings, PreferencePairs, Side
 from keju.models.backbone import tree_logprobs
-from keju.training.objectives.objective import ObjectiveOutput
+from keju.training.objectives.objective import Objective, ObjectiveOutput
+from keju.training.whole_batch import WholeBatch
 from keju.trees.packed_batch import PackedBatch
 
 METRICS = ("accuracy", "margin", "reward_chosen", "reward_rejected", "logprob_chosen", "logprob_rejected")
 
 
-class PreferenceObjective:
+class PreferenceObjective(Objective):
     """Expects each answer's `score` and, where the loss has a reference, its summed `ref_logprob` in the trees.
 
     loss_types, weights: see PreferenceMix. reference_free: log pi_ref is taken as 0. ld_alpha: LD-DPO (Liu et al. 2024,
@@ -38,6 +39,7 @@ class PreferenceObjective:
         ld_alpha: float | None = None,
     ) -> None:
         self.mix = PreferenceMix(loss_types, weights, settings or LossSettings())
+        self.facts_from = self.mix.facts_from
         self.needs_reference = self.mix.needs_reference and not reference_free
         self.ld_alpha = ld_alpha
         if ld_alpha is not None and not 0 <= ld_alpha <= 1:
@@ -46,13 +48,29 @@ class PreferenceObjective:
     def num_items(self, batch: PackedBatch) -> int:
         return len(ordered_pairs(batch.values["score"], batch.segment_tree).winner)
 
-    def __call__(self, model: nn.Module, batch: PackedBatch) -> ObjectiveOutput:
+    def facts(self, model: nn.Module | None, batch: PackedBatch) -> torch.Tensor:
+        """[P, 6]: all numbers of both sides; from the batch alone [P, 1], the lengths of the winners."""
+        if model is None:
+            winner = ordered_pairs(batch.values["score"], batch.segment_tree).winner
+            return _lengths(batch)[winner, None].float()
         pairs = self._pairs(model, batch)
-        losses = self.mix(pairs)
+        return torch.stack([numbers.to(pairs.winner.logprob) for side in pairs for numbers in side.numbers], dim=1)
+
+    def __call__(self, model: nn.Module, batch: PackedBatch, whole: WholeBatch | None = None) -> ObjectiveOutput:
+        pairs = self._pairs(model, batch)
+        if whole is None:
+            loss_sum = self.mix(pairs).sum()
+        elif self.facts_from == "batch":
+            mean_length = whole.facts.mean()
+            loss_sum = self.mix(PreferencePairs(*(side._replace(mean_length=mean_length) for side in pairs))).sum()
+        else:
+            # The loss of all pairs, of which those of this pack have gradients; it reports its share of the value.
+            total = self.mix(_among_all(pairs, whole)).sum()
+            loss_sum = total - total.detach() * (1 - len(pairs.winner.length) / len(whole.facts))
         with torch.no_grad():
             rewards = (self.mix.reward(side) for side in pairs)
             metrics = preference_metrics(*rewards, *(side.logprob for side in pairs))
-        return ObjectiveOutput(losses.sum(), metrics)
+        return ObjectiveOutput(loss_sum, metrics)
 
     def margins(self, model: nn.Module, batch: PackedBatch) -> torch.Tensor:
         """[P]: the implicit reward of the better answer minus that of the worse."""
@@ -62,7 +80,7 @@ class PreferenceObjective:
     def _pairs(self, model: nn.Module, batch: PackedBatch) -> PreferencePairs:
         logprobs = tree_logprobs(model, batch).logprobs
         pairs = ordered_pairs(batch.values["score"], batch.segment_tree)
-        length = batch.target_segment.bincount(minlength=batch.num_segments)
+        length = _lengths(batch)
         if self.ld_alpha is None:
             policy = segment_sums(logprobs, batch)
             reference = batch.values["ref_logprob"] if self.needs_reference else torch.zeros_like(policy)
@@ -74,6 +92,21 @@ class PreferenceObjective:
             )
         lengths = (length[side].to(logprobs.dtype) for side in pairs)
         return PreferencePairs(*map(Side, policy, reference, lengths))
+
+
+def _among_all(pairs: PreferencePairs, whole: WholeBatch) -> PreferencePairs:
+    """All pairs of the whole batch, of which `pairs` stand in their place."""
+    own, facts = whole.own, whole.facts
+    columns = [
+        torch.cat([facts[: own.start, number], ours, facts[own.stop :, number]])
+        for number, ours in enumerate(numbers for side in pairs for numbers in side.numbers)
+    ]
+    return PreferencePairs(Side(*columns[:3]), Side(*columns[3:]))
+
+
+def _lengths(batch: PackedBatch) -> torch.Tensor:
+    """int64 [S]: trained tokens of each segment."""
+    return batch.target_segment.bincount(minlength=batch.num_segments)
 
 
 def preference_metrics(

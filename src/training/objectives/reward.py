@@ -8,11 +8,12 @@ from torch import nn
 from keju.losses.pairs import ordered_pairs
 from keju.losses.reward import LOSS_TYPES, centering_loss, last_token_loss, plackett_luce_losses, span_loss
 from keju.models.backbone import tree_token_scores
-from keju.training.objectives.objective import ObjectiveOutput
+from keju.training.objectives.objective import Objective, ObjectiveOutput
+from keju.training.whole_batch import WholeBatch
 from keju.trees.packed_batch import PackedBatch
 
 
-class RewardObjective:
+class RewardObjective(Objective):
     """loss_type: "last" (scores at the answers' last tokens), "span" (DeepSpeed-Chat: from the divergence on) or
     "plackett_luce" (the ranking of a prompt's answers as a whole).
 
@@ -47,7 +48,7 @@ class RewardObjective:
         winner = ordered_pairs(batch.values["score"], batch.segment_tree).winner
         return len(batch.segment_tree[winner].unique() if self.loss_type == "plackett_luce" else winner)
 
-    def __call__(self, model: nn.Module, batch: PackedBatch) -> ObjectiveOutput:
+    def __call__(self, model: nn.Module, batch: PackedBatch, whole: WholeBatch | None = None) -> ObjectiveOutput:
         token_scores = tree_token_scores(model, batch)[:, 0]
         winner, loser = ordered_pairs(batch.values["score"], batch.segment_tree)
         scores = token_scores[batch.segment_end - 1]  # an answer's score: at its last token
