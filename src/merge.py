@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from keju.conversion.output_folder import check_output, own_files
 from keju.conversion.verification import largest_difference, sample_logits
-from keju.models.backbone import backbone_of, unwrapped
+from keju.models.backbone import backbone_of, num_embeddings, unwrapped
 from keju.models.configurations import base_of
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, read_tokenizer
 from keju.models.quantization import nf4, trained_in_4bit
@@ -65,7 +65,7 @@ def merge(args: MergeArguments, settings: Path) -> None:
 
     model = load(base, quantization=quantization)
     adapted = PeftModel.from_pretrained(model, source).eval()
-    num_tokens = adapted.get_input_embeddings().num_embeddings
+    num_tokens = num_embeddings(adapted)
     before = token_outputs(adapted, num_tokens, is_scalar)
     if quantization is not None:
         # What was trained stands on what the 4 bits mean, not on the weights that they were made from.

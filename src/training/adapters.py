@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from keju.models.accelerate import with_kernels
+from keju.models.backbone import check_head
 from keju.models.quantization import base_description, is_quantized
 from keju.models.saved_weights import NotAsSaved, adapter_weights, verify_saved
 
@@ -22,6 +23,7 @@ WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 # Of sums of products in float32, relative to those of their absolute values.
 ROUNDING = 1e-4
 NAME = "default"
+ALL_LINEAR = ("all-linear", "all")
 BUFFERS = (".start_A", ".start_B")
 
 
@@ -48,10 +50,14 @@ def add_lora(
     "pissa_niter_<n>" by n steps of a randomised SVD: the r largest singular values of the weights, which are taken out
     of the base (Meng et al. 2024, arXiv:2404.02948). "loftq": B A is the best approximation of rank r of what 4 bits
     lose of the weights of `original`: one step of Li et al. 2023 (arXiv:2310.08659), so that the base stays as it is.
+    target_modules: names or ends of names of layers; "all-linear" or "all" for all linear layers but the head, beside
+    which others may be named.
     Raises ValueError naming the flag for targets that the model does not have, and for starts that it cannot have.
     """
     from peft import LoraConfig, get_peft_model
 
+    if task_type == "SEQ_CLS" and "score" in (target_modules or ()):
+        raise ValueError("--lora_target_modules score: the head of a reward model is trained whole in any case")
     is_pissa, is_loftq = init_lora_weights.startswith("pissa"), init_lora_weights == "loftq"
     if is_pissa and is_quantized(model):
         raise ValueError("--init_lora_weights pissa changes the base, which --load_in_4bit rounds; loftq is for that")
@@ -64,7 +70,7 @@ def add_lora(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=list(target_modules) if target_modules else "all-linear",
+        target_modules=_targets(model, task_type, target_modules or ["all-linear"]),
         modules_to_save=[*(["score"] if task_type == "SEQ_CLS" else []), *(modules_to_save or [])] or None,
         use_rslora=use_rslora,
         use_dora=use_dora,
@@ -75,11 +81,29 @@ def add_lora(
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(f"--lora_target_modules: {str(error).splitlines()[0]}") from error
+    try:
+        check_head(adapted)
+    except ValueError as error:
+        raise ValueError(f"--lora_target_modules: {error}") from error
     if is_pissa:
         _keep_starts(adapted)
     elif is_loftq:
         _approximate(adapted, original)
     return with_kernels(adapted)
+
+
+def _targets(model: nn.Module, task_type: str, names: Sequence[str]) -> list[str] | str:
+    """As PEFT reads them: it knows all linear layers (but the head) by a word, where that stands alone."""
+    others = [name for name in names if name.lower() not in ALL_LINEAR]
+    if len(others) == len(names):
+        return others
+    if not others:
+        return "all-linear"
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+
+    linear = _maybe_include_all_linear_layers(LoraConfig(task_type=task_type, target_modules="all-linear"), model)
+    return sorted({*linear.target_modules, *others})
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
 from keju.encoding.store_key import tokenizer_digest
 from keju.encoding.token_store import totals_of
-from keju.models.backbone import backbone_of, tree_layout
+from keju.models.backbone import backbone_of, num_embeddings, tree_layout
 from keju.models.configurations import base_flag, check_model, check_rows
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.quantization import is_quantized, nf4
@@ -164,7 +164,7 @@ def inspect(
         encoded.where,
         tokenizer,
         form=form,
-        vocab_size=model.get_input_embeddings().num_embeddings,
+        vocab_size=num_embeddings(model),
         end_ids=ends if isinstance(ends, list) else [ends],
     )
     limit = getattr(model.config, "max_position_embeddings", None)

@@ -59,7 +59,10 @@ class ModelArguments:
     lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters, divided by their rank."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Names of the layers that get adapters; all linear layers by default."}
+        default=None,
+        metadata={
+            "help": "Names of the layers that get adapters; all linear layers but the head (all-linear) by default."
+        },
     )
     lora_modules_to_save: list[str] | None = field(
         default=None,
