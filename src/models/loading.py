@@ -178,7 +178,7 @@ def load_scalar_model(
     if fresh and hasattr(model, "peft_config"):
         raise ValueError(
             f"{flag}: {name} holds adapters of a model without a head, and a new one would not be trained and saved "
-            f"with them; make a whole model of them first: MODEL={name} bash examples/merge.sh"
+            "with them; make a whole model of them first: --adapters merge, or keju.merge"
         )
     if fresh:
         with whole([model.score.weight], write=True):

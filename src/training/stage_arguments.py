@@ -17,6 +17,10 @@ from keju.encoding.chat_settings import ChatSettings
 from keju.training.cache_folder import cache_folder
 
 BASE_MODEL_HELP = "Folder of the base, where --model_name_or_path holds adapters and they name another one."
+ADAPTERS_HELP = (
+    "What becomes of adapters in --model_name_or_path: they are trained on (continue, the default); merged into their "
+    "base, and all weights or new adapters are trained (merge); or kept, and new ones are trained beside them (stack)."
+)
 TENSOR_PARALLEL_HELP = "Only 1: matrices are not cut up among GPUs (ZeRO-3 does that between passes)."
 
 
@@ -54,6 +58,7 @@ class ModelArguments:
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Precision of the weights in memory (see --bf16 for mixed precision)."}
     )
+    adapters: Literal["continue", "merge", "stack"] | None = field(default=None, metadata={"help": ADAPTERS_HELP})
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of all weights."})
     lora_r: int = field(default=8, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters, divided by their rank."})
