@@ -57,11 +57,11 @@ class GRPOModelArguments:
     _argument_group_name = "models"
 
     model_name_or_path: str = field(metadata={"help": "The policy's start: an SFT checkpoint."})
+    reward_model_path: str = field(metadata={"help": "A reward checkpoint with the policy's tokenizer."})
     base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
     adapters: Literal["merge"] | None = field(
         default=None, metadata={"help": "merge: adapters in --model_name_or_path are merged; a whole model is trained."}
     )
-    reward_model_path: str = field(metadata={"help": "A reward checkpoint with the policy's tokenizer."})
     reward_base_model: str | None = field(
         default=None, metadata={"help": "Folder of the base of adapters in --reward_model_path, if they name another."}
     )
