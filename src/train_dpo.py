@@ -37,10 +37,10 @@ from keju.training.ranges import LabelSmoothing, NonNegativeFloat, PositiveFloat
 from keju.training.reference_cache import reference_trees
 from keju.training.stage import (
     add_adapters,
-    base_quantization,
     check_best_metric,
     guard,
     inspect,
+    load_start,
     num_shared,
     open_run,
     prepare,
@@ -102,14 +102,7 @@ def main() -> None:
     tokenizer, encoder = prepare(folder, model_args, data, training)
     form = "kto" if is_kto else "ranked"
     records, held_out = read_records(folder, model_args, data, encoder, form)
-    model = load_causal_lm(
-        model_args.model_name_or_path,
-        dtype=model_args.dtype,
-        tokenizer=tokenizer,
-        config_overrides=model_args.parsed_overrides(),
-        quantization=base_quantization(model_args, training),
-        base=model_args.base_model,
-    )
+    model, model_args = load_start(load_causal_lm, folder, model_args, tokenizer, training)
     inspect(records, tokenizer, model, form=form)
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
     splits = [split for split in (records, held_out) if split]

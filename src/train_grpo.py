@@ -22,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_key import tokenizer_digest
+from keju.models.adapter_folder import holds_adapters
 from keju.models.backbone import DerivedHead
 from keju.models.configurations import check_model, check_positions, check_rows
 from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
@@ -31,9 +32,8 @@ from keju.rl.grpo_trainer import ResumableGRPOTrainer
 from keju.rl.response_trees import branch_trees
 from keju.rl.rollout import Rollout, Sampler
 from keju.rl.translation import differences
-from keju.training.adapters import has_adapters
 from keju.training.answer_scores import answer_rewards
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import BASE_MODEL_HELP, parse_arguments
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.launch import run_stage
 from keju.training.optimization import check_schedule
@@ -42,6 +42,7 @@ from keju.training.progress import RunCallback
 from keju.training.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Seed, StepLimit, at_least
 from keju.training.stage import open_run, start_of
 from keju.training.stage_arguments import FreezingArguments
+from keju.training.starts import check_adapters, merged_start, remove_start
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import RootTokens
@@ -62,6 +63,10 @@ class GRPOModelArguments(FreezingArguments):
 
     model_name_or_path: str = field(metadata={"help": "The policy's start: an SFT checkpoint."})
     reward_model_path: str = field(metadata={"help": "A reward checkpoint with the policy's tokenizer."})
+    base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
+    adapters: Literal["merge"] | None = field(
+        default=None, metadata={"help": "merge: adapters in --model_name_or_path are merged; a whole model is trained."}
+    )
     reward_base_model: str | None = field(
         default=None, metadata={"help": "Folder of the base of adapters in --reward_model_path, if they name another."}
     )
@@ -124,6 +129,12 @@ class GRPOArguments:
 
 def main() -> None:
     models, data, grpo = parse_arguments(GRPOModelArguments, PromptArguments, GRPOArguments, description=__doc__)
+    check_adapters(models.adapters, models.model_name_or_path)
+    if holds_adapters(models.model_name_or_path) and models.adapters is None:
+        raise ValueError(
+            f"--model_name_or_path: {models.model_name_or_path} holds adapters, and GRPO trains whole models; "
+            "--adapters merge makes one of them first"
+        )
     folder = open_run("grpo", models, data, grpo)
     set_seed(grpo.seed)
     tokenizer = load_tokenizer(
@@ -135,7 +146,7 @@ def main() -> None:
             f"--reward_model_path: GRPO needs a reward model with the policy's tokenizer, PPO does not; this one has "
             f"another {' and '.join(others)}"
         )
-    check_model(models.model_name_or_path)
+    check_model(models.model_name_or_path, base=models.base_model)
     reward_base = models.reward_base_model
     check_model(models.reward_model_path, flag="--reward_model_path", base=reward_base)
     longest = data.max_prompt_length + grpo.max_new_tokens
@@ -158,16 +169,16 @@ def main() -> None:
         )
     longest = max(map(len, [*prompts, *held_out])) + grpo.max_new_tokens
     for path, flag, base in (
-        (models.model_name_or_path, "--model_name_or_path", None),
+        (models.model_name_or_path, "--model_name_or_path", models.base_model),
         (models.reward_model_path, "--reward_model_path", reward_base),
     ):
         check_positions(path, longest, flag=flag, what=f"prompts and --max_new_tokens {grpo.max_new_tokens}", base=base)
-    policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer)
-    if has_adapters(policy):
-        raise ValueError(
-            f"--model_name_or_path: {models.model_name_or_path} holds adapters, and GRPO trains whole models; make one "
-            f"of them first: MODEL={models.model_name_or_path} bash examples/merge.sh"
+    if models.adapters == "merge":
+        start = merged_start(
+            folder, models.model_name_or_path, base=models.base_model, dtype=models.dtype, tokenizer=tokenizer
         )
+        models = replace(models, model_name_or_path=str(start), base_model=None, adapters=None)
+    policy = load_causal_lm(models.model_name_or_path, dtype=models.dtype, tokenizer=tokenizer, base=models.base_model)
     models.freezing().apply(policy)
     check_head(policy)
     position_by_mask(policy)
@@ -198,6 +209,7 @@ def main() -> None:
         has_new_schedule=folder.has_new_schedule,
     )
     trainer.remove_callback(PrinterCallback)  # the bar is ours
+    remove_start(folder)  # TRL has loaded its reference from there
     if trainer.ref_model is not None:
         position_by_mask(trainer.ref_model)
     trainer.train_in(folder)

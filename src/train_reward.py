@@ -26,9 +26,9 @@ from keju.training.plots import plot_histograms
 from keju.training.ranges import LabelSmoothing, NonNegativeFloat
 from keju.training.stage import (
     add_adapters,
-    base_quantization,
     check_best_metric,
     inspect,
+    load_start,
     num_shared,
     open_run,
     prepare,
@@ -83,17 +83,12 @@ def main() -> None:
         center_coef=training.center_rewards_coefficient,
     )
     check_best_metric(training, objective)
+    if model_args.adapters == "stack":
+        raise ValueError("--adapters stack: the head of a reward model is saved whole; take --adapters merge")
     folder = open_run("reward", model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
     records, held_out = read_records(folder, model_args, data, encoder, "ranked", fold=Fold(data.fold))
-    model = load_scalar_model(
-        model_args.model_name_or_path,
-        dtype=model_args.dtype,
-        tokenizer=tokenizer,
-        config_overrides=model_args.parsed_overrides(),
-        quantization=base_quantization(model_args, training),
-        base=model_args.base_model,
-    )
+    model, model_args = load_start(load_scalar_model, folder, model_args, tokenizer, training)
     model.config.pad_token_id = tokenizer.pad_token_id
     inspect(records, tokenizer, model, form="ranked")
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")

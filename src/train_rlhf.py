@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ from keju.training.plots import plot_loss
 from keju.training.processes import process_index, start_deepspeed, wait_for_all
 from keju.training.progress import describe, warn_of_warmup
 from keju.training.stage import inspect, open_run, start_of
+from keju.training.starts import check_adapters, merged_start, name_start, remove_start
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import Chosen, ChosenTrees, RootTokens, lengths_of
@@ -54,6 +56,7 @@ from keju.trees.segment import Segment
 
 def main() -> None:
     models, data, ppo = parse_arguments(PPOModelArguments, PPODataArguments, PPOArguments, description=__doc__)
+    check_adapters(models.adapters, models.model_name_or_path)
     folder = open_run("rlhf", models, data, ppo)
     set_seed(ppo.seed)
     start_processes(ppo)
@@ -87,7 +90,17 @@ def main() -> None:
             check_positions(
                 path, longest, flag=flag, what=f"prompts and --max_new_tokens {ppo.max_new_tokens}", base=base
             )
+    is_merged = models.adapters == "merge"
+    if is_merged:
+        start = merged_start(
+            folder, models.model_name_or_path, base=models.base_model, dtype=models.dtype, tokenizer=tokenizer
+        )
+        models = replace(models, model_name_or_path=str(start), base_model=None, adapters=None)
     trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx.trees, ranked.trees)
+    if is_merged and (models.share_base or ppo.rollout == "vllm"):
+        name_start(folder, trainer.actor, trainer.critic)
+    else:
+        remove_start(folder)
     trainer.where = records.where
     inspect(records, tokenizer, trainer.actor, form="prompt")
     verify_models(trainer)

@@ -34,7 +34,7 @@ ALLOWED = {
     "models": {"kernels", "tokenizers"},
     "conversion": {"models", "tokenizers", "records"},
     "encoding": {"records", "trees", "tokenizers"},
-    "training": {"trees", "losses", "models", "encoding", "records"},
+    "training": {"trees", "losses", "models", "encoding", "records", "conversion"},
     "rl": {"kernels", "trees", "losses", "models", "encoding", "records", "training"},
     "planning": {"kernels", "trees", "models", "training", "rl"},
     "eval": {"models", "tokenizers", "trees", "encoding", "records", "kernels"},

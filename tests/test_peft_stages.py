@@ -246,3 +246,42 @@ def test_adapters_are_no_start_of_others(monkeypatch, folder, tmp_path, capsys):
         capsys.readouterr()
         assert run(monkeypatch, stage, *paths, "--output_dir", tmp_path / "run", "--use_cpu", *steps, *flags) == 2
         assert said.format(tmp_path / "first") in last_line(capsys)
+
+
+# -- which layers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names", [["lm_head"], ["all-linear", "lm_head"], ["all"], ["embed_tokens", "q_proj"]], ids=str
+)
+def test_layers_by_name(monkeypatch, folder, tmp_path, names):
+    """Adapters on the head were never trained, and the words for all layers were taken for the name of one."""
+    assert train(monkeypatch, train_sft, folder, tmp_path / "run", "--lora_target_modules", *names) == 0
+    state = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    of_b = {name: tensor for name, tensor in state.items() if "lora_B" in name or "lora_embedding_B" in name}
+    assert all(tensor.any() for tensor in of_b.values())
+    assert any("lm_head" in name for name in of_b) == ("lm_head" in names)
+    assert any("up_proj" in name for name in of_b) == (names[0] in ("all-linear", "all"))
+    trained = load_causal_lm(str(tmp_path / "run")).eval()
+    assert not torch.allclose(trained(IDS).logits, load_causal_lm(str(folder / "llama")).eval()(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags", "said"),
+    [
+        (
+            train_sft,
+            ["--use_dora", "--lora_target_modules", "lm_head"],
+            "--lora_target_modules: the LM head has adapters",
+        ),
+        (
+            train_reward,
+            ["--lora_target_modules", "score", "q_proj"],
+            "--lora_target_modules score: the head of a reward",
+        ),
+        (train_sft, ["--lora_target_modules", "nothing"], "--lora_target_modules: Target modules"),
+    ],
+)
+def test_layers_that_get_no_adapters(monkeypatch, folder, tmp_path, capsys, stage, flags, said):
+    assert train(monkeypatch, stage, folder, tmp_path / "run", *flags) == 2
+    assert said in last_line(capsys)

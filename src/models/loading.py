@@ -28,7 +28,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from keju.models import attention
 from keju.models.accelerate import with_kernels
 from keju.models.architecture import check_layers, check_modules, check_size, without_weights
-from keju.models.backbone import unwrapped
+from keju.models.backbone import num_embeddings, unwrapped
 from keju.models.checkpoint_files import (
     SAFETENSORS,
     check_folder,
@@ -104,7 +104,7 @@ def check_vocabulary(
 ) -> None:
     """Raises ValueError where a token of the tokenizer has no row in the model's embedding."""
     token, index = max(tokenizer.get_vocab().items(), key=itemgetter(1))
-    num_rows = model.get_input_embeddings().num_embeddings
+    num_rows = num_embeddings(model)
     if index >= num_rows:
         raise ValueError(
             f"{flag}: the token {token!r} has id {index}, but the embedding of this {type(model).__name__} has "
@@ -179,7 +179,7 @@ def load_scalar_model(
     if fresh and hasattr(model, "peft_config"):
         raise ValueError(
             f"{flag}: {name} holds adapters of a model without a head, and a new one would not be trained and saved "
-            f"with them; make a whole model of them first: MODEL={name} bash examples/merge.sh"
+            "with them; make a whole model of them first: --adapters merge, or keju.merge"
         )
     if fresh:
         with whole([model.score.weight], write=True):

@@ -46,6 +46,9 @@ class PPOModelArguments(FreezingArguments):
         metadata={"help": "A reward checkpoint. It may have another tokenizer than the actor: it then reads the text."}
     )
     base_model: str | None = setting(None, BASE_MODEL_HELP)
+    adapters: Literal["continue", "merge"] | None = setting(
+        None, "What becomes of adapters in --model_name_or_path: trained on (continue, the default), or merged (merge)."
+    )
     reward_base_model: str | None = setting(None, "The same for the adapters in --reward_model_path.")
     chat_template: str | None = setting(None, "Chat template by name (llama2, vicuna ...), or a Jinja file.")
     critic_model_path: str | None = setting(

@@ -86,7 +86,7 @@ def load_models(
     can_copy = reward_tokenizer is None
     if shared_base is not None:
         if has_adapters(actor):
-            raise ValueError(f"--share_base: {actor_path} holds adapters; the base must be a whole model")
+            raise ValueError(f"--share_base: {actor_path} holds adapters; --adapters merge makes a whole model of them")
         reference = actor.requires_grad_(False)
         actor = _with_lora(twin(reference), shared_base, "CAUSAL_LM")
         can_copy = can_copy and has_adapters(judge) and share_weights(judge, reference)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from keju.models.accelerate import with_kernels
+from keju.models.adapter_folder import SETTINGS, WEIGHTS
+from keju.models.backbone import check_head, unwrapped
 from keju.models.quantization import base_description, is_quantized
 from keju.models.saved_weights import NotAsSaved, adapter_weights, verify_saved
+from keju.training.stacking import Beside, add_beside, file_keys, is_stacked, lora_layers, parts_beside
 
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 # Of sums of products in float32, relative to those of their absolute values.
 ROUNDING = 1e-4
 NAME = "default"
+ALL_LINEAR = ("all-linear", "all")
 BUFFERS = (".start_A", ".start_B")
+PREFIX = "base_model.model."  # of the names of layers in PEFT's wrapper
 
 
 def add_lora(
@@ -48,10 +53,14 @@ def add_lora(
     "pissa_niter_<n>" by n steps of a randomised SVD: the r largest singular values of the weights, which are taken out
     of the base (Meng et al. 2024, arXiv:2404.02948). "loftq": B A is the best approximation of rank r of what 4 bits
     lose of the weights of `original`: one step of Li et al. 2023 (arXiv:2310.08659), so that the base stays as it is.
+    target_modules: names or ends of names of layers; "all-linear" or "all" for all linear layers but the head, beside
+    which others may be named.
     Raises ValueError naming the flag for targets that the model does not have, and for starts that it cannot have.
     """
     from peft import LoraConfig, get_peft_model
 
+    if task_type == "SEQ_CLS" and "score" in (target_modules or ()):
+        raise ValueError("--lora_target_modules score: the head of a reward model is trained whole in any case")
     is_pissa, is_loftq = init_lora_weights.startswith("pissa"), init_lora_weights == "loftq"
     if is_pissa and is_quantized(model):
         raise ValueError("--init_lora_weights pissa changes the base, which --load_in_4bit rounds; loftq is for that")
@@ -64,7 +73,7 @@ def add_lora(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=list(target_modules) if target_modules else "all-linear",
+        target_modules=_targets(model, task_type, target_modules or ["all-linear"]),
         modules_to_save=[*(["score"] if task_type == "SEQ_CLS" else []), *(modules_to_save or [])] or None,
         use_rslora=use_rslora,
         use_dora=use_dora,
@@ -72,14 +81,34 @@ def add_lora(
         auto_mapping=base_description(model),
     )
     try:
-        adapted = get_peft_model(model, config)
+        adapted = add_beside(model, config) if is_stacked(model) else get_peft_model(model, config)
     except ValueError as error:
         raise ValueError(f"--lora_target_modules: {str(error).splitlines()[0]}") from error
+    try:
+        check_head(adapted)
+    except ValueError as error:
+        raise ValueError(f"--lora_target_modules: {error}") from error
     if is_pissa:
         _keep_starts(adapted)
     elif is_loftq:
         _approximate(adapted, original)
     return with_kernels(adapted)
+
+
+def _targets(model: nn.Module, task_type: str, names: Sequence[str]) -> list[str] | str:
+    """As PEFT reads them: it knows all linear layers (but the head) by a word, where that stands alone."""
+    others = [name for name in names if name.lower() not in ALL_LINEAR]
+    if len(others) == len(names):
+        return others
+    if not others:
+        return "all-linear"
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+
+    linear = _maybe_include_all_linear_layers(
+        LoraConfig(task_type=task_type, target_modules="all-linear"), unwrapped(model)
+    )
+    return sorted({*linear.target_modules, *others})
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -113,8 +142,8 @@ def train_on(model: nn.Module, name: str, given: Mapping[str, Any]) -> None:
         is_same = set(value) == set(own[flag] or ()) if isinstance(value, list) else value == own[flag]
         if flag == "init_lora_weights" or not is_same:
             raise ValueError(
-                f"--{flag}: {name} holds adapters, which are trained on as they are; leave it out, or make a whole "
-                f"model of them first: MODEL={name} bash examples/merge.sh"
+                f"--{flag}: {name} holds adapters, which are trained on as they are; leave it out, or add new ones to "
+                "what they are merged into (--adapters merge), or beside them (--adapters stack)"
             )
     train_adapters(model)
     print(f"The adapters in {name} (rank {config.r}, alpha {config.lora_alpha:g}) are trained on.")
@@ -147,48 +176,53 @@ def apply_loraplus(optimizer: torch.optim.Optimizer, model: nn.Module, ratio: fl
 def save_model(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
     """save_pretrained, so that the folder fits the untouched base model.
 
-    PiSSA trains on W - s B0 A0. On W that is LoRA of twice the rank: s (B A - B0 A0) = s [B, -B0] [A; A0].
+    PiSSA trains on W - s B0 A0. On W that is LoRA of twice the rank: s (B A - B0 A0) = s [B, -B0] [A; A0]. So are
+    adapters beside others, of the sum of the ranks.
     """
-    model.save_pretrained(folder, state_dict=state_dict)
-    layers = _started_layers(model)
-    if not layers:
+    chosen = {"selected_adapters": [NAME]} if is_stacked(model) else {}
+    model.save_pretrained(folder, state_dict=state_dict, **chosen)
+    beside, layers = _beside(model, state_dict), lora_layers(model) if has_adapters(model) else {}
+    if not beside:
         return
     state = {key: value for key, value in load_file(folder / WEIGHTS).items() if not key.endswith(BUFFERS)}
-    for name, layer in layers.items():
-        a, b = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
-        state[f"{name}.lora_A.weight"] = torch.cat([a, layer.start_A.to(a)])
-        state[f"{name}.lora_B.weight"] = torch.cat([b, -layer.start_B.to(b)], dim=1)
-    config = copy.copy(model.peft_config[NAME])
-    config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
-    config.r *= 2
-    config.init_lora_weights = config.inference_mode = True
+    dtype = next(iter(state.values())).dtype
+    for name, part in beside.items():
+        of_a, of_b = file_keys(layers[name], name)
+        a, b = (tensor.to("cpu", dtype) for tensor in (part.a, part.b))
+        state[of_a] = torch.cat([state[of_a], a]) if of_a in state else a.contiguous()
+        state[of_b] = torch.cat([state[of_b], b], dim=1) if of_b in state else b.contiguous()
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(str(folder))
+    _joined_config(model, beside).save_pretrained(str(folder))
 
 
 def verify_model(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-    """verify_saved of what save_model has written, which after PiSSA are other numbers than those in memory: what they
-    add to the untouched base must be what the model adds to it, to within rounding."""
-    layers = _started_layers(model)
-    names = {name: (f"{name}.lora_A.weight", f"{name}.lora_B.weight") for name in layers}
-    others = {f"{name}{buffer}" for name in layers for buffer in BUFFERS}
+    """verify_saved of what save_model has written, which where adapters stand beside something (after PiSSA, or beside
+    others) are other numbers than those in memory: what they add to the untouched base must be what the model adds to
+    it, to within rounding."""
+    beside, layers = _beside(model, state_dict), lora_layers(model) if has_adapters(model) else {}
+    names = {name: file_keys(layers[name], name) for name in beside}
+    others = {f"{name}{buffer}" for name in beside for buffer in BUFFERS}
     verify_saved(model, folder, state_dict, apart=others.union(*names.values()))
-    if not layers:
+    if not beside:
         return
     trained, saved = adapter_weights(model, state_dict), load_file(folder / WEIGHTS)
     config = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
-    for name, layer in layers.items():
-        start_a, start_b = layer.start_A.float(), layer.start_B.float()
+    for name, part in beside.items():
         if any(key not in saved for key in names[name]):
             raise NotAsSaved(f"{folder / WEIGHTS}: the adapters of {name} were not saved")
-        a, b = (trained[key].to(start_a) for key in names[name])
-        file_a, file_b = (saved[key].to(start_a) for key in names[name])
-        if file_a.shape[0] != config["r"] or file_b.shape != (len(b), config["r"]):
+        beside_a, beside_b = part.a.float(), part.b.float()
+        file_a, file_b = (saved[key].to(beside_a) for key in names[name])
+        layer = name.removeprefix(PREFIX)
+        rank = config["rank_pattern"].get(layer, config["r"])
+        alpha = config["alpha_pattern"].get(layer, config["lora_alpha"])
+        if file_a.shape[0] != rank or file_b.shape != (len(beside_b), rank):
             raise NotAsSaved(f"{folder / WEIGHTS}: the adapters of {name} are not of the rank in {SETTINGS}")
-        wanted = layer.scaling[NAME] * (b @ a - start_b @ start_a)
-        size = layer.scaling[NAME] * (b.abs() @ a.abs() + start_b.abs() @ start_a.abs())
-        if not ((scale * (file_b @ file_a) - wanted).abs() <= ROUNDING * size).all():
+        wanted, size = beside_b @ beside_a, beside_b.abs() @ beside_a.abs()
+        if names[name][0] in trained:
+            a, b = (trained[key].to(beside_a) for key in names[name])
+            wanted, size = wanted + b @ a, size + b.abs() @ a.abs()
+        scale = alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
+        if not ((scale * (file_b @ file_a) - part.scale * wanted).abs() <= ROUNDING * part.scale * size).all():
             raise NotAsSaved(f"{folder / WEIGHTS}: {name} reads back as something else than what was trained")
 
 
@@ -199,9 +233,42 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
     state = load_file(folder / WEIGHTS)
     for name, layer in _started_layers(model).items():
         _restart(layer, state, f"{name}.lora_A.weight", f"{name}.lora_B.weight")
+    if is_stacked(model):  # those beside them are in the model already
+        for name, layer in lora_layers(model).items():
+            of_a, of_b = file_keys(layer, name)
+            a, b, rank = state.pop(of_a), state.pop(of_b), layer.r.get(NAME)
+            if rank is not None:
+                state |= {of_a: a[:rank].contiguous(), of_b: b[:, :rank].contiguous()}
     if not isinstance(model, PeftModel):  # loaded by transformers, without PEFT's wrapper around it
         state = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
     set_peft_model_state_dict(model, state)
+
+
+def _beside(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None) -> dict[str, Beside]:
+    """What each layer adds to the untouched base beside the adapters that are trained."""
+    if is_stacked(model):
+        return parts_beside(model, state_dict)
+    started = _started_layers(model)
+    return {name: Beside(layer.start_A, -layer.start_B, layer.scaling[NAME]) for name, layer in started.items()}
+
+
+def _joined_config(model: nn.Module, beside: Mapping[str, Beside]) -> Any:
+    """The settings of adapters that hold what stands beside them as well: ranks add up, scales stay."""
+    config = copy.deepcopy(model.peft_config[NAME])
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for name, layer in lora_layers(model).items():
+        rank = layer.r.get(NAME, 0) + (len(beside[name].a) if name in beside else 0)
+        scale = beside[name].scale if name in beside else layer.scaling[NAME]
+        ranks[name.removeprefix(PREFIX)] = rank
+        alphas[name.removeprefix(PREFIX)] = scale * (math.sqrt(rank) if config.use_rslora else rank)
+        if NAME not in layer.r:
+            config.target_modules = sorted(layer.removeprefix(PREFIX) for layer in lora_layers(model))
+    config.r, config.lora_alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    config.rank_pattern = {name: rank for name, rank in ranks.items() if rank != config.r}
+    config.alpha_pattern = {name: alpha for name, alpha in alphas.items() if alpha != config.lora_alpha}
+    config.init_lora_weights = config.inference_mode = True
+    return config
 
 
 # -- PiSSA and LoftQ ---------------------------------------------------------------------------------------------------
@@ -213,7 +280,7 @@ def _keep_starts(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
             places.setdefault(id(parameter), []).append(name)
-    for name, layer in _lora_layers(model).items():
+    for name, layer in lora_layers(model).items():
         if len(places[id(layer.get_base_layer().weight)]) > 1:
             raise ValueError(f"--init_lora_weights pissa: the weights of {name} belong to another layer, too")
         layer.register_buffer("start_A", layer.lora_A[NAME].weight.detach().clone())
@@ -239,7 +306,7 @@ def _approximate(model: nn.Module, original: nn.Module) -> None:
     """LoftQ: B A of each 4-bit layer is the best approximation of rank r of what the layer lost."""
     from peft.utils.integrations import dequantize_module_weight
 
-    for name, layer in _lora_layers(model).items():
+    for name, layer in lora_layers(model).items():
         base = layer.get_base_layer()
         if not hasattr(base.weight, "quant_state"):  # a layer that was left whole
             continue
@@ -250,12 +317,6 @@ def _approximate(model: nn.Module, original: nn.Module) -> None:
         roots = (values[:r] / layer.scaling[NAME]).sqrt()
         a.copy_(roots[:, None] * right[:r])
         b.copy_(left[:, :r] * roots)
-
-
-def _lora_layers(model: nn.Module) -> dict[str, nn.Module]:
-    from peft.tuners.lora import LoraLayer
-
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
 
 
 def _started_layers(model: nn.Module) -> dict[str, nn.Module]:

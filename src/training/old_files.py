@@ -11,6 +11,13 @@ from pathlib import Path
 
 # Files and folders under way: of keju.records.writing, keju.training.checkpoints and keju.rl.checkpoint.
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.(part|old)|\.(deleted-)?checkpoint-\d+|\.saving")
+# In the folder of a run: the model that it starts from, where that had to be made first (keju.training.starts).
+START = "start"
+
+
+def but_start(entries: Iterable[Path]) -> list[Path]:
+    """Without the model that a run has made to start from: a run that begins again finds it."""
+    return [entry for entry in entries if entry.name != START]
 
 
 def all_within(entries: Iterable[Path]) -> list[Path]:

@@ -45,7 +45,15 @@ NEUTRAL = frozenset(
 FIXED = frozenset(
     {
         *("optim", "optim_args", "optim_target_modules", "dtype", "from_scratch", "config_overrides", "deepspeed"),
-        *("use_peft", "share_base", "load_in_4bit", "lora_r", "lora_target_modules", "lora_modules_to_save"),
+        *(
+            "adapters",
+            "use_peft",
+            "share_base",
+            "load_in_4bit",
+            "lora_r",
+            "lora_target_modules",
+            "lora_modules_to_save",
+        ),
         *("lora_alpha", "use_rslora", "use_dora", "init_lora_weights", "enable_joint_optimization"),
         *("normalize_reward", "kl_target", "ema_decay"),
         *("freeze", "unfreeze", "freeze_first_layers", "freeze_last_layers"),

@@ -27,7 +27,7 @@ from keju.training.checkpoints import (
     read_manifest,
     step_of,
 )
-from keju.training.old_files import all_within, delete, remove_leftovers
+from keju.training.old_files import START, all_within, but_start, delete, remove_leftovers
 from keju.training.provenance import describe_versions, plain_arguments, without_secrets
 from keju.training.resuming import OPTIMIZER, changed_inputs, changed_settings, deciding
 from keju.training.tee import TerminalLog
@@ -243,7 +243,7 @@ class RunFolder:
         if self.checkpoint is not None:
             self._rewind_metrics()
         elif _has_no_results(self.path):
-            delete(all_within(entries))
+            delete(all_within(but_start(entries)))
         elif overwrite:
             _check_no_run_inside(self.path)
             self._check_no_input_inside()
@@ -253,7 +253,7 @@ class RunFolder:
         elif self._resumes and not is_finished(self.path) and not _hold_weights(entries):
             print(f"{self.path} holds no checkpoint yet: starting from the beginning")
             _check_no_run_inside(self.path)
-            delete(all_within(entries))
+            delete(all_within(but_start(entries)))
         elif goes_on is not None and not is_finished(self.path) and self._is_same_run(goes_on):
             print(f"{self.path} holds an unfinished run of this model: going on with it")
         else:
@@ -331,11 +331,11 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _has_no_results(path: Path) -> bool:
     """A run that died before its first step: nobody misses it."""
-    return all(entry.name == "args.json" or entry.suffix == ".log" for entry in path.iterdir())
+    return all(entry.name in ("args.json", START) or entry.suffix == ".log" for entry in path.iterdir())
 
 
 def _hold_weights(entries: list[Path]) -> bool:
-    files = (file for entry in entries for file in (entry, *entry.rglob("*")))
+    files = (file for entry in but_start(entries) for file in (entry, *entry.rglob("*")))
     return any(file.suffix == ".safetensors" for file in files)
 
 

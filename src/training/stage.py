@@ -5,8 +5,9 @@ The method of a stage (which records, which loss, which plots) stays in its scri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
 from keju.encoding.store_key import tokenizer_digest
 from keju.encoding.token_store import totals_of
-from keju.models.backbone import backbone_of, tree_layout
+from keju.models.backbone import backbone_of, num_embeddings, tree_layout
 from keju.models.configurations import base_flag, check_model, check_rows
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.quantization import is_quantized, nf4
@@ -38,6 +39,8 @@ from keju.training.processes import start_deepspeed
 from keju.training.progress import RunCallback
 from keju.training.resuming import digest_of, model_digest
 from keju.training.run_folder import RunFolder
+from keju.training.stacking import check_stack, is_stacked, load_stacked
+from keju.training.starts import check_adapters, merged_start, name_start, remove_start
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_splits
 from keju.training.tree_trainer import TreeTrainer
@@ -72,6 +75,9 @@ def open_run(stage: str, model_args: Any, data: Any, training: Any) -> RunFolder
 
 def prepare(folder: RunFolder, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments):
     """Seeds every generator and loads the tokenizer -> (tokenizer, encoder)."""
+    check_adapters(model_args.adapters, model_args.model_name_or_path, from_scratch=model_args.from_scratch)
+    if model_args.adapters == "stack":
+        check_stack(model_args.model_name_or_path, vars(model_args))
     check_model(model_args.model_name_or_path, overrides=model_args.parsed_overrides(), base=model_args.base_model)
     set_seed(training.seed)
     if training.deepspeed:
@@ -127,9 +133,45 @@ def base_quantization(args: ModelArguments, training: StageTrainingArguments) ->
     return nf4(DTYPES["bfloat16" if training.bf16 else "float16" if training.fp16 else args.dtype])
 
 
+def load_start(
+    load: Callable[..., PreTrainedModel],
+    folder: RunFolder,
+    args: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    training: StageTrainingArguments,
+    **settings,
+) -> tuple[PreTrainedModel, ModelArguments]:
+    """The model that --model_name_or_path names, or what --adapters makes of it, and the arguments that describe that.
+
+    load: load_causal_lm or load_scalar_model; it gets `settings`, too.
+    """
+    is_merged = args.adapters == "merge"
+    if is_merged:
+        _ = training.device  # its first use starts the process group
+        name, base = args.model_name_or_path, args.base_model
+        start = merged_start(folder, name, base=base, dtype=args.dtype, tokenizer=tokenizer)
+        args = replace(args, model_name_or_path=str(start), base_model=None, adapters=None)
+    loader = partial(load_stacked, load) if args.adapters == "stack" else load
+    model = loader(
+        args.model_name_or_path,
+        dtype=args.dtype,
+        tokenizer=tokenizer,
+        config_overrides=args.parsed_overrides(),
+        quantization=base_quantization(args, training),
+        base=args.base_model,
+        **settings,
+    )
+    if is_merged and args.use_peft:
+        name_start(folder, model)
+    else:
+        remove_start(folder)
+    return model, args
+
+
 def add_adapters(model: PreTrainedModel, args: ModelArguments, *, task_type: str) -> PreTrainedModel:
-    """LoRA adapters as --use_peft asks for; those that the model has brought along are trained on in any case."""
-    if has_adapters(model):
+    """LoRA adapters as --use_peft asks for; those that the model has brought along are trained on, unless --adapters
+    says otherwise."""
+    if has_adapters(model) and not is_stacked(model):
         args.check_freezing(has_adapters=True)
         given = {flag: getattr(args, flag) for flag in NEW_ADAPTERS}
         defaults = {item.name: item.default for item in fields(ModelArguments)}
@@ -173,7 +215,7 @@ def inspect(
         encoded.where,
         tokenizer,
         form=form,
-        vocab_size=model.get_input_embeddings().num_embeddings,
+        vocab_size=num_embeddings(model),
         end_ids=ends if isinstance(ends, list) else [ends],
     )
     limit = getattr(model.config, "max_position_embeddings", None)
@@ -262,14 +304,13 @@ def train_language_model(
     folder = open_run(stage, model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
     records, held_out = read_records(folder, model_args, data, encoder, form)
-    model = load_causal_lm(
-        model_args.model_name_or_path,
-        dtype=model_args.dtype,
-        tokenizer=tokenizer,
+    model, model_args = load_start(
+        load_causal_lm,
+        folder,
+        model_args,
+        tokenizer,
+        training,
         from_scratch=model_args.from_scratch,
-        config_overrides=model_args.parsed_overrides(),
-        quantization=base_quantization(model_args, training),
-        base=model_args.base_model,
     )
     inspect(records, tokenizer, model, form=form)
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")

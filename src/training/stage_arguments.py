@@ -19,6 +19,10 @@ from keju.training.ranges import Fraction, NonNegativeFloat, NonNegativeInt, Pos
 from keju.training.trackers import check_trackers
 
 BASE_MODEL_HELP = "Folder of the base, where --model_name_or_path holds adapters and they name another one."
+ADAPTERS_HELP = (
+    "What becomes of adapters in --model_name_or_path: they are trained on (continue, the default); merged into their "
+    "base, and all weights or new adapters are trained (merge); or kept, and new ones are trained beside them (stack)."
+)
 TENSOR_PARALLEL_HELP = "Only 1: matrices are not cut up among GPUs (ZeRO-3 does that between passes)."
 
 
@@ -79,12 +83,16 @@ class ModelArguments(FreezingArguments):
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Precision of the weights in memory (see --bf16 for mixed precision)."}
     )
+    adapters: Literal["continue", "merge", "stack"] | None = field(default=None, metadata={"help": ADAPTERS_HELP})
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters instead of all weights."})
     lora_r: PositiveInt = field(default=8, metadata={"help": "Rank of the adapters."})
     lora_alpha: PositiveInt = field(default=16, metadata={"help": "Scale of the adapters, divided by their rank."})
     lora_dropout: Fraction = field(default=0.0, metadata={"help": "Dropout before the adapters."})
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Names of the layers that get adapters; all linear layers by default."}
+        default=None,
+        metadata={
+            "help": "Names of the layers that get adapters; all linear layers but the head (all-linear) by default."
+        },
     )
     lora_modules_to_save: list[str] | None = field(
         default=None,

@@ -16,8 +16,16 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from keju.models.architecture import row_limit
-from keju.models.backbone import backbone_of, tree_hidden_states, tree_layout, tree_logprobs, unwrapped
-from keju.models.gathering import in_pieces
+from keju.models.backbone import (
+    backbone_of,
+    check_head,
+    num_embeddings,
+    tree_hidden_states,
+    tree_layout,
+    tree_logprobs,
+    unwrapped,
+)
+from keju.models.gathering import in_pieces, whole
 from keju.models.prefix_lm import PrefixLM
 from keju.training.stage_model import StageModel, model_inside, passes_of
 from keju.trees.packed_batch import PackedBatch
@@ -53,6 +61,10 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
     if not in_pieces(inner):
         passes = StageModel(inner)  # engines prepare each pass with gradients for an optimizer step
     name = type(unwrapped(inner)).__name__
+    try:
+        check_head(inner)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {name}: {error}") from error
     try:
         trees, rows = _probe(inner)
         batch = PackedBatch.from_trees(trees)
@@ -94,7 +106,7 @@ def _probe(model: nn.Module) -> tuple[list[Segment], list[Row]]:
     trunk = max(1, min(max(TRUNK, *short, 1), longest - 8) - len(end))
     part = max(1, min(5, (longest - trunk - len(end)) // 2))
     taken = _special_ids(config)
-    num_tokens = unwrapped(model).get_input_embeddings().num_embeddings
+    num_tokens = num_embeddings(model)
     generator = torch.Generator().manual_seed(0)
 
     def ids(count: int) -> list[int]:
@@ -221,26 +233,30 @@ def _own_hidden(model: nn.Module, batch: PackedBatch) -> torch.Tensor:
 
 @contextmanager
 def _as_trained(model: nn.Module) -> Iterator[None]:
-    """No dropout; adapters that add nothing yet add something; no weight gets a gradient. All is put back."""
+    """No dropout; adapters that change nothing yet change something; no weight gets a gradient. All is put back.
+
+    What is trained beside a frozen base starts as if it were not there: a B of zeros, lengths that are those of the
+    weights, copies of whole layers. A pass that leaves one of them out would compute the same.
+    """
     modes = {module: module.training for module in model.modules()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    idle = [
-        (parameter, parameter.detach().clone())
-        for name, parameter in model.named_parameters()
-        if ".lora_B." in name and not hasattr(parameter, "ds_id")
-    ]
+    idle = trained if hasattr(model, "peft_config") else []
+    with whole(idle):
+        before = [parameter.detach().clone() for parameter in idle]
     generator = torch.Generator().manual_seed(1)
     try:
         model.eval()
         for parameter in trained:
             parameter.requires_grad_(False)
-        for parameter, before in idle:
-            noise = torch.randn(before.shape, generator=generator).to(before)
-            parameter.data.copy_(before + 0.02 * noise)
+        with whole(idle, write=True):
+            for parameter in idle:
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.data.add_(0.02 * noise)
         yield
     finally:
-        for parameter, before in idle:
-            parameter.data.copy_(before)
+        with whole(idle, write=True):
+            for parameter, values in zip(idle, before, strict=True):
+                parameter.data.copy_(values)
         for parameter in trained:
             parameter.requires_grad_(True)
         for module, mode in modes.items():

@@ -10,7 +10,7 @@ from tiny_models import BUILDERS
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from keju.models import attention
+from keju.models import attention, backbone
 from keju.training.tree_guard import verify_trees
 
 SIZE = {
@@ -148,3 +148,51 @@ def test_adapters_take_part_and_stay_as_they_are():
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["lm_head", "q_proj"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=["adapters", "copy"],
+)
+def test_a_head_that_is_passed_by_is_seen(monkeypatch, settings):
+    """As log-probabilities were computed: from the head's own weight, as if nothing were trained beside it."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(build("llama", SIZE), LoraConfig(task_type="CAUSAL_LM", **settings))
+    verify_trees(model, gradients=True)
+
+    def own_weight(model, hidden):
+        head = backbone.unwrapped(model).lm_head
+        weight = getattr(head, "base_layer", getattr(head, "original_module", None)).weight
+        return backbone._Head(hidden, weight, None, {"scale": 1.0, "softcap": None})
+
+    monkeypatch.setattr(backbone, "_head", own_weight)
+    with pytest.raises(ValueError, match="it computes other log-probabilities over token trees"):
+        verify_trees(model, gradients=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "part", "leaf"),
+    [
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens", "lora_embedding_B"),
+        ({"target_modules": ["q_proj"], "use_dora": True}, "layers.0.self_attn.q_proj", "lora_magnitude_vector"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, "embed_tokens", "modules_to_save"),
+    ],
+    ids=["embedding", "lengths", "copy"],
+)
+def test_all_that_is_trained_takes_part(settings, part, leaf):
+    """What starts as if it were not there is something else while numbers are compared."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(build("llama", SIZE), LoraConfig(task_type="CAUSAL_LM", **settings))
+    layer = model.base_model.model.model.get_submodule(part)
+    (idle,) = (parameter for name, parameter in layer.named_parameters() if leaf in name)
+    before, during = idle.detach().clone(), []
+    layer.register_forward_hook(lambda *_: during.append(not torch.equal(idle, before)))
+    verify_trees(model, gradients=True)
+    assert during and all(during)
+    assert torch.equal(idle, before) and idle.requires_grad
