@@ -186,6 +186,7 @@ CONDITIONS: dict[str, Condition] = {
     "neftune_noise_alpha": _refused("its noise depends on the length of a row, and records share packed rows"),
     "average_tokens_across_devices": _refused("a loss is the mean over the tokens or pairs of all processes"),
     "include_num_input_tokens_seen": _refused("metrics.jsonl has num_tokens in any case"),
+    "debug": _refused("it watches the calls of all layers, and over token trees the LM head is not called"),
     "skip_memory_metrics": _refused("memory is not reported; `keju.plan` tells it beforehand"),
     "use_cache": _refused("training has no cache of keys and values"),
     "logging_nan_inf_filter": _refused("a loss that is not finite ends the run"),

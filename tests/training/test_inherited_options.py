@@ -51,7 +51,6 @@ RUNS = {
     "checkpointing": ["--activation_checkpointing", "--activation_checkpointing_kwargs", '{"use_reentrant": true}'],
     "former name": ["--gradient_checkpointing", "--gradient_checkpointing_kwargs", '{"use_reentrant": false}'],
     "repeatable": ["--full_determinism", "--data_seed", 7, "--torch_empty_cache_steps", 1],
-    "debug": ["--debug", "underflow_overflow"],
     "adam": ["--adam_beta1", 0.8, "--adam_beta2", 0.9, "--adam_epsilon", 1e-6, "--weight_decay", 0.1],
     "optimizer": ["--optim", "ademamix", "--optim_args", "beta3=0.99"],
     "best": ["--save_strategy", "best", "--metric_for_best_model", "loss", "--greater_is_better", "false"],
