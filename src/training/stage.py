@@ -75,7 +75,7 @@ def open_run(stage: str, model_args: Any, data: Any, training: Any) -> RunFolder
 
 def prepare(folder: RunFolder, model_args: ModelArguments, data: DataArguments, training: StageTrainingArguments):
     """Seeds every generator and loads the tokenizer -> (tokenizer, encoder)."""
-    check_adapters(model_args.adapters, model_args.model_name_or_path, from_scratch=model_args.from_scratch)
+    check_adapters(model_args.adapters, model_args.model_name_or_path)
     if model_args.adapters == "stack":
         check_stack(model_args.model_name_or_path, vars(model_args))
     check_model(model_args.model_name_or_path, overrides=model_args.parsed_overrides(), base=model_args.base_model)

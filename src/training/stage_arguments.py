@@ -137,6 +137,11 @@ class StartArguments(ModelArguments):
         default=False, metadata={"help": "Take only the configuration of the model; start from random weights."}
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.from_scratch and self.adapters is not None:
+            raise ValueError(f"--adapters {self.adapters}: --from_scratch takes neither weights nor adapters")
+
 
 def parse_overrides(text: str) -> dict[str, object]:
     """--config_overrides as a dict; numbers, true, false and null as in JSON, anything else as text.

@@ -24,7 +24,7 @@ from keju.training.processes import wait_for_all
 from keju.training.run_folder import BESIDE, RunFolder
 
 
-def check_adapters(adapters: str | None, name: str, *, from_scratch: bool = False) -> None:
+def check_adapters(adapters: str | None, name: str) -> None:
     """Raises ValueError for --adapters where the start, `name`, has none. To be called before a model loads."""
     if adapters is None:
         return
@@ -32,8 +32,6 @@ def check_adapters(adapters: str | None, name: str, *, from_scratch: bool = Fals
         raise ValueError(
             f"--adapters {adapters}: --model_name_or_path {name} holds no adapters (no adapter_config.json)"
         )
-    if from_scratch:
-        raise ValueError(f"--adapters {adapters}: --from_scratch takes neither weights nor adapters of {name}")
 
 
 def merged_start(
