@@ -27,7 +27,7 @@ from keju.training.arguments import (
 )
 from keju.training.cache_folder import cache_folder
 from keju.training.dropout import DISABLE_DROPOUT_HELP, dropout_of
-from keju.training.engines import deepspeed_config, readable
+from keju.training.engines import readable
 from keju.training.launch import run_stage
 from keju.training.objectives.kto import KTOObjective, MismatchedAnswers
 from keju.training.objectives.preference import PreferenceObjective
@@ -114,7 +114,7 @@ def main() -> None:
         trees = JoinedTrees([split.trees for split in splits])
         with (
             Progress(len(trees), "reference", unit="prompts") as bar,
-            readable(model, deepspeed_config(training)) as passes,
+            readable(model, training) as passes,
         ):
             trees = reference_trees(
                 passes,

@@ -27,6 +27,24 @@ def deepspeed_config(training: TrainingArguments) -> dict[str, Any] | None:
     return training.hf_deepspeed_config.config if training.deepspeed else None
 
 
+def autocast_dtype(training: TrainingArguments) -> torch.dtype | None:
+    """What passes compute in over weights of another precision; None under DeepSpeed, which casts the weights."""
+    return None if training.deepspeed else _given_dtype(training)
+
+
+def engine_dtype(training: TrainingArguments) -> torch.dtype | None:
+    """The precision to which DeepSpeed casts the weights that passes read; None: as they are."""
+    config = deepspeed_config(training)
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if config.get(name, {}).get("enabled") is True:
+            return dtype
+    return _given_dtype(training)
+
+
+def _given_dtype(training: TrainingArguments) -> torch.dtype | None:
+    return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
+
+
 def zero_stage(config: dict[str, Any]) -> int:
     return int(config.get("zero_optimization", {}).get("stage", 0))
 
@@ -117,16 +135,35 @@ def frozen_passes(model: nn.Module, config: dict[str, Any]) -> nn.Module:
 
 
 @contextmanager
-def readable(model: nn.Module, config: dict[str, Any] | None) -> Iterator[nn.Module]:
-    """`model` as it can be read (see StageModel) before it is trained: under ZeRO-3 by an engine of its own.
+def readable(model: nn.Module, training: TrainingArguments) -> Iterator[nn.Module]:
+    """`model` as it can be read (see StageModel) before it is trained, in exactly the precision in which it will be:
+    under autocast, or with weights cast as DeepSpeed casts them; under ZeRO-3 by an engine of its own."""
+    config = deepspeed_config(training)
+    if config is None:
+        yield StageModel(model, autocast=autocast_dtype(training))
+    elif zero_stage(config) < 3:
+        with cast(model, engine_dtype(training)):
+            yield StageModel(model)
+    else:
+        engine = frozen_engine(model, config)
+        try:
+            yield engine
+        finally:
+            engine.destroy()
 
-    config: that of DeepSpeed, where the run has one.
-    """
-    if config is None or zero_stage(config) < 3:
-        yield StageModel(model)
-        return
-    engine = frozen_engine(model, config)
+
+@contextmanager
+def cast(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """All weights in `dtype` in the block; buffers stay as they are, as in engines."""
+    before = [
+        (parameter, parameter.data)
+        for parameter in model.parameters()
+        if dtype is not None and parameter.is_floating_point() and parameter.dtype != dtype
+    ]
     try:
-        yield engine
+        for parameter, weights in before:
+            parameter.data = weights.to(dtype)
+        yield
     finally:
-        engine.destroy()
+        for parameter, weights in before:
+            parameter.data = weights

@@ -1,7 +1,7 @@
 """Reference log-probabilities, computed once and kept on disk under a key of model and data.
 
-One file a model, named by a hash of its weights; in it one line an answer set, named by a hash of its tokens: editing
-one record computes that record again and nothing else.
+One file a model, named by a hash of its weights and by the precision of its passes; in it one line an answer set, named
+by a hash of its tokens: editing one record computes that record again and nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from keju.models.gathering import whole
 from keju.training.answer_scores import BranchNumbers, answer_logprobs, answer_token_logprobs
 from keju.training.cache_folder import warn_if_open
-from keju.training.stage_model import model_inside, passes_of
+from keju.training.stage_model import autocast_of, model_inside, passes_of
 from keju.trees.lazy_trees import ChosenTrees, LazyTrees, lengths_of
 from keju.trees.segment import Segment
 
@@ -84,8 +84,12 @@ def reference_trees(
     this run writes the file. A damaged line, as a killed run may leave behind, counts as not there.
     """
     warn_if_open(Path(cache_dir).expanduser())
-    key = model_key(model_inside(passes_of(model)))
-    path = Path(cache_dir).expanduser() / f"{key}{'_tokens' if by_token else ''}.jsonl"
+    passes = passes_of(model)
+    dtype = autocast_of(passes)
+    name = [model_key(model_inside(passes))]
+    name += [str(dtype).removeprefix("torch.")] if dtype is not None else []
+    name += ["tokens"] if by_token else []
+    path = Path(cache_dir).expanduser() / f"{'_'.join(name)}.jsonl"
     known = _Numbers(trees, by_token)
     known.read(path)
     missing = np.flatnonzero(~known.is_there)

@@ -22,6 +22,7 @@ from keju.encoding.store_key import tokenizer_digest
 from keju.encoding.token_store import totals_of
 from keju.models.backbone import backbone_of, num_embeddings, tree_layout
 from keju.models.configurations import base_flag, check_model, check_rows
+from keju.models.gathering import in_pieces
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.quantization import is_quantized, nf4
 from keju.records.folds import Fold
@@ -30,7 +31,7 @@ from keju.training.arguments import DataArguments, ModelArguments, StageTraining
 from keju.training.cache_folder import cache_folder
 from keju.training.dropout import Dropout
 from keju.training.early_stopping import EarlyStopping
-from keju.training.engines import deepspeed_config, readable
+from keju.training.engines import autocast_dtype, readable
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
 from keju.training.op_builds import survive_killed_builds
@@ -260,6 +261,7 @@ def train(
         callbacks=callbacks,
         loraplus_lr_ratio=loraplus_lr_ratio,
         dropout=dropout,
+        autocast=autocast_dtype(training),
         made_with=folder.made_with,
         has_new_schedule=folder.has_new_schedule,
     )
@@ -274,11 +276,15 @@ def train(
 
 
 def guard(model: PreTrainedModel, training: StageTrainingArguments) -> None:
-    """Raises ValueError unless `model`, where it is trained, computes token trees as it computes single rows."""
+    """Raises ValueError unless `model`, where it is trained, computes token trees as it computes single rows: in the
+    precision of its weights, which shows small differences, and in that of training."""
     if not (is_deepspeed_zero3_enabled() or is_quantized(model)):  # which have put it where it belongs
         model.to(training.device)
-    with readable(model, deepspeed_config(training)) as passes:
-        verify_trees(passes, gradients=True)
+    if not in_pieces(model):
+        verify_trees(model, gradients=True)
+    with readable(model, training) as passes:
+        if in_pieces(model) or training.bf16 or training.fp16:
+            verify_trees(passes, gradients=True)
 
 
 def check_best_metric(training: StageTrainingArguments, objective: Objective) -> None:

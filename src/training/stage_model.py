@@ -7,6 +7,7 @@ when the LM head is applied to listed positions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,14 +27,23 @@ class StageModel(nn.Module):
 
     forward(batch, whole=...) -> ObjectiveOutput of `objective`; forward(batch, read) -> read(model, batch), whatever
     that is.
-    dropout: what of it is on in training mode.
+    dropout: what of it is on in training mode. autocast: what passes compute in, over the weights as they are; None:
+    whatever rules where they are called.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective | None = None, *, dropout: Dropout = "all") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective | None = None,
+        *,
+        dropout: Dropout = "all",
+        autocast: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
         self.dropout = dropout
+        self.autocast = autocast
         self.register_load_state_dict_pre_hook(_leave_out_scales)
 
     @property
@@ -54,7 +64,8 @@ class StageModel(nn.Module):
         self, batch: PackedBatch, read: Read | None = None, whole: WholeBatch | None = None
     ) -> ObjectiveOutput | Any:
         batch = batch.to(self.device)
-        return self.objective(self.model, batch, whole) if read is None else read(self.model, batch)
+        with torch.autocast(self.device.type, self.autocast) if self.autocast is not None else nullcontext():
+            return self.objective(self.model, batch, whole) if read is None else read(self.model, batch)
 
     # What transformers.Trainer asks of a model: the first of its later versions, the second of those before
     def activation_checkpointing_enable(self, **settings) -> None:
@@ -78,6 +89,11 @@ def passes_of(model: nn.Module) -> nn.Module:
 def model_inside(passes: nn.Module) -> nn.Module:
     """The model in a StageModel, or in an engine of one."""
     return getattr(passes, "module", passes).model
+
+
+def autocast_of(passes: nn.Module) -> torch.dtype | None:
+    """What a StageModel, or an engine of one, computes in beside the precision of its weights."""
+    return getattr(passes, "module", passes).autocast
 
 
 def _leave_out_scales(module: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_) -> None:

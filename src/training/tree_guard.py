@@ -27,7 +27,7 @@ from keju.models.backbone import (
 )
 from keju.models.gathering import in_pieces, whole
 from keju.models.prefix_lm import PrefixLM
-from keju.training.stage_model import StageModel, model_inside, passes_of
+from keju.training.stage_model import StageModel, autocast_of, model_inside, passes_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
 
@@ -59,7 +59,9 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
     passes = passes_of(model)
     inner = model_inside(passes)
     if not in_pieces(inner):
-        passes = StageModel(inner)  # engines prepare each pass with gradients for an optimizer step
+        passes = StageModel(
+            inner, autocast=autocast_of(passes)
+        )  # engines prepare each pass with gradients for an optimizer step
     name = type(unwrapped(inner)).__name__
     try:
         check_head(inner)
@@ -82,7 +84,9 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
             "is not supported"
         ) from error
     if problem == NOT_FINITE:
-        raise ValueError(f"{flag}: the model's own outputs are not finite; its weights are broken")
+        precision = str(autocast_of(passes) or _dtype(inner)).removeprefix("torch.")
+        why = "; its weights are broken" if precision == "float32" else f" in {precision}; try another precision"
+        raise ValueError(f"{flag}: the model's own outputs are not finite{why}")
     if problem:
         raise ValueError(f"{flag}: {name}: {problem}; this architecture is not supported")
 
@@ -158,7 +162,7 @@ def _compare(passes: nn.Module, model: nn.Module, batch: PackedBatch, rows: list
     """What is wrong, or nothing."""
     is_scalar = unwrapped(model).get_output_embeddings() is None
     ours, theirs = (tree_hidden_states, _own_hidden) if is_scalar else (_tree_values, _own_values)
-    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    dtype = autocast_of(passes) or _dtype(model)
     if getattr(unwrapped(model), "hf_quantizer", None) is not None and dtype not in (torch.bfloat16, torch.float16):
         dtype = torch.bfloat16  # 4-bit layers multiply in their own precision
     with torch.set_grad_enabled(gradients), _embedded(model, gradients) as embedded:
@@ -202,6 +206,10 @@ def _difference(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype,
     else:
         fits = largest <= HALF_TOLERANCE * scale and mean <= HALF_MEAN_TOLERANCE * scale
     return None if fits else largest
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
 def _tree_values(model: nn.Module, batch: PackedBatch) -> torch.Tensor:

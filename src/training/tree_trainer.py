@@ -38,7 +38,7 @@ class TreeTrainer(ResumableTrainer):
     optimizer step is the mean over the items (tokens or pairs) of its whole global batch: over all accumulation steps
     and processes, however these split it. What a loss sorts or estimates over a batch it does over all of it.
 
-    dropout: what of it is on in training. made_with, has_new_schedule: see ResumableTrainer.
+    dropout, autocast: see StageModel. made_with, has_new_schedule: see ResumableTrainer.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the items of the whole accumulated batch
@@ -57,6 +57,7 @@ class TreeTrainer(ResumableTrainer):
         callbacks: list | None = None,
         loraplus_lr_ratio: float = 1.0,
         dropout: Dropout = "all",
+        autocast: torch.dtype | None = None,
         made_with: Mapping[str, Any] | None = None,
         has_new_schedule: bool = False,
     ) -> None:
@@ -74,7 +75,7 @@ class TreeTrainer(ResumableTrainer):
         if tokenizer is not None:
             name_special_tokens(unwrapped(model), tokenizer)
         super().__init__(
-            model=StageModel(model, objective, dropout=dropout),
+            model=StageModel(model, objective, dropout=dropout, autocast=autocast),
             args=args,
             train_dataset=train_trees,
             eval_dataset=eval_trees,

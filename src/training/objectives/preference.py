@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from keju.losses.pairs import Pairs, ordered_pairs
+from keju.losses.pairs import Pairs, num_right, ordered_pairs
 from keju.losses.preference_mix import PreferenceMix
 from keju.losses.preference_pairs import LossSettings, PreferencePairs, Side
 from keju.models.backbone import tree_logprobs
@@ -115,7 +115,7 @@ def preference_metrics(
     """Of the implicit rewards and log-probabilities of P pairs."""
     margin = chosen - rejected
     return {
-        "accuracy": ((margin > 0).float().sum(), len(margin)),
+        "accuracy": (num_right(margin), len(margin)),
         "margin": (margin.sum(), len(margin)),
         "reward_chosen": (chosen.sum(), len(margin)),
         "reward_rejected": (rejected.sum(), len(margin)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from keju.losses.pairs import ordered_pairs
+from keju.losses.pairs import num_right, ordered_pairs
 from keju.losses.reward import LOSS_TYPES, centering_loss, last_token_loss, plackett_luce_losses, span_loss
 from keju.models.backbone import tree_token_scores
 from keju.training.objectives.objective import Objective, ObjectiveOutput
@@ -67,7 +67,7 @@ class RewardObjective(Objective):
         with torch.no_grad():
             margin = scores[winner] - scores[loser]
             metrics = {
-                "accuracy": ((margin > 0).float().sum(), len(margin)),
+                "accuracy": (num_right(margin), len(margin)),
                 "margin": (margin.sum(), len(margin)),
                 "reward_chosen": (scores[winner].sum(), len(margin)),
                 "reward_rejected": (scores[loser].sum(), len(margin)),
