@@ -210,6 +210,33 @@ def test_mistakes_end_with_one_line_and_code_2(monkeypatch, data, tmp_path, caps
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw_8bit"])
+def test_optimizers_by_name(monkeypatch, data, tmp_path, optimizer):
+    if "8bit" in optimizer:
+        pytest.importorskip("bitsandbytes")
+    flags = {"optim": optimizer, "max_steps": 3, "save_steps": 1}
+    assert run(monkeypatch, data, tmp_path / "whole", **flags) == 0
+    killed_and_resumed(monkeypatch, data, tmp_path / "resumed", 2, **flags)
+    for name in ("model.safetensors", "critic/model.safetensors"):
+        start = load_file(data / ("reward" if "critic" in name else "actor") / "model.safetensors")
+        whole, resumed = (load_file(tmp_path / folder / name) for folder in ("whole", "resumed"))
+        assert any(not torch.equal(whole[key], start[key]) for key in whole)
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_frozen_weights_rest(monkeypatch, data, tmp_path, capsys):
+    """Of actor and critic both; the head has another name in each."""
+    assert run(monkeypatch, data, tmp_path / "run", freeze="*embed*", freeze_first_layers=1, max_steps=2) == 0
+    said = capsys.readouterr().out
+    assert "Trained of the actor: " in said and "Trained of the critic: " in said
+    for folder, start in (("", "actor"), ("critic", "reward")):
+        before, after = (load_file(path / "model.safetensors") for path in (data / start, tmp_path / "run" / folder))
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed and not {name for name in changed if "embed" in name or ".layers.0." in name}
+    assert run(monkeypatch, data, tmp_path / "other", freeze="*embed*", share_base="true") == 2
+    assert "--freeze: adapters are trained" in capsys.readouterr().err
+
+
 def reward_with(data, folder, *, template: str | None = None, positions: int = 256) -> None:
     """The reward model with a chat template of its own, or with fewer positions."""
     model = AutoModelForSequenceClassification.from_pretrained(data / "reward")

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from transformers.training_args import OptimizerNames
+
 from keju.rl.experience import KL_IN_LOSS
 from keju.rl.modes import rules_of
-from keju.training.optimization import check_schedule
+from keju.training.optimization import check_schedule, described, optimizer_class
 from keju.training.ranges import (
     FiniteFloat,
     Fraction,
@@ -186,7 +188,9 @@ class PPOArguments:
     )
     actor_learning_rate: NonNegativeFloat = setting(9.65e-6, "Peak learning rate of the actor.")
     critic_learning_rate: NonNegativeFloat = setting(5e-6, "Peak learning rate of the critic.")
-    weight_decay: NonNegativeFloat = setting(0.0, "Of AdamW, for both.")
+    optim: OptimizerNames | str = setting("adamw_torch", "The optimizer of both, as --optim of the other stages.")
+    optim_args: str | None = setting(None, "Settings of that optimizer, as name=value,name=value.")
+    weight_decay: NonNegativeFloat = setting(0.0, "Of the optimizer, for both.")
     lr_scheduler_type: str = setting("cosine", "Schedule of both learning rates.")
     warmup_steps: NonNegativeFloat = setting(0.03, "Optimizer steps of warm-up; below 1: share of all.")
     max_grad_norm: NonNegativeFloat = setting(
@@ -211,6 +215,7 @@ class PPOArguments:
     def __post_init__(self):
         check_tensor_parallel_size(self.tensor_parallel_size)
         check_schedule(self.lr_scheduler_type)
+        optimizer_class(described(self.optim, self.optim_args))
         for name, default in rules_of(self.ppo_mode).defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, default)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from keju.training.adapters import apply_loraplus
 from keju.training.engines import training_engine, zero_stage
+from keju.training.optimization import make_optimizer
 from keju.training.processes import num_processes
 from keju.training.stage_model import Read, StageModel
 from keju.training.weight_decay import decay_groups
@@ -29,6 +30,8 @@ class LearnerSettings:
     lr_scheduler_type: str
     warmup_steps: int
     num_updates: int
+    optim: str = "adamw_torch"
+    optim_args: str | None = None
     activation_checkpointing: bool = False
     deepspeed: dict[str, Any] | None = None
 
@@ -40,7 +43,7 @@ class Learner:
         self.model = model
         self.max_grad_norm = settings.max_grad_norm
         groups = decay_groups(model, weight_decay=settings.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+        self.optimizer = make_optimizer(settings.optim, settings.optim_args, model, groups, learning_rate=learning_rate)
         apply_loraplus(self.optimizer, model, settings.loraplus_lr_ratio)
         self.scheduler = get_scheduler(
             settings.lr_scheduler_type,

@@ -80,6 +80,8 @@ class PPOTrainer:
     actor_learning_rate: float = 1e-6
     critic_learning_rate: float = 5e-6
     weight_decay: float = 0.0
+    optim: str = "adamw_torch"
+    optim_args: str | None = None
     loraplus_lr_ratio: float = 1.0
     lr_scheduler_type: str = "cosine"
     warmup_steps: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -39,6 +40,36 @@ def optimizer_class(args: TrainingArguments) -> tuple[type[torch.optim.Optimizer
     except (ImportError, ValueError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"--optim {name}: {reason.strip()}") from error
+
+
+def make_optimizer(
+    name: str, settings: str | None, model: nn.Module, groups: list[dict[str, Any]], *, learning_rate: float
+) -> torch.optim.Optimizer:
+    """The optimizer that --optim and --optim_args name, for PPO: betas 0.9 and 0.95, where it has some.
+
+    As in transformers.Trainer, the state of embeddings has 32 bits where that of other weights has 8.
+    """
+    kind, given = optimizer_class(described(name, settings, learning_rate))
+    if given.get("optim_bits") == 8:
+        from bitsandbytes.optim import GlobalOptimManager
+
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                GlobalOptimManager.get_instance().register_module_override(module, "weight", {"optim_bits": 32})
+    return kind(groups, **given)
+
+
+def described(name: str, settings: str | None = None, learning_rate: float = 1e-5) -> Any:
+    """An optimizer as `optimizer_class` is asked for it."""
+    return SimpleNamespace(
+        optim=OptimizerNames(name),
+        optim_args=settings,
+        learning_rate=learning_rate,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        adam_epsilon=1e-8,
+        optim_target_modules=None,
+    )
 
 
 def check_schedule(name: str, settings: dict[str, Any] | None = None, *, is_measured: bool = False) -> None:
