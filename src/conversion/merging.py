@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from keju.conversion.output_folder import own_files
 from keju.conversion.verification import largest_difference, sample_logits
-from keju.models.adapter_folder import SETTINGS, fit_embeddings
+from keju.models.adapter_folder import SETTINGS, check_weights, fit_embeddings
 from keju.models.backbone import backbone_of, num_embeddings, unwrapped
 from keju.models.checkpoint_files import read_object
 from keju.models.configurations import base_of
@@ -65,7 +65,9 @@ def merge_adapters(
 
     def adapt(model: PreTrainedModel) -> nn.Module:
         fit_embeddings(model, source, flag=flag)
-        return PeftModel.from_pretrained(model, source).eval()
+        adapted = PeftModel.from_pretrained(model, source).eval()
+        check_weights(adapted, source, flag=flag)
+        return adapted
 
     model = load(base, quantization=quantization)
     adapted = adapt(model)

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
 
-from keju.models.backbone import num_embeddings
+from keju.models.backbone import DerivedHead, num_embeddings
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
 # What a LoraConfig may say. Everything else must be left at what PEFT has it default to: nothing.
 KNOWN = frozenset(
     {
@@ -63,20 +65,20 @@ def check_kind(settings: Mapping[str, Any], where: str) -> None:
 
 
 def fit_embeddings(model: PreTrainedModel, folder: str, *, flag: str = "--model_name_or_path") -> None:
-    """Gives a base as many tokens as adapters have that were trained with more, and saved with their embedding.
+    """Gives a base as many tokens as adapters have that were trained with more, and saved with embedding and head.
 
-    Raises ValueError where the head of such adapters is not saved with them.
+    Raises ValueError where one of the two is not saved with them, and for weights that cannot be read.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {module: name for name, module in model.named_modules()}
-    with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
-        rows = {
-            module: file.get_slice(key).get_shape()[0]
-            for module in (embedding, head)
-            for key in file.keys()  # noqa: SIM118
-            if module is not None
-            and key in (f"base_model.model.{names[module]}{leaf}.weight" for leaf in ("", ".base_layer"))
-        }
+    shapes = _shapes(folder, flag)
+    rows = {
+        module: shapes[key][0]
+        for module in (embedding, head)
+        if module is not None
+        for key in (f"{PREFIX}{names[module]}{leaf}.weight" for leaf in ("", ".base_layer"))
+        if key in shapes
+    }
     count = num_embeddings(model)
     if set(rows.values()) <= {count}:
         return
@@ -86,3 +88,32 @@ def fit_embeddings(model: PreTrainedModel, folder: str, *, flag: str = "--model_
             "embedding and head of that size are saved with them"
         )
     model.resize_token_embeddings(rows[embedding], mean_resizing=False)
+    if isinstance(head, DerivedHead):  # transformers makes a plain one
+        model.get_output_embeddings().__class__ = type(head)
+
+
+def check_weights(adapted: nn.Module, folder: str, *, flag: str = "--model_name_or_path") -> None:
+    """Raises ValueError unless a folder has the weights, by name and shape, that a model in PEFT's wrapper saves of its
+    adapters; PEFT itself overlooks what is missing or left over."""
+    from peft import get_peft_model_state_dict
+
+    shapes = _shapes(folder, flag)
+    expected = {name: list(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+    for name in sorted(shapes.keys() | expected.keys()):
+        if name not in shapes and ".base_layer." in name:  # that of the base, which some versions save as well
+            continue
+        if shapes.get(name) != expected.get(name):
+            found = "is missing" if name not in shapes else f"has shape {shapes[name]}"
+            wanted = f", expected {expected[name]}" if name in expected else ", which belongs to none of its layers"
+            raise ValueError(f"{flag}: {folder}: {name} {found}{wanted}")
+
+
+def _shapes(folder: str, flag: str) -> dict[str, list[int]]:
+    try:
+        with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ValueError(f"{flag}: {folder} holds no {WEIGHTS}, where the weights of its adapters should be") from error
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{flag}: {Path(folder) / WEIGHTS}: its weights are damaged: {reason}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
+from keju.models.adapter_folder import check_kind
 from keju.models.architecture import check_layers, check_quantization, check_row
 from keju.models.checkpoint_files import check_config, read_object
 
@@ -110,7 +111,8 @@ def base_of(name: str, flag: str = "--model_name_or_path", base: str | None = No
 
     base: the folder of the base, where it is not the one that the adapters name.
     Says so where the base that they name is no folder: the hub may take a while to answer. Raises ValueError for
-    adapters that name no base, for a `base` that is no folder of whole weights, and for one of a model that needs none.
+    adapters of a kind that is not supported, or that name no base, for a `base` that is no folder of whole weights, and
+    for one of a model that needs none.
     """
     settings = Path(name) / "adapter_config.json"
     if not settings.is_file():
@@ -121,13 +123,15 @@ def base_of(name: str, flag: str = "--model_name_or_path", base: str | None = No
             f"{flag}: {name} holds whole weights and adapters, and which of them is the model cannot be told; leave "
             "one of the two in the folder"
         )
+    described = read_object(settings)
+    check_kind(described, f"{flag}: {name}")
     if base is not None:
         if not Path(base).is_dir():
             raise ValueError(f"{base_flag(flag)}: {base} is not a folder")
         if (Path(base) / settings.name).is_file():
             raise ValueError(f"{base_flag(flag)}: {base} holds adapters, which need a base of their own")
         return base
-    base = read_object(settings).get("base_model_name_or_path")
+    base = described.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ValueError(
             f"{flag}: {settings}: base_model_name_or_path must name the base of the adapters, or {base_flag(flag)} "

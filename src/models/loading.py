@@ -27,6 +27,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from keju.models import attention
 from keju.models.accelerate import with_kernels
+from keju.models.adapter_folder import fit_embeddings
 from keju.models.architecture import check_layers, check_modules, check_size, without_weights
 from keju.models.backbone import num_embeddings, unwrapped
 from keju.models.checkpoint_files import (
@@ -247,6 +248,7 @@ def load_checked(
     if adapters is not None:
         # By itself: from_pretrained would keep what is missing in the base to itself.
         where = f"{where.partition(': ')[0]}: {adapters}"
+        fit_embeddings(model, adapters, flag=where.partition(": ")[0])
         with _one_line_errors(where):
             info = model.load_adapter(
                 adapters,
@@ -289,6 +291,8 @@ def _check_loaded(model: PreTrainedModel, info: dict, where: str, adapters: str 
     if missing:
         raise ValueError(f"{where}: lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}")
     loaded = {key for key in info["unexpected_keys"] if lengths and ".lora_magnitude_vector." in key}
+    if adapters is not None:  # of embeddings of more tokens PEFT writes such layers twice, by two names
+        loaded |= {key for key in info["unexpected_keys"] if ".modules_to_save." in key}
     check_unexpected(info["unexpected_keys"] - loaded, model, where=where)
     return info["missing_keys"]
 

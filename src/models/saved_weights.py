@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -18,6 +19,24 @@ ADAPTERS = "adapter_model.safetensors"
 
 class NotAsSaved(RuntimeError):
     """No ValueError: transformers.Trainer takes that for a sign of ZeRO-3 and goes on without the weights."""
+
+
+def save_pretrained(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None, **settings) -> None:
+    """model.save_pretrained, but each weight once: of adapters over an embedding of more tokens than its base has PEFT
+    gives the layers that are trained whole two names, which transformers then refuses to save.
+
+    state: in the place of the model's own weights. settings: of PEFT's save_pretrained.
+    """
+    if not (isinstance(model, PreTrainedModel) and hasattr(model, "peft_config")):
+        model.save_pretrained(folder, state_dict=None if state is None else dict(state), **settings)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in adapter_weights(model, state).items()}
+    save_file(weights, folder / ADAPTERS, metadata={"format": "pt"})
+    (adapters,) = model.peft_config.values()
+    adapters.save_pretrained(str(folder))
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
 
 
 def verify_saved(
@@ -74,7 +93,8 @@ def adapter_weights(model: nn.Module, state: Mapping[str, Tensor] | None) -> dic
     """Under the names of the file."""
     if isinstance(model, PreTrainedModel):  # loaded by transformers, without PEFT's wrapper around it
         found = model.get_adapter_state_dict(state_dict=state)
-        return {f"base_model.model.{name}": tensor for name, tensor in found.items()}
+        copies = (".modules_to_save.", ".original_module.")
+        return {f"base_model.model.{name}": found[name] for name in found if not any(part in name for part in copies)}
     from peft import get_peft_model_state_dict
 
     return get_peft_model_state_dict(model, state_dict=None if state is None else dict(state))

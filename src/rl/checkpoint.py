@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keju.models.gathering import in_pieces, whole_state_dict
-from keju.models.saved_weights import verify_saved
+from keju.models.saved_weights import save_pretrained, verify_saved
 from keju.records.writing import write_json
 from keju.rl.learners import Learner
 from keju.rl.ppo_trainer import PPOTrainer
@@ -39,7 +39,7 @@ def save_model(
     if process_index():
         return
     with files_aside(folder) as aside:
-        model.save_pretrained(aside, state_dict=dict(state))  # it takes some out
+        save_pretrained(model, aside, state)
         verify_saved(model, aside, state)
         tokenizer.save_pretrained(aside)
 

@@ -16,10 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from keju.models.accelerate import with_kernels
-from keju.models.adapter_folder import SETTINGS, WEIGHTS
+from keju.models.adapter_folder import PREFIX, SETTINGS, WEIGHTS
 from keju.models.backbone import check_head, unwrapped
 from keju.models.quantization import base_description, is_quantized
-from keju.models.saved_weights import NotAsSaved, adapter_weights, verify_saved
+from keju.models.saved_weights import NotAsSaved, adapter_weights, save_pretrained, verify_saved
 from keju.training.stacking import Beside, add_beside, file_keys, is_stacked, lora_layers, parts_beside
 
 # Of sums of products in float32, relative to those of their absolute values.
@@ -27,7 +27,6 @@ ROUNDING = 1e-4
 NAME = "default"
 ALL_LINEAR = ("all-linear", "all")
 BUFFERS = (".start_A", ".start_B")
-PREFIX = "base_model.model."  # of the names of layers in PEFT's wrapper
 
 
 def add_lora(
@@ -180,7 +179,7 @@ def save_model(model: nn.Module, folder: Path, state_dict: dict[str, torch.Tenso
     adapters beside others, of the sum of the ranks.
     """
     chosen = {"selected_adapters": [NAME]} if is_stacked(model) else {}
-    model.save_pretrained(folder, state_dict=state_dict, **chosen)
+    save_pretrained(model, folder, state_dict, **chosen)
     beside, layers = _beside(model, state_dict), lora_layers(model) if has_adapters(model) else {}
     if not beside:
         return
