@@ -36,6 +36,7 @@ STEPS, SAVED = 4, 2
 FAMILIES = ("llama", "pangu")
 STAGES = ("pretrain", "sft", "reward", "dpo", "rlhf")
 MATRIX = [(stage, family, peft) for stage in STAGES for family in FAMILIES for peft in (False, True)]
+MATRIX.append(("kto", "llama", False))
 JOINT = "rlhf-pangu-joint"  # with a language-model loss, too
 OTHERS = ("zero0", "zero1", "zero2_offload", "zero3")  # configurations that are tried in fewer stages
 
@@ -60,6 +61,14 @@ PPO = {
     "actor_learning_rate": 1e-3,
     "critic_learning_rate": 1e-3,
     "allow_unfinished": "true",
+}
+GRPO = {
+    "rollout_batch_size": 5,
+    "num_responses": 3,
+    "max_new_tokens": 8,
+    "token_budget": 96,
+    "max_eval_samples": 5,
+    "learning_rate": 1e-3,
 }
 
 
@@ -90,16 +99,21 @@ def write_inputs(folder: Path) -> None:
 
 def run_of(inputs: Path, output: Path, stage: str, family: str, peft: bool, processes: int, **more) -> list[str]:
     """Module and flags; the global batch is the same for every number of processes."""
-    if stage == "rlhf":
+    if stage == "grpo":
+        settings = GRPO | {"reward_model_path": inputs / f"{family}_reward"}
+    elif stage == "rlhf":
         settings = PPO | {"reward_model_path": inputs / f"{family}_reward"}
     else:
         settings = TRAINER | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2 // processes}
-    if stage == "dpo":
+    if stage in ("dpo", "kto"):
         settings["reference_cache_dir"] = output / "reference"
+    if stage == "kto":
+        settings["loss_type"] = "kto"
     settings |= {"model_name_or_path": inputs / family, "data_dir": inputs, "output_dir": output, **EVERY, **more}
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     adapters = ["--share_base" if stage == "rlhf" else "--use_peft"] if peft else []
-    return ["pretrain" if stage == "pretrain" else f"train_{stage}", "--use_cpu", *adapters, *flags]
+    module = {"pretrain": "pretrain", "kto": "train_dpo"}.get(stage, f"train_{stage}")
+    return [module, "--use_cpu", *adapters, *flags]
 
 
 def run_all(folder: Path, name: str, runs: dict[str, list[str]], processes: int) -> None:

@@ -53,8 +53,8 @@ def test_how_much_is_trained_is_said(capsys):
     ("freezing", "said"),
     [
         (
-            Freezing(("*attention*",)),
-            "--freeze \\*attention\\*: no weight has such a name; they are called model.",
+            Freezing(("*attn_query*",)),
+            "--freeze \\*attn_query\\*: no weight has such a name; they are called model.",
         ),
         (Freezing(("*",), ("nothing",)), "--unfreeze nothing: no weight has such a name"),
         (Freezing(("*",)), "--freeze: nothing is left to train"),
