@@ -138,6 +138,8 @@ class TreeTrainer(ResumableTrainer):
             for batch, counts in packs:
                 read = self.objective.facts
                 found = passes(batch, read) if source == "model" else read(None, batch).to(self.args.device)
+                if was_training and not found.isfinite().all():
+                    self._report_non_finite(batch)  # before the losses of all packs take it in
                 facts.append(found if counts else found[:0])
         self.model.train(was_training)
         return whole_batches(facts)
