@@ -1,7 +1,8 @@
 """Train a policy with GRPO (arXiv 2402.03300), the modern alternative to PPO: TRL's GRPOTrainer with our models.
 
 No critic: an answer's advantage is its reward compared with those of the other answers to its prompt. Prompts are
-rendered, answers sampled and rewards read by our own code; the loss and the loop are TRL's.
+rendered, answers sampled and rewards read by our own code; the loss and the loop are TRL's. The policy trains without
+dropout, as in PPO.
 
 python -m keju.train_grpo --model_name_or_path runs/sft --reward_model_path runs/reward --data_dir runs/data/idiom \
     --output_dir runs/grpo

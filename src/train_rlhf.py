@@ -1,5 +1,7 @@
 """Train a policy with PPO against a reward model: a prompt and its sampled responses are one token tree.
 
+Actor and critic train without dropout: the first ratio of new to old probabilities must be 1.
+
 python -m keju.train_rlhf --model_name_or_path runs/sft --reward_model_path runs/reward --data_dir runs/data/idiom \
     --output_dir runs/rlhf
 """

@@ -4,6 +4,7 @@ curves of one process, folders that load, runs that go on where they were."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -291,13 +292,31 @@ def test_bf16_learns(folder):
             folder / "inputs", folder / "bf16" / stage, stage, "llama", False, 2,
             bf16="true", deepspeed=CONFIGS / "zero2.json",
         )
-        for stage in ("sft", "rlhf")
+        for stage in ("sft", "rlhf", "dpo")
     }  # fmt: skip
     run_all(folder, "bf16", runs, 2)
     found = curves(folder / "bf16" / "sft")["loss"]
     assert found[-1] < found[0]
     # Reference and policy start as one model: rounded to bf16 both, their log-probs agree.
     assert curves(folder / "bf16" / "rlhf")["kl"][0] == pytest.approx(0, abs=1e-6)
+    assert curves(folder / "bf16" / "dpo")["loss"][0] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_an_optimizer_of_deepspeed_decays_what_ours_decays(folder, tmp_path):
+    config = json.loads((CONFIGS / "zero2.json").read_text())
+    config["optimizer"] = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto", "torch_adam": True}}
+    write_json(tmp_path / "own.json", config)
+    runs = {
+        name: run_of(folder / "inputs", tmp_path / name, "sft", "llama", False, 2, deepspeed=file, weight_decay=100)
+        for name, file in (("own", tmp_path / "own.json"), ("ours", CONFIGS / "zero2.json"))
+    }
+    run_all(tmp_path, "decay", runs, 2)
+    folders = (folder / "inputs" / "llama", tmp_path / "own", tmp_path / "ours")
+    start, own, ours = (load_file(at / "model.safetensors") for at in folders)
+    for name, tensor in own.items():
+        torch.testing.assert_close(tensor, ours[name], msg=name)
+    shrunk = {name for name, tensor in own.items() if tensor.norm() < 0.9 * start[name].norm()}
+    assert shrunk == {name for name in start if "proj" in name or "lm_head" in name}
 
 
 @contextmanager

@@ -359,7 +359,7 @@ class PPOTrainer:
         objective, learner = RewardObjective(), self.learners["critic"]
         shares = own_batches(trees, self.token_budget, self.critic.device)
         own_pairs = sum(objective.num_items(batch) * counts for batch, counts in shares)
-        num_pairs = sum_figures({"pairs": own_pairs}, self.critic.device)["pairs"]
+        num_pairs = max(1, sum_figures({"pairs": own_pairs}, self.critic.device)["pairs"])
         found = {"reward_loss": 0.0, "reward_accuracy": 0.0}
         for number, (batch, counts) in enumerate(shares, start=1):
             with self._precision():

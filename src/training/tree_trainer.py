@@ -136,14 +136,16 @@ class TreeTrainer(ResumableTrainer):
         if source == "nothing" or count * num_processes() < 2:
             return [None] * count
         passes, facts = self._passes, []
-        was_training = passes.training
-        passes.eval()
+        was_training = self.model.training  # an engine around it does not tell
+        self.model.eval()
         with torch.no_grad():
             for batch, counts in packs:
                 read = self.objective.facts
                 found = passes(batch, read) if source == "model" else read(None, batch).to(self.args.device)
+                if was_training and not found.isfinite().all():
+                    self._report_non_finite(batch)  # before the losses of all packs take it in
                 facts.append(found if counts else found[:0])
-        passes.train(was_training)
+        self.model.train(was_training)
         return whole_batches(facts)
 
     @property
@@ -216,8 +218,8 @@ class TreeTrainer(ResumableTrainer):
         """Loss per item and the objective's metrics over the evaluation trees, which the processes share out."""
         start = time.perf_counter()
         model = self._passes
-        was_training = model.training
-        model.eval()
+        was_training = self.model.training
+        self.model.eval()
         trees = self.eval_dataset if eval_dataset is None else eval_dataset
         parts = own_parts(pack(lengths_of(trees), self.token_budget, self.args.per_device_eval_batch_size))
         sums: Counter[tuple[str, int]] = Counter()
@@ -232,7 +234,7 @@ class TreeTrainer(ResumableTrainer):
             for name, pair in {"loss": (output.loss_sum, self.objective.num_items(batch)), **output.metrics}.items():
                 for place, number in enumerate(pair):
                     sums[name, place] += float(number) * counts
-        model.train(was_training)
+        self.model.train(was_training)
         sums = sum_figures(sums, self.args.device)
         metrics = {
             f"{metric_key_prefix}_{name}": sums[name, 0] / max(sums[name, 1], 1)

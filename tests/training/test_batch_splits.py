@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from keju.losses.preference_mix import loss_names
 from keju.losses.preference_pairs import LossSettings
+from keju.training.crash import NonFiniteLoss
 from keju.training.objectives.kto import KTOObjective, MismatchedAnswers
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.preference import PreferenceObjective
@@ -80,20 +81,28 @@ def objective_of(loss: str):
     return PreferenceObjective(LossSettings(0.3, 0.1 if loss in SMOOTHED else 0.0), MIXES.get(loss, [loss]))
 
 
-def first_step(folder, loss: str, trees_a_pack: int, packs: int | None, budget: int, processes: int = 1):
+def first_step(folder, loss: str, trees_a_pack: int, packs: int | None, budget: int):
     """The loss of the first step, that of an evaluation before it, and the gradients (weights lost at a rate of 1)."""
     model = build_llama()
     model = (build_scalar_model(model) if loss in REWARDS else model).double()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    trees = trees_of(loss)
-    settings = TrainingArguments(
+    trees, settings = trees_of(loss), settings_of(folder, trees_a_pack, packs or 64)
+    trainer = TreeTrainer(model, objective_of(loss), settings, trees, token_budget=budget, eval_trees=trees)
+    evaluated = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    (found,) = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return found, evaluated, {name: before[name] - tensor for name, tensor in model.state_dict().items()}
+
+
+def settings_of(folder, trees_a_pack: int, packs: int) -> TrainingArguments:
+    return TrainingArguments(
         str(folder),
         max_steps=1,
         learning_rate=1.0,
         lr_scheduler_type="constant",
         per_device_train_batch_size=trees_a_pack,
         per_device_eval_batch_size=trees_a_pack,
-        gradient_accumulation_steps=packs or 64,
+        gradient_accumulation_steps=packs,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -104,11 +113,6 @@ def first_step(folder, loss: str, trees_a_pack: int, packs: int | None, budget: 
         optim="sgd",
         max_grad_norm=0.0,
     )
-    trainer = TreeTrainer(model, objective_of(loss), settings, trees, token_budget=budget, eval_trees=trees)
-    evaluated = trainer.evaluate()["eval_loss"]
-    trainer.train()
-    (found,) = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return found, evaluated, {name: before[name] - tensor for name, tensor in model.state_dict().items()}
 
 
 def assert_same(found, expected) -> None:
@@ -126,6 +130,25 @@ def test_a_step_does_not_depend_on_how_its_batch_is_split(tmp_path, loss):
     assert any(gradient.abs().max() > 1e-6 for gradient in whole[2].values())
     for split in splits:
         assert_same(split, whole)
+
+
+@pytest.mark.parametrize("loss", ["aot", "kto"])
+def test_a_pack_that_is_broken_is_named_though_the_others_look_at_it(tmp_path, loss):
+    model, trees = build_llama(), trees_of(loss)
+    id_of_one = trees[5].branches[-1 if loss == "kto" else 0].tokens[0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[id_of_one] = float("nan")
+    broken = [number for number, tree in enumerate(trees, 1) if id_of_one in ids_that_are_read(tree)]
+    where = [f"data.jsonl:{number}" for number in range(1, 9)]
+    settings = settings_of(tmp_path, 1, 8)
+    trainer = TreeTrainer(model, objective_of(loss), settings, trees, token_budget=4096, where=where)
+    with pytest.raises(NonFiniteLoss) as error:
+        trainer.train()
+    assert any(f"data.jsonl:{number}" in str(error.value) for number in broken) and len(broken) < 8
+
+
+def ids_that_are_read(tree: Segment) -> set[int]:
+    return {token for segment in tree.preorder() for token in segment.tokens}
 
 
 def one_of_two(rank: int, folder: str, port: int) -> None:
