@@ -59,9 +59,8 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
     passes = passes_of(model)
     inner = model_inside(passes)
     if not in_pieces(inner):
-        passes = StageModel(
-            inner, autocast=autocast_of(passes)
-        )  # engines prepare each pass with gradients for an optimizer step
+        # Engines prepare each pass with gradients for an optimizer step
+        passes = StageModel(inner, autocast=autocast_of(passes))
     name = type(unwrapped(inner)).__name__
     try:
         check_head(inner)
