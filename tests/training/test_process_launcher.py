@@ -64,7 +64,7 @@ def test_a_port_that_another_program_has():
         other.listen()
         port = other.getsockname()[1]
         line = refusal("--master_port", port)
-    assert line.startswith(f"error: MASTER_PORT={port}: Address already in use; give another number")
+    assert line == f"error: MASTER_PORT={port}: Address already in use; give another number"
     assert refusal("--master_port", port) == ""
 
 
