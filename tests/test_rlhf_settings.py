@@ -1,10 +1,12 @@
 """PPO with other optimizers, frozen weights, and reward models that read in another way than the actor."""
 
+# ruff: noqa: F811  (`data` is a fixture, and an argument of those who want it)
+
 import pytest
 import torch
 from char_tokenizer import build_char_tokenizer
 from safetensors.torch import load_file
-from test_train_rlhf import data, killed_and_resumed, rows_of, run  # noqa: F401  (data is a fixture)
+from test_train_rlhf import data, killed_and_resumed, rows_of, run  # noqa: F401
 from transformers import AutoModelForSequenceClassification
 
 from keju.models.loading import load_scalar_model
