@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from keju.models.checkpoint_files import read_object
 from keju.records.digests import data_digest
+from keju.training.optimization import MEASURED
 
 # Settings that do not change what the weights become. Every other one decides.
 NEUTRAL = frozenset(
@@ -40,6 +41,10 @@ NEUTRAL = frozenset(
         *("activation_checkpointing", "activation_checkpointing_kwargs"),
         *("gradient_checkpointing", "gradient_checkpointing_kwargs", "allow_unfinished"),
     }
+)
+# Of these, what decides after all where a run goes by its evaluations.
+EVALUATION = frozenset(
+    {"eval_filename", "max_eval_samples", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_steps"}
 )
 # Settings that the files of a checkpoint have the form of: these cannot change, with no flag.
 FIXED = frozenset(
@@ -72,10 +77,20 @@ OPTIMIZER = frozenset(
 
 def deciding(stage: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """{"stage", "arguments"}: what a checkpoint keeps of the settings of a run (see NEUTRAL)."""
-    kept = {name: value for name, value in arguments.items() if name not in NEUTRAL}
+    neutral = NEUTRAL - EVALUATION if _goes_by_evaluations(arguments) else NEUTRAL
+    kept = {name: value for name, value in arguments.items() if name not in neutral}
+    if "adapters" in kept and kept["adapters"] is None:
+        kept["adapters"] = "continue"  # what it means
     if (kept.get("max_steps") or -1) > 0:
         kept.pop("num_train_epochs", None)  # has no effect beside it
     return {"stage": stage, "arguments": kept}
+
+
+def _goes_by_evaluations(arguments: Mapping[str, Any]) -> bool:
+    """Whether they decide which weights are left, when the run ends, or the learning rate."""
+    schedule = str(arguments.get("lr_scheduler_type")).rpartition(".")[2].lower()
+    is_best_left = arguments.get("load_best_model_at_end") or arguments.get("early_stopping_patience") is not None
+    return bool(is_best_left) or schedule in MEASURED
 
 
 def changed_settings(checkpoint: Path, known: Any, now: Mapping[str, Any], *, accept: bool) -> dict[str, tuple]:

@@ -287,6 +287,18 @@ def test_what_decides():
     arguments = {"seed": 1, "output_dir": "x", "max_steps": 5, "num_train_epochs": 2}
     assert deciding("sft", arguments) == {"stage": "sft", "arguments": {"seed": 1, "max_steps": 5}}
     assert "num_train_epochs" in deciding("sft", arguments | {"max_steps": -1})["arguments"]
+    assert deciding("sft", {"adapters": None}) == deciding("sft", {"adapters": "continue"})
+
+
+@pytest.mark.parametrize(
+    "asked", [{"load_best_model_at_end": True}, {"early_stopping_patience": 3}, {"lr_scheduler_type": "greedy"}]
+)
+def test_evaluations_decide_where_a_run_goes_by_them(asked):
+    evaluation = {"eval_steps": 5, "eval_filename": "dev.jsonl", "per_device_eval_batch_size": 8}
+    plain = {"load_best_model_at_end": False, "early_stopping_patience": None, "lr_scheduler_type": "cosine"}
+    assert deciding("sft", plain | evaluation)["arguments"] == plain
+    kept = plain | asked | {"eval_steps": 5, "eval_filename": "dev.jsonl"}
+    assert deciding("sft", plain | asked | evaluation)["arguments"] == kept
 
 
 def test_every_neutral_setting_is_one():
