@@ -110,7 +110,7 @@ previous_model() {
     fi
     if [ ! -e "$folder/config.json" ]; then
         echo "$variable is not set and $folder is not there yet: running examples/$script first"
-        env -u OUTPUT_DIR -u MODEL -u CONFIG -u DEEPSPEED_CONFIG NUM_GPUS=1 DATA_DIR="$DATA_DIR" bash "$REPO/examples/$script" || {
+        env -u OUTPUT_DIR -u MODEL -u CONFIG -u DEEPSPEED_CONFIG -u HOSTFILE NUM_GPUS=1 DATA_DIR="$DATA_DIR" bash "$REPO/examples/$script" || {
             local status=$?
             [ "$status" -gt 128 ] || echo "examples/$script failed (see above); $variable=FOLDER starts from a model that is there" >&2
             exit "$status"

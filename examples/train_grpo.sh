@@ -9,6 +9,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 
 case "${NUM_GPUS:-1}" in 0 | 1) ;; *) _fail "NUM_GPUS=$NUM_GPUS: GRPO runs in one process for now" ;; esac
+[ -z "${HOSTFILE:-}" ] || _fail "HOSTFILE=$HOSTFILE: GRPO runs in one process for now"
 embedded_data
 previous_model MODEL "$REPO/runs/sft" train_sft.sh
 previous_model REWARD_MODEL "$REPO/runs/reward" train_reward.sh

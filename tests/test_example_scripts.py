@@ -38,7 +38,7 @@ def script(tmp_path):
         environment = {"DATA_DIR": str(tmp_path / "data"), "FAILS": "none", **mine, **variables}
         command = ["bash", str(repository / "examples" / name)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-        return done.returncode, done.stdout.splitlines()[-1], done.stderr
+        return done.returncode, "".join(done.stdout.splitlines()[-1:]), done.stderr
 
     return run
 
@@ -88,3 +88,9 @@ def test_names_are_handed_on_as_they_are(script, tmp_path, name):
         if "--output_dir" in arguments:
             assert arguments[arguments.index("--output_dir") + 1] == hostile
     assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["HOSTFILE", "NUM_GPUS"])
+def test_grpo_is_not_run_in_one_process_where_several_are_asked_for(script, name):
+    code, _, error = script("train_grpo.sh", **{name: "4"})
+    assert (code, error) == (2, f"error: {name}=4: GRPO runs in one process for now\n")
