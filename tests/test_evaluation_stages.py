@@ -348,7 +348,7 @@ def test_eval_reward(folder, tmp_path, monkeypatch):
             "--tokenizer_name is needed with --server_url",
         ),
         (eval_pretrain, "lm", ["--num_shots", "99"], "--num_shots 99: there are only 9 examples"),
-        (eval_pretrain, "lm", ["--num_shots", "-1"], "--num_shots -1"),
+        (eval_pretrain, "lm", ["--num_shots", "-1"], "--num_shots: must be at least 0"),
         (eval_pretrain, "lm", ["--max_length", "9999"], "--max_length 9999: the model has 256 positions"),
         (eval_pretrain, "lm", ["--token_budget", "10"], "--token_budget 10: a question takes"),
         (eval_pretrain, "lm", ["--max_length", "12"], "idiom_mc_test.jsonl:1: "),

@@ -21,14 +21,8 @@ KNOWN = frozenset(
         *("auto_mapping", "runtime_config", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules"),
         *("fan_in_fan_out", "use_rslora", "use_dora", "bias", "modules_to_save", "init_lora_weights", "rank_pattern"),
         *("alpha_pattern", "layers_to_transform", "layers_pattern", "loftq_config", "eva_config", "corda_config"),
-        *(
-            "lora_ga_config",
-            "megatron_core",
-            "ensure_weight_tying",
-            "lora_bias",
-            "qalora_group_size",
-            "target_parameters",
-        ),
+        *("lora_ga_config", "megatron_core", "ensure_weight_tying", "lora_bias", "qalora_group_size"),
+        "target_parameters",
     }
 )
 # Starts that take a part out of the base, which therefore is not the one that the folder names.
