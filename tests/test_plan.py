@@ -19,6 +19,7 @@ from keju.planning.settings import Settings, ladder
 from keju.planning.step import Step, model_config
 from keju.planning.workload import Workload
 from keju.planning.zero import BUFFERS, ZeroConfig
+from keju.training.arguments import parse_arguments
 
 REPO = Path(__file__).resolve().parents[1]
 BENCH = REPO / "tests/bench"
@@ -187,9 +188,11 @@ def test_commands_name_what_is_there(stage, num_gpus):
         ({"config_overrides": "vocab_size"}, "--config_overrides"),
     ],
 )
-def test_mistakes_name_their_flag(flags, named):
-    with pytest.raises(ValueError, match=named):
-        PlanArguments("llama-tiny", **flags)
+def test_mistakes_name_their_flag(capsys, flags, named):
+    argv = [f"--{name}={value}" for name, value in flags.items()]
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(PlanArguments, argv=["--model_name_or_path", "llama-tiny", *argv])
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith(f"error: {named}")
 
 
 def test_a_record_longer_than_a_row_is_refused():

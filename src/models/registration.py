@@ -40,6 +40,7 @@ PLUMBING = frozenset(
             "accelerate",
             "accelerated",
             "accelerated_layers",
+            "adapter_folder",
             "architecture",
             "attention",
             "backbone",

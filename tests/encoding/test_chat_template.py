@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -215,16 +217,22 @@ def test_what_a_template_refuses_has_its_place_and_can_be_skipped():
 
 @pytest.mark.parametrize("template", [None, TOOLS, chat_template("vicuna")])
 def test_long_conversations_take_linear_time(template):
-    def seconds(turns: int) -> float:
-        messages = [Message("user" if n % 2 == 0 else "assistant", f"一{n}") for n in range(turns)]
-        record = ChatRecord(tuple(messages), "f:1")
-        start = time.process_time()
-        (tree,) = encoder_of(template, max_length=10**6).chat_trees(record)
-        assert trained_text(tree, encoder_of(None)).count("|") == turns // 2 - 1
-        return time.process_time() - start
+    """By the calls of functions that they take, which no other load on the machine changes."""
 
-    seconds(100)
-    assert seconds(1600) < 12 * seconds(400)
+    def num_calls(turns: int) -> int:
+        messages = [Message("user" if n % 2 == 0 else "assistant", f"一{n}") for n in range(turns)]
+        record, encoder = ChatRecord(tuple(messages), "f:1"), encoder_of(template, max_length=10**6)
+        counts = Counter()
+        sys.setprofile(lambda frame, event, argument: counts.update([event]))
+        try:
+            (tree,) = encoder.chat_trees(record)
+        finally:
+            sys.setprofile(None)
+        assert trained_text(tree, encoder_of(None)).count("|") == turns // 2 - 1
+        return counts["call"] + counts["c_call"]
+
+    num_calls(100)
+    assert num_calls(1600) < 5 * num_calls(400)
 
 
 @pytest.mark.parametrize("template", [None, TOOLS, OPENS])
