@@ -319,6 +319,11 @@ def test_an_optimizer_of_deepspeed_decays_what_ours_decays(folder, tmp_path):
     assert shrunk == {name for name in start if "proj" in name or "lm_head" in name}
 
 
+def hear_interrupts() -> None:
+    """A test run that a shell has put into the background ignores Ctrl-C, and hands that on to what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def started_shell(run: list[str], **more) -> Iterator[subprocess.Popen]:
     """run_stage of examples/_environment.sh, as the scripts call it; nothing of it runs on after the block."""
@@ -326,7 +331,7 @@ def started_shell(run: list[str], **more) -> Iterator[subprocess.Popen]:
     script = 'source "$0/examples/_environment.sh"; run_stage "$@"'
     run = [part for part in run if part != "--use_cpu"]  # the shell adds it
     command = ["bash", "-c", script, str(REPO), *run]
-    process = subprocess.Popen(command, env=environment, start_new_session=True, **more)
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=hear_interrupts, **more)
     try:
         yield process
     finally:
