@@ -72,7 +72,7 @@ def check_layers(config: PretrainedConfig) -> None:
 
 def check_modules(model: PreTrainedModel) -> None:
     """Raises ValueError for modules in the layers of `model`, which may be on the meta device, that carry a state."""
-    for layer in _layers(model):
+    for layer in layers_of(model):
         for module in layer.modules():
             own = {name for name, _ in module.named_parameters(recurse=False)}
             if isinstance(module, nn.Conv1d) or own & STATE_PARAMETERS:
@@ -191,7 +191,7 @@ def _rope_settings(text: PretrainedConfig) -> list[dict]:
     return nested or [settings]
 
 
-def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
+def layers_of(model: PreTrainedModel) -> Iterator[nn.Module]:
     """The layers of the language model; towers for images or sound have other numbers of them."""
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     for module in model.modules():

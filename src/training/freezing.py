@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from keju.models.architecture import layers_of
 from keju.models.backbone import unwrapped
 
 
@@ -56,21 +57,11 @@ class Freezing:
         print(f"Trained of {what}: {trained:,} of {total:,} weights ({trained / total:.1%}).")
 
     def _layers(self, model: nn.Module) -> list[nn.Module]:
-        layers = layers_of(model)
+        layers = list(layers_of(unwrapped(model)))
         if max(self.first_layers, self.last_layers) > len(layers):
             flag = "first" if self.first_layers > len(layers) else "last"
             raise ValueError(f"--freeze_{flag}_layers: {type(unwrapped(model)).__name__} has {len(layers)} layers")
         return [*layers[: self.first_layers], *layers[len(layers) - self.last_layers :]]
-
-
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The layers of the language model, in their order; towers for images or sound have other numbers of them."""
-    inner = unwrapped(model)
-    count = getattr(inner.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    for module in inner.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return list(module)
-    return []
 
 
 def _meant(pattern: str, named: Sequence[tuple[str, nn.Parameter]], flag: str) -> set[int]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_models import BUILDERS, build_llama, build_scalar_model
 
-from keju.training.freezing import Freezing, layers_of
+from keju.models.architecture import layers_of
+from keju.training.freezing import Freezing
 
 
 def trained(model) -> set[str]:
@@ -24,13 +25,13 @@ def test_globs():
 @pytest.mark.parametrize("family", ["llama", "pangu", "glm"])
 def test_layers(family):
     model = BUILDERS[family]()
-    layers = layers_of(model)
+    layers = list(layers_of(model))
     Freezing(first_layers=1).apply(model)
     assert not any(parameter.requires_grad for parameter in layers[0].parameters())
     assert all(parameter.requires_grad for layer in layers[1:] for parameter in layer.parameters())
     model = build_scalar_model(BUILDERS[family]())
     Freezing(last_layers=1).apply(model)
-    layers = layers_of(model)
+    layers = list(layers_of(model))
     assert not any(parameter.requires_grad for parameter in layers[-1].parameters())
     assert all(parameter.requires_grad for parameter in [*layers[0].parameters(), *model.score.parameters()])
 

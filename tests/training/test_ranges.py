@@ -84,37 +84,34 @@ def refusal(capsys, kinds, argv) -> str:
     return line
 
 
-@pytest.mark.parametrize(
-    "flag",
-    [
-        *("--max_grad_norm=-1", "--learning_rate=-1e-5", "--learning_rate=nan", "--weight_decay=-0.1"),
-        *("--per_device_train_batch_size=0", "--gradient_accumulation_steps=0", "--num_train_epochs=0"),
-        *("--max_steps=0", "--adam_beta1=1", "--adam_beta2=1.5", "--warmup_steps=-1", "--logging_steps=0"),
-        *("--save_steps=0", "--lora_r=0", "--lora_dropout=1", "--seed=-1", "--seed=4294967296"),
-        *("--token_budget=0", "--dataloader_num_workers=-1"),
-    ],
+STAGE_FLAGS = (
+    *("--max_grad_norm=-1", "--learning_rate=-1e-5", "--learning_rate=nan", "--weight_decay=-0.1"),
+    *("--per_device_train_batch_size=0", "--gradient_accumulation_steps=0", "--num_train_epochs=0"),
+    *("--max_steps=0", "--adam_beta1=1", "--adam_beta2=1.5", "--warmup_steps=-1", "--logging_steps=0"),
+    *("--save_steps=0", "--lora_r=0", "--lora_dropout=1", "--seed=-1", "--seed=4294967296"),
+    *("--token_budget=0", "--dataloader_num_workers=-1"),
 )
-def test_a_stage_refuses_numbers_out_of_range(capsys, flag):
-    name, _, value = flag.partition("=")
-    line = refusal(capsys, (ModelArguments, DataArguments, StageTrainingArguments), [*STAGE, flag])
-    assert line.startswith(f"error: {name}: must be ") and line.endswith(f", got {value}")
+PPO_FLAGS = (
+    *("--max_grad_norm=-1", "--clip_reward=-1", "--kl_coef=-1", "--cliprange=-0.2", "--cliprange_value=-0.2"),
+    *("--ema_decay=1.5", "--ema_decay=1", "--gamma=2", "--gamma=0", "--lam=-1", "--lam=1.1", "--max_steps=0"),
+    *("--rollout_batch_size=0", "--generation_batch_size=0", "--num_train_epochs=0", "--temperature=0"),
+    *("--top_p=0", "--top_p=1.1", "--top_k=-1", "--kl_target=0", "--early_stop_kl=0", "--ptx_coef=-1"),
+    *("--actor_learning_rate=-1", "--critic_learning_rate=inf", "--missing_eos_penalty=-1", "--save_steps=0"),
+    *("--save_total_limit=0", "--vllm_gpu_memory=2", "--value_warmup_steps=-1", "--alarm_window=0"),
+    *("--max_prompt_length=0", "--token_budget=-5", "--length_penalty=nan"),
+)
 
 
 @pytest.mark.parametrize(
-    "flag",
+    ("kinds", "required", "flag"),
     [
-        *("--max_grad_norm=-1", "--clip_reward=-1", "--kl_coef=-1", "--cliprange=-0.2", "--cliprange_value=-0.2"),
-        *("--ema_decay=1.5", "--ema_decay=1", "--gamma=2", "--gamma=0", "--lam=-1", "--lam=1.1", "--max_steps=0"),
-        *("--rollout_batch_size=0", "--generation_batch_size=0", "--num_train_epochs=0", "--temperature=0"),
-        *("--top_p=0", "--top_p=1.1", "--top_k=-1", "--kl_target=0", "--early_stop_kl=0", "--ptx_coef=-1"),
-        *("--actor_learning_rate=-1", "--critic_learning_rate=inf", "--missing_eos_penalty=-1", "--save_steps=0"),
-        *("--save_total_limit=0", "--vllm_gpu_memory=2", "--value_warmup_steps=-1", "--alarm_window=0"),
-        *("--max_prompt_length=0", "--token_budget=-5", "--length_penalty=nan"),
+        *(((ModelArguments, DataArguments, StageTrainingArguments), STAGE, flag) for flag in STAGE_FLAGS),
+        *(((PPOModelArguments, PPODataArguments, PPOArguments), PPO, flag) for flag in PPO_FLAGS),
     ],
 )
-def test_ppo_refuses_numbers_out_of_range(capsys, flag):
+def test_numbers_out_of_range_are_refused(capsys, kinds, required, flag):
     name, _, value = flag.partition("=")
-    line = refusal(capsys, (PPOModelArguments, PPODataArguments, PPOArguments), [*PPO, flag])
+    line = refusal(capsys, kinds, [*required, flag])
     assert line.startswith(f"error: {name}: must be ") and line.endswith(f", got {value}")
 
 
