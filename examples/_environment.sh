@@ -1,8 +1,10 @@
-# Sourced by every script here: finds the repository, makes or enters the Python environment, installs what is missing.
+# shellcheck shell=bash
+# Sourced by every script here: finds the repository, makes or enters the Python environment. `needs` installs into it.
+# --help shows the variables of the script and the flags of its stage, and does nothing else.
 #
 #   PYTHON=python3.12    interpreter for a new environment (default: python3.12 or python3.11)
 #   KEJU_VENV=DIR        the environment's folder (default: .venv in the repository; an active one is used as it is)
-#   KEJU_EXTRAS=test     optional dependencies to install as well
+#   KEJU_EXTRAS=eval,rl  optional dependencies (extras of pyproject.toml) to install as well as those of the script
 
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -37,24 +39,37 @@ _enter_environment() {
     source "$folder/bin/activate"
 }
 
-# Installs once for each state of setup.py and constraints.txt; a stamp inside the environment says which it was.
-_install() {
-    local prefix stamp state
+# Nothing has to be installed for it.
+_help() {
+    local name python
+    name="$(basename "$0" .sh)"
+    python="$(_find_python)" || exit 2
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    echo
+    PYTHONPATH="$REPO/src" exec "$python" -m keju "${name/data_prepare/prepare}" --help
+}
+
+# needs EXTRA...: installs keju with these extras and those of KEJU_EXTRAS, once for each state of pyproject.toml and
+# constraints.txt; a stamp inside the environment says what is there.
+needs() {
+    local prefix stamp state extra missing=""
     prefix="$(python -c 'import sys; print(sys.prefix)')"
     stamp="$prefix/.keju-installed"
-    state="$REPO $(cat "$REPO/setup.py" "$REPO/pyproject.toml" "$REPO/constraints.txt" | cksum)"
-    if grep -qxF "$state ${KEJU_EXTRAS:-}" "$stamp" 2>/dev/null; then
-        return
-    fi
-    if [ -z "${KEJU_EXTRAS:-}" ] && grep -qF "$state " "$stamp" 2>/dev/null; then
+    state="$REPO $(cat "$REPO/pyproject.toml" "$REPO/constraints.txt" | cksum)"
+    for extra in "$@" ${KEJU_EXTRAS//,/ }; do
+        grep -qxF -e "$state $extra" -e "$state test" "$stamp" 2>/dev/null || missing+="${missing:+,}$extra"
+    done
+    if [ -z "$missing" ] && grep -qF "$state" "$stamp" 2>/dev/null; then
         return
     fi
     echo "Installing the pinned dependencies (the first time takes a minute or more)"
     local pip=(python -m pip install --quiet --disable-pip-version-check --constraint "$REPO/constraints.txt")
     # torch first and alone; deepspeed is built against it, so neither may be built in isolation
     "${pip[@]}" torch setuptools wheel ninja || _fail "installing torch failed (see above)"
-    "${pip[@]}" --no-build-isolation --editable "$REPO${KEJU_EXTRAS:+[$KEJU_EXTRAS]}" || _fail "installation failed (see above)"
-    echo "$state ${KEJU_EXTRAS:-}" >>"$stamp"
+    "${pip[@]}" --no-build-isolation --editable "$REPO${missing:+[$missing]}" || _fail "installation failed (see above)"
+    for extra in "" ${missing//,/ }; do
+        echo "$state $extra" >>"$stamp"
+    done
 }
 
 # run_stage NAME ARGS...: python -m keju.NAME, on NUM_GPUS processes through the deepspeed launcher when there are several
@@ -67,9 +82,11 @@ run_stage() {
     case "$processes" in '' | *[!0-9]*) _fail "NUM_GPUS=$processes is not a number" ;; esac
     [ "$processes" -ge 1 ] || _fail "NUM_GPUS=$processes: must be at least 1"
     if [ "$processes" -eq 1 ] && [ -z "${DEEPSPEED_CONFIG:-}${HOSTFILE:-}" ]; then
+        needs
         exec python -m "keju.$name" "$@"
     fi
-    local launcher=(python "$REPO/src/training/process_launcher.py" deepspeed --log_level error --master_port "${MASTER_PORT:-29500}")
+    needs cluster
+    local launcher=(python "$REPO/src/keju/training/process_launcher.py" deepspeed --log_level error --master_port "${MASTER_PORT:-29500}")
     [ -n "${HOSTFILE:-}" ] && launcher+=(--hostfile "$HOSTFILE")
     [ -n "${HOSTFILE:-}" ] && [ -z "${NUM_GPUS:-}" ] || launcher+=(--num_gpus "$processes")
     local gpus
@@ -90,6 +107,7 @@ run_stage() {
 embedded_data() {
     DATA_DIR="${DATA_DIR:-$REPO/runs/data/idiom}"
     if [ ! -e "$DATA_DIR" ]; then
+        needs data
         python -m keju.prepare_data --corpus idiom --output_dir "$DATA_DIR"
     fi
 }
@@ -120,5 +138,8 @@ previous_model() {
 }
 
 set -euo pipefail
+KEJU_EXTRAS="${KEJU_EXTRAS:-}"
+for _argument in "$@"; do
+    case "$_argument" in -h | --help) _help ;; esac
+done
 _enter_environment
-_install

@@ -10,6 +10,7 @@
 #   bash examples/convert.sh --add_tokens_file words.txt --new_embeddings pieces
 #   bash examples/convert.sh --add_pieces chinese_sp.model --new_embeddings pieces    (as Chinese-LLaMA was made)
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs
 
 [ -n "${MODEL:-}" ] || _fail "MODEL is not set: the checkpoint folder to convert"
 [ -n "${OUTPUT_DIR:-}" ] || _fail "OUTPUT_DIR is not set: the folder for the new checkpoint"

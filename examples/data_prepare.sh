@@ -6,6 +6,7 @@
 #   OUTPUT_DIR  (runs/data/$CORPUS)
 # Further flags go to the stage: bash examples/data_prepare.sh --max_idioms 5000
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs data
 
 CORPUS="${CORPUS:-idiom}"
 OUTPUT_DIR="${OUTPUT_DIR:-$REPO/runs/data/$CORPUS}"

@@ -5,6 +5,7 @@
 #   MODEL     checkpoint folder, hub name or built-in size (llama-tiny)      TOKENIZER  where it is not the model's own
 #   DATA_DIR  folder of the records (the idiom corpus)                       STAGE      pretrain, sft, reward, dpo, rlhf
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs
 
 embedded_data
 MODEL="${MODEL:-llama-tiny}"

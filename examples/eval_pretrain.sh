@@ -8,6 +8,7 @@
 # Further flags go to the stage: bash examples/eval_pretrain.sh --tasks ceval,mmlu,clue --num_shots 0 5
 # A run that was interrupted goes on when the same command is given again.
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs eval
 
 config="$REPO/examples/configs/eval_pretrain.yaml"
 case " $* " in *" --tasks "*) config="$REPO/examples/configs/eval_benchmarks.yaml" ;; esac

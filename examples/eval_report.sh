@@ -4,6 +4,7 @@
 #   OUTPUT_DIR  where report.html and report.md go (runs/eval_report)
 # Without folders: the evaluations of the quickstart.
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs eval
 
 if [ $# -eq 0 ]; then
     set -- "$REPO"/runs/quickstart/eval_{untrained,pretrain,sft,dpo,ppo}

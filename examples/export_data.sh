@@ -6,6 +6,7 @@
 #   OUTPUT_FILE  its end says the kind of file: .jsonl, .jsonl.zst, .json, .csv, .parquet (runs/export/$LAYOUT.jsonl)
 # Further flags go to the stage: bash examples/export_data.sh --pairs best_worst --conversational
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs data
 
 LAYOUT="${LAYOUT:-preference}"
 OUTPUT_FILE="${OUTPUT_FILE:-$REPO/runs/export/$LAYOUT.jsonl}"

@@ -6,6 +6,7 @@
 #   OUTPUT_DIR  for plan.json and plan.png (runs/plan)
 # Further flags go to the plan: bash examples/plan.sh --token_budget 8192 --use_peft
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs
 
 python -m keju.plan --model_name_or_path "${MODEL:-llama-7B}" --stage "${STAGE:-sft}" --gpu_memory "${GPU_MEMORY:-80}" \
     --num_gpus "${NUM_GPUS:-8}" --output_dir "${OUTPUT_DIR:-$REPO/runs/plan}" "$@"

@@ -6,6 +6,7 @@
 #   OUTPUT_DIR  (runs/pred_pretrain)      CONFIG  a YAML file of settings (examples/configs/pred_pretrain.yaml)
 # Further flags go to the stage: bash examples/pred_pretrain.sh --temperature 0.8 --top_p 0.9
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs eval
 
 embedded_data
 previous_model MODEL "$REPO/runs/sft" train_sft.sh

@@ -6,6 +6,7 @@
 #   OUTPUT_DIR  (runs/pred_reward)
 # Further flags go to the stage: bash examples/pred_reward.sh --test_filename answers.jsonl
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs eval
 
 embedded_data
 previous_model MODEL "$REPO/runs/reward" train_reward.sh

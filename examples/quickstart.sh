@@ -6,6 +6,7 @@
 #   bash examples/quickstart.sh --fast              a smaller size, for tests
 #   bash examples/quickstart.sh --model glm-tiny    the same as MODEL=glm-tiny
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs data eval
 
-python -m keju.quickstart --config_dir "$REPO/examples/configs" --model "${MODEL:-llama-tiny}" \
+python -m keju.quickstart --model "${MODEL:-llama-tiny}" \
     --output_dir "${OUTPUT_DIR:-$REPO/runs/quickstart}" "$@"

@@ -5,5 +5,6 @@
 #   OUTPUT_DIR  (runs/results): results.md, results.png, results.json and all runs
 #   bash examples/results.sh --models llama-tiny pangu-tiny --seeds 1 2 3 4
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs data eval
 
-python -m keju.results --config_dir "$REPO/examples/configs" --output_dir "${OUTPUT_DIR:-$REPO/runs/results}" "$@"
+python -m keju.results --output_dir "${OUTPUT_DIR:-$REPO/runs/results}" "$@"

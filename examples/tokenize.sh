@@ -8,6 +8,7 @@
 #   CONFIG      the YAML file of the stage, whose settings of records count here too (its file in examples/configs)
 # Further flags: bash examples/tokenize.sh --num_workers 32 --max_length 2048 --token_cache_dir /data/tokens
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs data
 
 embedded_data
 MODEL="${MODEL:-llama-tiny}"

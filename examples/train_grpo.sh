@@ -7,6 +7,7 @@
 #   OUTPUT_DIR    (runs/grpo)      CONFIG  a YAML file of settings (examples/configs/train_grpo.yaml)
 # Further flags go to the stage: bash examples/train_grpo.sh --kl_coef 0.01
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+needs rl
 
 case "${NUM_GPUS:-1}" in 0 | 1) ;; *) _fail "NUM_GPUS=$NUM_GPUS: GRPO runs in one process for now" ;; esac
 [ -z "${HOSTFILE:-}" ] || _fail "HOSTFILE=$HOSTFILE: GRPO runs in one process for now"

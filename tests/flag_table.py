@@ -6,12 +6,10 @@ python tests/flag_table.py > docs/flags.md
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import sys
-from contextlib import suppress
 from typing import get_type_hints
-from unittest import mock
 
+from stage_help import parsed
 from transformers import TrainingArguments
 
 from keju.training.flag_effects import CONDITIONS, INHERITED_RANGES, never
@@ -30,10 +28,7 @@ Numbers are checked where they are parsed, in flags and YAML files; NaN and infi
 
 def argument_classes(stage: str) -> tuple[type, ...]:
     """Those that the script of a stage parses."""
-    module = importlib.import_module(f"keju.{stage}")
-    with mock.patch.object(module, "parse_arguments", side_effect=StopIteration) as parse, suppress(StopIteration):
-        module.main()
-    return parse.call_args.args
+    return parsed(stage).args
 
 
 def effect(name: str) -> str:

@@ -4,8 +4,8 @@
 #   bash tests/run.sh                  everything but the tests marked slow
 #   bash tests/run.sh -m slow          those
 #   bash tests/run.sh tests/trees -x   a part
-KEJU_EXTRAS=test
 source "$(dirname "${BASH_SOURCE[0]}")/../examples/_environment.sh"
+needs test
 
 cd "$REPO"
 # One thread a worker: two of them on two cores

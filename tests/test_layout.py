@@ -1,31 +1,35 @@
-"""The rules that keep the house in order: mounts, import directions, safety, names, packaging."""
+"""The rules that keep the house in order: links, import directions, safety, names, packaging."""
 
 from __future__ import annotations
 
 import ast
 import fnmatch
 import functools
-import importlib
-import importlib.metadata
+import importlib.util
 import os
-import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import setuptools
+
+import keju
+from keju.cli import COMMANDS
 
 REPO = Path(__file__).resolve().parents[1]
 SHELLS = sorted((REPO / "examples").glob("*.sh"))
 FOLDERS = ("src", "data_prepare", "eval", "kernels", "tokenizers")
+CONFIGS = str(REPO / "examples" / "configs")
 
-# Which parts of keju a part may import, and "stages" for the scripts in src/. `keju` itself is src/__init__.py.
+# Which parts of keju a part may import, and "stages" for the scripts in src/keju. `keju` itself is its __init__.py.
 ALLOWED = {
     "keju": {"models"},
+    "cli": {"keju"},
+    "__main__": {"cli"},
     "kernels": set(),
     "tokenizers": set(),
     "records": set(),
@@ -34,7 +38,7 @@ ALLOWED = {
     "models": {"kernels", "tokenizers"},
     "conversion": {"models", "tokenizers", "records"},
     "encoding": {"records", "trees", "tokenizers"},
-    "training": {"trees", "losses", "models", "encoding", "records", "conversion"},
+    "training": {"keju", "cli", "trees", "losses", "models", "encoding", "records", "conversion"},
     "rl": {"kernels", "trees", "losses", "models", "encoding", "records", "training"},
     "planning": {"kernels", "trees", "models", "training", "rl"},
     "eval": {"models", "tokenizers", "trees", "encoding", "records", "kernels"},
@@ -44,19 +48,20 @@ ALLOWED = {
 PLAIN = {"trees": {"torch", "numpy"}, "kernels": {"torch", "triton"}}  # all that these may import from elsewhere
 
 
+PACKAGE = REPO / "src" / "keju"
+# Parts of the package whose folders lie at the top: each is a link in src/keju.
+LINKS = {
+    "data_prepare": "data_prepare",
+    "eval": "eval",
+    "kernels": "kernels/ops",
+    "tokenizers": "tokenizers/families",
+}
+
+
 @functools.cache
-def setup_arguments() -> dict:
-    """What setup.py hands to setuptools."""
-    captured = {}
-    before, own = Path.cwd(), setuptools.setup
-    try:
-        os.chdir(REPO)
-        setuptools.setup = lambda **kwargs: captured.update(kwargs)
-        runpy.run_path("setup.py")
-    finally:
-        setuptools.setup = own
-        os.chdir(before)
-    return captured
+def settings() -> dict:
+    """pyproject.toml"""
+    return tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def sources(*folders: str) -> list[Path]:
@@ -65,17 +70,16 @@ def sources(*folders: str) -> list[Path]:
     return found
 
 
-def mounted() -> list[Path]:
-    """The modules that can be imported; kernels/bench/, say, is not among them."""
-    return sources(*setup_arguments()["package_dir"].values())
+def modules() -> list[Path]:
+    """Those that can be imported; kernels/bench/, say, is not among them."""
+    return sources("src/keju", *LINKS.values())
 
 
 def module_name(path: Path) -> str:
-    """keju.training.stage for src/training/stage.py."""
-    mounts = setup_arguments()["package_dir"]
-    name, folder = max(
-        ((name, REPO / folder) for name, folder in mounts.items() if path.is_relative_to(REPO / folder)),
-        key=lambda mount: len(mount[1].parts),
+    """keju.training.stage for src/keju/training/stage.py, keju.kernels.gae for kernels/ops/gae.py."""
+    name, folder = next(
+        ((f"keju.{name}", REPO / folder) for name, folder in LINKS.items() if path.is_relative_to(REPO / folder)),
+        ("keju", PACKAGE),
     )
     parts = path.relative_to(folder).with_suffix("").parts
     return ".".join([name, *(part for part in parts if part != "__init__")])
@@ -97,15 +101,18 @@ def imported_names(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def part_of(name: str) -> str:
-    """The part a module belongs to: "training", or "stages" for a script in src/, or "keju"."""
+    """The part a module belongs to: "training", or "stages" for a script in src/keju, or "keju"."""
     parts = name.split(".")
     if len(parts) == 1:
         return "keju"
-    return "stages" if (REPO / "src" / f"{parts[1]}.py").is_file() else parts[1]
+    return "stages" if parts[1] in COMMANDS.values() else parts[1]
 
 
 def stage_scripts() -> list[Path]:
-    return sorted(path for path in (REPO / "src").glob("*.py") if path.name != "__init__.py")
+    """Each has a command; what else lies in src/keju is no script."""
+    names = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__", "cli"}
+    assert names == set(COMMANDS.values())
+    return [PACKAGE / f"{name}.py" for name in sorted(names)]
 
 
 # -- imports -----------------------------------------------------------------------------------------------------------
@@ -113,7 +120,7 @@ def stage_scripts() -> list[Path]:
 
 def test_import_directions():
     wrong = []
-    for path in mounted():
+    for path in modules():
         own = module_name(path)
         part = part_of(own)
         allowed = set(ALLOWED) - {"keju"} if part == "stages" else ALLOWED[part] | {part}
@@ -130,7 +137,7 @@ def test_trees_and_kernels_need_little(part):
     known = {"keju", *PLAIN[part], *sys.stdlib_module_names}
     wrong = [
         f"{path.relative_to(REPO)}:{line}: {name}"
-        for path in sources("src/trees" if part == "trees" else "kernels/ops")
+        for path in sources("src/keju/trees" if part == "trees" else "kernels/ops")
         for line, name in imported_names(path)
         if name.split(".")[0] not in known
     ]
@@ -138,18 +145,19 @@ def test_trees_and_kernels_need_little(part):
 
 
 def test_every_part_has_its_directions():
-    parts = {part_of(module_name(path)) for path in mounted()} - {"stages"}
+    parts = {part_of(module_name(path)) for path in modules()} - {"stages"}
     assert parts == set(ALLOWED)
 
 
-def test_mounts_import_as_declared():
-    arguments = setup_arguments()
-    assert set(arguments["package_dir"]) <= set(arguments["packages"])
-    for name, folder in arguments["package_dir"].items():
-        assert Path(importlib.import_module(name).__file__).parent == REPO / folder
-    for path in mounted():
-        package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
-        assert package in arguments["packages"], f"{path.relative_to(REPO)} is in no package: add an __init__.py"
+def test_every_module_is_found_by_its_name():
+    """By Python, and by whatever reads the tree without running it."""
+    links = {path.name: path.resolve() for path in PACKAGE.iterdir() if path.is_symlink()}
+    assert links.pop("configs") == REPO / "examples" / "configs"
+    assert links == {name: REPO / folder for name, folder in LINKS.items()}
+    assert Path(keju.__file__).parent == PACKAGE
+    for path in modules():
+        assert (path.parent / "__init__.py").exists(), f"{path.relative_to(REPO)} is in no package: add an __init__.py"
+        assert importlib.util.find_spec(module_name(path)).origin is not None
 
 
 def test_no_package_where_a_name_is_taken():
@@ -160,13 +168,6 @@ def test_no_package_where_a_name_is_taken():
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_names_in_src_are_free():
-    """`python src/x.py` puts src/ first on the path."""
-    taken = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions()) - {"keju"}
-    names = {path.stem for path in (REPO / "src").iterdir() if path.name not in ("__init__.py", "__pycache__")}
-    assert not names & taken
 
 
 def test_kernels_import_without_transformers():
@@ -257,7 +258,7 @@ def test_no_file_is_longer_than_400_lines():
 def test_packages_import_nothing_by_themselves():
     """But for transformers, with which the families are registered."""
     packages = [path for path in sources(*FOLDERS) if path.name == "__init__.py" and path.read_text().strip()]
-    assert packages.pop(packages.index(REPO / "src" / "__init__.py"))
+    assert packages.pop(packages.index(PACKAGE / "__init__.py"))
     for path in packages:
         assert [name for _, name in imported_names(path)] == ["transformers"]
 
@@ -278,45 +279,56 @@ def test_shells_parse(script):
     assert done.returncode == 0, done.stderr
 
 
+def data_files() -> list[Path]:
+    """What the package reads and is not Python."""
+    folders = ["src/keju", *LINKS.values(), "examples/configs"]
+    files = [path for folder in folders for path in (REPO / folder).rglob("*")]
+    return [path for path in files if path.is_file() and path.suffix not in (".py", ".pyc")]
+
+
 def test_every_data_file_is_packaged():
-    arguments = setup_arguments()
-    mounts = arguments["package_dir"]
-
-    def folder_of(package: str) -> Path:
-        mount = max((name for name in mounts if f"{package}.".startswith(f"{name}.")), key=len)
-        return REPO / mounts[mount] / Path(*package.removeprefix(mount).strip(".").split("."))
-
     patterns = [
-        str(folder_of(package) / pattern)
-        for package, patterns in arguments["package_data"].items()
+        str(PACKAGE.joinpath(*package.split(".")[1:]).resolve() / pattern).replace(str(PACKAGE / "configs"), CONFIGS)
+        for package, patterns in settings()["tool"]["setuptools"]["package-data"].items()
         for pattern in patterns
     ]
-    assert set(arguments["package_data"]) <= set(arguments["packages"])
-    files = [
-        path
-        for folder in arguments["package_dir"].values()
-        for path in (REPO / folder).rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc") and ".egg-info" not in str(path)
-    ]
-    assert files
+    files = data_files()
     missing = [path for path in files if not any(fnmatch.fnmatch(str(path), pattern) for pattern in patterns)]
-    assert not missing, f"setup.py: PACKAGE_DATA does not cover {missing}"
+    assert not missing, f"package-data of pyproject.toml does not cover {missing}"
     idle = [pattern for pattern in patterns if not any(fnmatch.fnmatch(str(path), pattern) for path in files)]
-    assert not idle, f"setup.py: PACKAGE_DATA names what is not there: {idle}"
+    assert not idle, f"package-data of pyproject.toml names what is not there: {idle}"
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_every_file(tmp_path):
-    folders = {folder.split("/")[0] for folder in setup_arguments()["package_dir"].values()}
-    for name in ("setup.py", "pyproject.toml", *folders):
-        copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
-        copy(REPO / name, tmp_path / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "."]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+def test_a_wheel_works_in_an_empty_environment(tmp_path):
+    """Built as it is published, installed without the repository: every file is there, and stages run."""
+    tree, wheels, environment = tmp_path / "tree", tmp_path / "wheels", tmp_path / "environment"
+    tree.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "src", "examples", *FOLDERS[1:]):
+        copy = functools.partial(shutil.copytree, symlinks=True) if (REPO / name).is_dir() else shutil.copy
+        copy(REPO / name, tree / name)
+    run = functools.partial(subprocess.run, capture_output=True, text=True, cwd=tmp_path)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    done = run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(tree)])
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = wheels.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("keju/")}
-    for name, folder in setup_arguments()["package_dir"].items():
-        for path in (REPO / folder).rglob("*"):
-            if path.is_file() and path.suffix != ".pyc":
-                assert Path(*name.split("."), path.relative_to(REPO / folder)).as_posix() in packed
+    for path in modules():
+        name = Path(*module_name(path).split("."))
+        name = name / "__init__.py" if path.name == "__init__.py" else name.with_suffix(".py")
+        assert name.as_posix() in packed
+    assert {path.name for path in data_files()} <= {Path(name).name for name in packed}
+    # The dependencies are those of this environment; of keju there is the wheel alone.
+    done = run([sys.executable, "-m", "venv", "--without-pip", str(environment)])
+    assert done.returncode == 0, done.stderr
+    (site,) = environment.glob("lib/python*/site-packages")
+    done = run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)])
+    assert done.returncode == 0, done.stderr
+    paths = [path for path in sys.path if "site-packages" in path]
+    (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in paths))
+    python = str(environment / "bin" / "python")
+    done = run([python, "-c", "import keju; print(keju.__file__)"])
+    assert Path(done.stdout.strip()).is_relative_to(site), done.stderr
+    for command in (["prepare_data", "--corpus", "idiom", "--output_dir", "data"], ["plan", "--model_name_or_path", "llama-tiny", "--num_gpus", "2"]):
+        done = run([python, "-m", "keju", *command])
+        assert done.returncode == 0, done.stderr

@@ -20,9 +20,9 @@ def readme(name: str) -> str:
 @pytest.mark.parametrize("name", READMES)
 def test_readme_names_every_script_and_size(name):
     text = readme(name)
-    files = [*(REPO / "examples").rglob("*.*"), *(REPO / "src").glob("[!_]*.py")]
+    files = [*(REPO / "examples").rglob("*.*"), *(REPO / "src/keju").glob("[!_]*.py")]
     missing = [path.name for path in files if path.name not in text]
-    missing += [path.stem for path in (REPO / "src/models/sizes").glob("*.json") if f"`{path.stem}`" not in text]
+    missing += [path.stem for path in (REPO / "src/keju/models/sizes").glob("*.json") if f"`{path.stem}`" not in text]
     assert not missing
 
 
@@ -76,7 +76,7 @@ def test_readme_names_only_files_that_are_there(name):
     assert paths
     assert not sorted(path for path in paths if not (REPO / path).exists())
     for module in re.findall(r"python -m keju\.(\w+)", text):
-        assert (REPO / "src" / f"{module}.py").is_file()
+        assert (REPO / "src/keju" / f"{module}.py").is_file()
 
 
 @pytest.mark.parametrize("name", READMES)

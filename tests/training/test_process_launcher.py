@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-LAUNCHER = REPO / "src/training/process_launcher.py"
+LAUNCHER = REPO / "src/keju/training/process_launcher.py"
 
 
 def refusal(*flags) -> str:

@@ -69,7 +69,7 @@ class PredArguments(ThinkingArguments):
 
 
 def main() -> None:
-    (args,) = parse_arguments(PredArguments, description=__doc__.splitlines()[0])
+    (args,) = parse_arguments(PredArguments, description=__doc__)
     folder = RunFolder(args.output_dir, "pred_pretrain", arguments=[args], overwrite=args.overwrite_output_dir)
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(

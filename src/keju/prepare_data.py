@@ -144,7 +144,7 @@ class PrepareDataArguments:
 
 
 def main() -> None:
-    args, cleaning = parse_arguments(PrepareDataArguments, CleaningSettings, description=__doc__.splitlines()[0])
+    args, cleaning = parse_arguments(PrepareDataArguments, CleaningSettings, description=__doc__)
     console = Console(highlight=False)
     corpus = corpus_module(args.corpus)
     refuse_what_has_no_effect(args, corpus)

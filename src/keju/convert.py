@@ -84,7 +84,7 @@ class ConvertArguments:
 
 
 def main() -> None:
-    (args,) = parse_arguments(ConvertArguments, description=__doc__.splitlines()[0])
+    (args,) = parse_arguments(ConvertArguments, description=__doc__)
     source, output = Path(args.model_name_or_path), Path(args.output_dir)
     if not source.is_dir():
         raise ValueError(f"--model_name_or_path: {source} is not a folder")

@@ -6,6 +6,7 @@ python -m keju.train_sft [config.yaml] --learning_rate 1e-5
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import re
@@ -17,6 +18,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from keju.cli import COMMANDS
+from keju.training.cache_folder import cache_folder
 from keju.training.flag_effects import CONDITIONS, INHERITED_RANGES, SHOWN_IN_HELP, never
 from keju.training.ranges import OutOfRange, Range, range_of, ranged
 from keju.training.stage_arguments import (  # noqa: F401  (stages import the dataclasses from here)
@@ -30,7 +33,7 @@ from keju.training.stage_arguments import (  # noqa: F401  (stages import the da
     TokenCacheArguments,
     parsed_thinking,
 )
-from keju.training.yaml_config import Setting, read_settings
+from keju.training.yaml_config import CONFIGS, Setting, read_settings
 
 _parsed: dict[str, Any] = {}
 
@@ -50,7 +53,7 @@ def parse_arguments(
     A mistake prints one line that names the flag or the `file:line` and exits with code 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(dataclass_types, description=description, all_flags="--help_all" in argv)
+    parser = make_parser(*dataclass_types, description=description, all_flags="--help_all" in argv)
     if "--help_all" in argv:
         parser.print_help()
         parser.exit(0)
@@ -87,6 +90,19 @@ def parse_arguments(
     return filled
 
 
+def make_parser(*dataclass_types: type, description: str, all_flags: bool = False) -> argparse.ArgumentParser:
+    """The parser of `parse_arguments`; all_flags: its help shows every setting of transformers, too."""
+    return _Parser(dataclass_types, description=description, all_flags=all_flags)
+
+
+def prog_name() -> str:
+    """How the stage that runs is called: `keju sft`, whichever way it was started."""
+    script = Path(sys.argv[0])
+    if script.suffix != ".py":
+        return script.name
+    return next((f"keju {name}" for name, module in COMMANDS.items() if module == script.stem), f"python {script}")
+
+
 class _Parser(HfArgumentParser):
     """HfArgumentParser with one-line errors, no guessed abbreviations and a help text in groups."""
 
@@ -94,14 +110,13 @@ class _Parser(HfArgumentParser):
         self._all_flags = all_flags
         self._hints: dict[str, Any] = {}
         self.own_defaults: dict[str, Any] = {}  # by name, before a YAML file changes them
-        script = Path(sys.argv[0])
         super().__init__(
             dataclass_types,
-            prog=f"python -m keju.{script.stem}" if script.suffix == ".py" else script.name,
+            prog=prog_name(),
             usage="%(prog)s [config.yaml] [--flag value ...]",
-            description=description,
+            description=re.sub(r"(?<=\S) {4,}", r" \\\n    ", description),  # where a docstring breaks a command line
             epilog="Flags win over the YAML file. A flag that is true by default is turned off by --no_<flag>."
-            + ("" if all_flags else " --help_all also shows the settings that transformers adds."),
+            + ("" if all_flags else "\n--help_all also shows the settings that transformers adds."),
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
@@ -207,11 +222,19 @@ def _lenient(convert: Callable[[str], Any] | None) -> Callable[[str], Any]:
     return converted
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """One name a flag, with what it expects."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=38, width=120)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        """The default of a folder as it is called, not where it is on this machine."""
+        shown = copy.copy(action)
+        if isinstance(action.default, str):
+            for folder, name in ((str(cache_folder("")), "~/.cache/keju"), (str(CONFIGS), "examples/configs")):
+                shown.default = shown.default.replace(folder, name)
+        return super()._expand_help(shown)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return action.help if action.default in (None, "") else super()._get_help_string(action)

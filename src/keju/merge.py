@@ -34,7 +34,7 @@ class MergeArguments:
 
 
 def main() -> None:
-    (args,) = parse_arguments(MergeArguments, description=__doc__.splitlines()[0])
+    (args,) = parse_arguments(MergeArguments, description=__doc__)
     source, output = Path(args.model_name_or_path), Path(args.output_dir)
     if not holds_adapters(str(source)):
         raise ValueError(f"--model_name_or_path: {source} holds no adapters (no adapter_config.json)")

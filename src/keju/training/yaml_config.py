@@ -8,6 +8,10 @@ from pathlib import Path
 
 import yaml
 
+import keju
+
+# The settings that come with keju: a YAML file for each stage, deepspeed/ for DeepSpeed.
+CONFIGS = Path(keju.__file__).parent / "configs"
 NULLS = {"", "~", "null", "Null", "NULL"}
 
 

@@ -1,6 +1,6 @@
 """Every stage on the embedded corpus, one after the other, and one report about all of them.
 
-python -m keju.quickstart --config_dir examples/configs --output_dir runs/quickstart [--fast]
+python -m keju.quickstart --output_dir runs/quickstart [--fast]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from keju.report.report import write_report
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.pipeline import Pipeline, tokenizer_of
+from keju.training.yaml_config import CONFIGS
 
 # The examples train on all records and score all items; here that would take hours.
 CAPS = {
@@ -44,15 +45,15 @@ FAST = {
 @dataclass
 class QuickstartArguments:
     output_dir: str = field(metadata={"help": "Folder of all runs; summary.json and report.html land there."})
-    config_dir: str = field(metadata={"help": "Folder of the stages' YAML files."})
     model: str = field(
         default="llama-tiny", metadata={"help": "A named size that ends in -tiny: llama-tiny, glm-tiny ..."}
     )
     fast: bool = field(default=False, metadata={"help": "Minutes instead of a quarter of an hour; for tests."})
+    config_dir: str = field(default=str(CONFIGS), metadata={"help": "Folder of the stages' YAML files."})
 
 
 def main() -> None:
-    (args,) = parse_arguments(QuickstartArguments, description=__doc__.splitlines()[0])
+    (args,) = parse_arguments(QuickstartArguments, description=__doc__)
     start = time.monotonic()
     fast = FAST if args.fast else {}
     extra = {stage: [*CAPS.get(stage, ()), *fast.get(stage, ())] for stage in {**CAPS, **fast}}

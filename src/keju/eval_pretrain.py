@@ -104,7 +104,7 @@ class EvalArguments(ThinkingArguments):
 
 
 def main() -> None:
-    (args,) = parse_arguments(EvalArguments, description=__doc__.splitlines()[0])
+    (args,) = parse_arguments(EvalArguments, description=__doc__)
     tasks = plan(args)  # what is wrong with names and files shows before the model loads
     folder = RunFolder(
         args.output_dir,

@@ -20,7 +20,7 @@ class ReportArguments:
 
 
 def main() -> None:
-    (args,) = parse_arguments(ReportArguments, description=__doc__.splitlines()[0])
+    (args,) = parse_arguments(ReportArguments, description=__doc__)
     page = write_evaluation_report([Path(run).expanduser() for run in args.runs], Path(args.output_dir).expanduser())
     print(page.with_suffix(".md").read_text(encoding="utf-8"))
     print(page)

@@ -1,6 +1,6 @@
 """Runs a launcher of several processes so that signals reach these.
 
-python src/training/process_launcher.py deepspeed --num_gpus 2 --module keju.train_sft ...
+python src/keju/training/process_launcher.py deepspeed --num_gpus 2 --module keju.train_sft ...
 
 DeepSpeed's launcher, told to stop, leaves the processes of a run behind, or kills them after 30 seconds. Here signals
 go to them alone: they save and end, then the launcher ends, with their exit code. It is run as a file: importing keju

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 
+__version__ = "0.1.0"
+
 # How long a thread of GNU OpenMP spins before it sleeps while it waits for another. Its default makes training on CPUs
 # tens of times slower as soon as anything else runs there. It is read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")

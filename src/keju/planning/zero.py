@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from keju.planning.allocations import ACTIVATIONS, CACHE, FROZEN, GRADIENTS, KINDS, LOGITS, OPTIMIZER, PARAMETERS
 from keju.planning.settings import REFERENCE, Settings
 from keju.planning.step import Counts, Rehearsal
+from keju.training.yaml_config import CONFIGS
 
 BUFFERS = "DeepSpeed's buffers"
-REPOSITORY = Path(__file__).resolve().parents[2]
 FLOAT32 = 4
 PASSES = tuple(KINDS.index(kind) for kind in (ACTIVATIONS, LOGITS, CACHE))
 
@@ -34,8 +33,8 @@ class ZeroConfig:
 
     @classmethod
     def read(cls, path: str) -> ZeroConfig:
-        """path: from the repository's root, where it is not absolute."""
-        section = json.loads((REPOSITORY / path).read_text(encoding="utf-8")).get("zero_optimization", {})
+        """path: from examples/configs, where it is not absolute."""
+        section = json.loads((CONFIGS / path).read_text(encoding="utf-8")).get("zero_optimization", {})
         given = {item.name: section.get(item.name, "auto") for item in fields(cls)}
         return cls(**{name: type(getattr(cls, name))(value) for name, value in given.items() if value != "auto"})
 

@@ -48,7 +48,7 @@ class ExportDataArguments:
 
 
 def main() -> None:
-    (args,) = parse_arguments(ExportDataArguments, description=__doc__.splitlines()[0])
+    (args,) = parse_arguments(ExportDataArguments, description=__doc__)
     output, choices = Path(args.output_file), Choices(args.pairs, args.conversational)
     console = Console(highlight=False)
     with only_writer(output, flag="--output_file"):

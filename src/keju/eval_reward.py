@@ -52,7 +52,7 @@ class EvalRewardArguments(ThinkingArguments):
 
 
 def main() -> None:
-    (args,) = parse_arguments(EvalRewardArguments, description=__doc__.splitlines()[0])
+    (args,) = parse_arguments(EvalRewardArguments, description=__doc__)
     folder = RunFolder(args.output_dir, "eval_reward", arguments=[args], overwrite=args.overwrite_output_dir)
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)

@@ -1,6 +1,6 @@
 """What alignment does: SFT, then PPO and DPO, over families and seeds, judged by a model that trained none of them.
 
-python -m keju.results --config_dir examples/configs --output_dir runs/results --models llama-tiny glm-tiny
+python -m keju.results --output_dir runs/results --models llama-tiny glm-tiny
 
 Everything runs on the embedded corpus. A family is pretrained once; each seed then makes its own SFT model, reward
 model, judge (on prompts that the reward model has not seen), PPO and DPO policies. Runs that are done are not repeated.
@@ -25,6 +25,7 @@ from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.pipeline import Pipeline, tokenizer_of
 from keju.training.ranges import PositiveInt, Seed
+from keju.training.yaml_config import CONFIGS
 
 POLICIES = ("sft", "ppo", "dpo")
 
@@ -32,7 +33,6 @@ POLICIES = ("sft", "ppo", "dpo")
 @dataclass
 class ResultsArguments:
     output_dir: str = field(metadata={"help": "Folder of all runs; results.json, results.md and pictures land there."})
-    config_dir: str = field(metadata={"help": "Folder of the stages' YAML files."})
     models: list[str] = field(
         default_factory=lambda: ["llama-tiny", "glm-tiny"], metadata={"help": "Named sizes that end in -tiny."}
     )
@@ -40,6 +40,7 @@ class ResultsArguments:
     num_prompts: PositiveInt = field(default=256, metadata={"help": "Held-out prompts that each policy answers."})
     max_new_tokens: PositiveInt = field(default=48, metadata={"help": "An answer is cut off there."})
     token_budget: PositiveInt = field(default=4096, metadata={"help": "Tokens of one packed row: the unit of memory."})
+    config_dir: str = field(default=str(CONFIGS), metadata={"help": "Folder of the stages' YAML files."})
 
 
 @dataclass
@@ -58,7 +59,7 @@ class PolicyFigures:
 
 
 def main() -> None:
-    (args,) = parse_arguments(ResultsArguments, description=__doc__.splitlines()[0])
+    (args,) = parse_arguments(ResultsArguments, description=__doc__)
     pipeline = Pipeline(args.output_dir, args.config_dir)
     data = pipeline.run("prepare_data", "data", "--corpus", "idiom")
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from keju.planning.workload import Workload
 
-CONFIGS = "examples/configs/deepspeed"
 SCRIPTS = {
     "pretrain": "pretrain",
     "sft": "train_sft",
@@ -46,10 +46,10 @@ class Settings:
 
     @property
     def deepspeed_config(self) -> str | None:
-        """Path from the repository's root."""
+        """Path from examples/configs."""
         if self.config_file:
             return self.config_file
-        return f"{CONFIGS}/zero{self.zero_stage}{'_offload' * self.offload}.json" if self.zero_stage else None
+        return f"deepspeed/zero{self.zero_stage}{'_offload' * self.offload}.json" if self.zero_stage else None
 
     @property
     def weights(self) -> str:
@@ -84,7 +84,7 @@ class Settings:
         if stage != "rlhf" or num_gpus > 1:
             words.append(f"NUM_GPUS={num_gpus}")
         if self.deepspeed_config:
-            words.append(f"DEEPSPEED_CONFIG={self.deepspeed_config}")
+            words.append(f"DEEPSPEED_CONFIG={Path('examples/configs') / self.deepspeed_config}")
         words.append(f"bash examples/{SCRIPTS[stage]}.sh --token_budget {self.token_budget}")
         if stage == "rlhf":
             names = ("max_prompt_length", "max_new_tokens", "num_responses", "rollout_batch_size", "num_mini_batches")
