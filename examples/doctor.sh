@@ -3,7 +3,7 @@
 # surely wrong, without training.
 #
 #   MODEL     checkpoint folder, hub name or built-in size (llama-tiny)      TOKENIZER  where it is not the model's own
-#   DATA_DIR  folder of the records (the idiom corpus)                       STAGE      pretrain, sft, reward, dpo, rlhf
+#   DATA_DIR  folder of the records (the idiom corpus)                       STAGE      pretrain, sft, reward, dpo, kto, rlhf, grpo
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 needs
 

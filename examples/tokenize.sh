@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tokenises records with all cores; the stage then reads the tokens from disk. A second call says that they are there.
 #
-#   STAGE       what they are for: pretrain, sft, reward, dpo (sft)
+#   STAGE       what they are for: pretrain, sft, reward, dpo, kto, rlhf, grpo (sft)
 #   MODEL       checkpoint folder or hub name whose tokenizer is taken (llama-tiny)
 #   TOKENIZER   its folder, where it is not the model's own ($DATA_DIR/tokenizer for the embedded corpus)
 #   DATA_DIR    folder of the records (the idiom corpus, made when it is not there)
@@ -14,6 +14,6 @@ embedded_data
 MODEL="${MODEL:-llama-tiny}"
 STAGE="${STAGE:-sft}"
 case "$MODEL" in *-tiny) [ -e "$MODEL" ] || own_tokenizer ;; esac
-case "$STAGE" in pretrain) settings=pretrain ;; *) settings="train_$STAGE" ;; esac
-python -m keju.tokenize_data "${CONFIG:-$REPO/examples/configs/$settings.yaml}" --stage "$STAGE" \
+script="$(python -c 'import sys; from keju.cli import find; print(getattr(find(sys.argv[1]), "script", ""))' "$STAGE")"
+python -m keju.tokenize_data "${CONFIG:-$REPO/examples/configs/${script:-pretrain}.yaml}" --stage "$STAGE" \
     --model_name_or_path "$MODEL" ${TOKENIZER:+--tokenizer_name "$TOKENIZER"} --data_dir "$DATA_DIR" "$@"

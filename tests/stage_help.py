@@ -10,9 +10,12 @@ import sys
 from contextlib import suppress
 from unittest import mock
 
-from keju.cli import COMMANDS, HELP
+from keju.cli import HELP
 from keju.records.writing import whole_file
+from keju.stages.spec import stages
 from keju.training.arguments import make_parser
+
+SCRIPTS = sorted({stage.script for stage in stages().values()})
 
 
 def parsed(module: str) -> mock._Call:
@@ -30,6 +33,6 @@ def help_of(module: str) -> str:
 
 
 if __name__ == "__main__":
-    for name in COMMANDS.values():
+    for name in SCRIPTS:
         with whole_file(HELP / f"{name}.txt") as path:
             path.write_text(help_of(name), encoding="utf-8")

@@ -7,24 +7,24 @@ import sys
 from pathlib import Path
 
 import pytest
-from stage_help import help_of
+from stage_help import SCRIPTS, help_of
 
 import keju
-from keju.cli import COMMANDS, HELP, overview
+from keju.cli import HELP, overview
 
 
 def run(*arguments: str, **settings) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "keju", *arguments], capture_output=True, text=True, **settings)
 
 
-@pytest.mark.parametrize("module", COMMANDS.values())
+@pytest.mark.parametrize("module", SCRIPTS)
 def test_help_that_was_made_ahead_is_that_of_the_stage(module):
     path = HELP / f"{module}.txt"
     assert path.read_text(encoding="utf-8") == help_of(module), "python tests/stage_help.py makes it anew"
 
 
 def test_no_help_is_left_of_a_stage_that_is_gone():
-    assert {path.stem for path in HELP.iterdir()} == set(COMMANDS.values())
+    assert {path.stem for path in HELP.iterdir()} == set(SCRIPTS)
 
 
 def test_help_imports_neither_torch_nor_transformers():

@@ -12,32 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import keju
+from keju.stages.spec import Stage, stages
 
-PACKAGE = Path(__file__).parent
-HELP = PACKAGE / "help"
-# Command -> the module that does it, in the order in which a model meets them.
-COMMANDS = {
-    "prepare": "prepare_data",
-    "export": "export_data",
-    "tokenize": "tokenize_data",
-    "doctor": "doctor",
-    "plan": "plan",
-    "pretrain": "pretrain",
-    "sft": "train_sft",
-    "reward": "train_reward",
-    "dpo": "train_dpo",
-    "ppo": "train_rlhf",
-    "grpo": "train_grpo",
-    "generate": "pred_pretrain",
-    "score": "pred_reward",
-    "evaluate": "eval_pretrain",
-    "evaluate-reward": "eval_reward",
-    "report": "eval_report",
-    "merge": "merge",
-    "convert": "convert",
-    "quickstart": "quickstart",
-    "results": "results",
-}
+HELP = Path(__file__).parent / "help"
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -53,36 +30,39 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if command == "--version":
         print(f"keju {keju.__version__}")
         sys.exit(0)
-    module = COMMANDS.get(command, command.replace("-", "_"))
-    if module not in COMMANDS.values():
-        nearest = difflib.get_close_matches(command, [*COMMANDS, *COMMANDS.values()], n=1)
+    stage = find(command)
+    if stage is None:
+        names = [name for one in stages().values() for name in (one.name, *one.aliases, one.script)]
+        nearest = difflib.get_close_matches(command, names, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else "keju --help lists all"
         print(f"error: unknown command {command}; {hint}", file=sys.stderr)
         sys.exit(2)
     if any(flag in rest for flag in ("-h", "--help")):
         # Made ahead: the parser of a stage imports torch and transformers, for seconds.
-        print((HELP / f"{module}.txt").read_text(encoding="utf-8"), end="")
+        print((HELP / f"{stage.script}.txt").read_text(encoding="utf-8"), end="")
         sys.exit(0)
-    sys.argv[1:] = rest
-    runpy.run_module(f"keju.{module}", run_name="__main__", alter_sys=True)
+    behind = int(bool(rest) and not rest[0].startswith("-"))  # the YAML file comes first
+    sys.argv[1:] = [*rest[:behind], *stage.flags, *rest[behind:]]
+    runpy.run_module(f"keju.{stage.script}", run_name="__main__", alter_sys=True)
     sys.exit(0)  # not reached: a stage exits
 
 
+def find(command: str) -> Stage | None:
+    """The stage of this name or alias, or the first one of this script."""
+    name = command.replace("-", "_")
+    found = stages().get(name)
+    return found or next((one for one in stages().values() if name in (*one.aliases, one.script)), None)
+
+
 def overview() -> str:
-    """What `keju --help` prints: each command with the first line of its help."""
-    width = max(map(len, COMMANDS))
-    lines = [f"{command:<{width}}  {summary(module)}" for command, module in COMMANDS.items()]
+    """What `keju --help` prints: each command in a line."""
+    width = max(map(len, stages()))
     return "\n".join(
         [
             "usage: keju COMMAND [config.yaml] [--flag value ...]",
             "",
-            *lines,
+            *(f"{stage.name:<{width}}  {stage.summary}" for stage in stages().values()),
             "",
-            "keju COMMAND --help lists its flags. Each is also python -m keju.MODULE, and a script in examples/.",
+            "keju COMMAND --help lists its flags. Each is also python -m keju.<script>, and a script in examples/.",
         ]
     )
-
-
-def summary(module: str) -> str:
-    """The first line of a stage's own description."""
-    return (HELP / f"{module}.txt").read_text(encoding="utf-8").splitlines()[2]

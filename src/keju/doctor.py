@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +20,7 @@ from keju.encoding.token_store import totals_of
 from keju.models.architecture import check_row
 from keju.models.loading import load_causal_lm, load_tokenizer
 from keju.records.reading import iterate_records
+from keju.stages.spec import stages, stages_with
 from keju.tokenizers.family import answer_end_id
 from keju.training.arguments import ChatTrainingArguments, DataArguments, StartArguments, parse_arguments
 from keju.training.launch import run_stage
@@ -29,10 +29,8 @@ from keju.training.stage import inspect, num_shared
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 
-FILES = {"text": "pretrain_train.jsonl", "sft": "ranked_train.jsonl", "ranked": "ranked_train.jsonl"}
 COMPARED = 32  # records whose tokens are compared with the chat template's own rendering
 TRAINED_SHOWN = 400  # characters
-FORMS = {"pretrain": "text", "sft": "sft", "reward": "ranked", "dpo": "ranked", "rlhf": "prompt"}
 
 
 @dataclass
@@ -45,20 +43,18 @@ class DoctorArguments(ChatTrainingArguments, DataArguments):
 class StageArguments:
     _argument_group_name = "stage"
 
-    stage: Literal["pretrain", "sft", "reward", "dpo", "rlhf"] = field(
-        default="sft", metadata={"help": "What the data is meant for."}
-    )
+    stage: str = field(default="sft", metadata={"help": "What the data is meant for.", "choices": stages_with("form")})
 
 
 def main() -> None:
     model_args, data, stage = parse_arguments(StartArguments, DoctorArguments, StageArguments, description=__doc__)
-    form = FORMS[stage.stage]
+    form = stages()[stage.stage].form
     data.check_stage(stage.stage)
     name = model_args.tokenizer_name or model_args.model_name_or_path
     flag = "--tokenizer_name" if model_args.tokenizer_name else "--model_name_or_path"
     tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
     encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
-    filename = data.train_filename or FILES.get(form, "prompts_train.jsonl")
+    filename = data.train_filename or stages()[stage.stage].train_file
     encoded = read_trees(data, filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples)
     model = load_causal_lm(
         model_args.model_name_or_path,

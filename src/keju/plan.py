@@ -21,6 +21,7 @@ from keju.planning.rehearsal import Rehearsal, rehearse
 from keju.planning.settings import Settings, ladder
 from keju.planning.step import Step, model_config
 from keju.planning.workload import Workload
+from keju.stages.spec import stages_with
 from keju.training.arguments import BASE_MODEL_HELP, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_stacks
@@ -49,8 +50,12 @@ class PlanArguments:
     _argument_group_name = "plan"
 
     model_name_or_path: str = field(metadata={"help": "Checkpoint folder, hub name, or a built-in size."})
-    stage: Literal["pretrain", "sft", "reward", "dpo", "rlhf"] = field(
-        default="sft", metadata={"help": "The stage to plan. All models of rlhf are taken to be of this size."}
+    stage: str = field(
+        default="sft",
+        metadata={
+            "help": "The stage to plan. All models of rlhf are taken to be of this size.",
+            "choices": stages_with("plan"),
+        },
     )
     gpu_memory: PositiveFloat = field(
         default=80.0, metadata={"help": "Memory of one GPU in GiB (with --use_cpu: of the CPU)."}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from keju.stages.pretrain import STAGE
 from keju.training.arguments import DataArguments, StageTrainingArguments, StartArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.ranges import Fraction, NonNegativeFloat
@@ -16,8 +17,8 @@ from keju.training.stage import train_language_model
 
 @dataclass
 class PretrainDataArguments(DataArguments):
-    train_filename: str = field(default="pretrain_train.jsonl", metadata={"help": "Text records, in --data_dir."})
-    eval_filename: str | None = field(default="pretrain_dev.jsonl", metadata={"help": "Held-out text records."})
+    train_filename: str = field(default=STAGE.train_file, metadata={"help": "Text records, in --data_dir."})
+    eval_filename: str | None = field(default=STAGE.eval_file, metadata={"help": "Held-out text records."})
 
 
 @dataclass
@@ -31,7 +32,7 @@ def main() -> None:
     model_args, data, training = parse_arguments(
         StartArguments, PretrainDataArguments, PretrainArguments, description=__doc__
     )
-    train_language_model("pretrain", "text", model_args, data, training)
+    train_language_model(STAGE, model_args, data, training)
 
 
 if __name__ == "__main__":

@@ -13,33 +13,11 @@ from pathlib import Path
 
 from keju.records.writing import write_json
 from keju.report.report import write_report
+from keju.stages.spec import stages
 from keju.training.arguments import parse_arguments
 from keju.training.launch import run_stage
 from keju.training.pipeline import Pipeline, tokenizer_of
 from keju.training.yaml_config import CONFIGS
-
-# The examples train on all records and score all items; here that would take hours.
-CAPS = {
-    "pretrain": ["--max_eval_samples", "200"],
-    "train_sft": ["--max_train_samples", "8000", "--max_eval_samples", "200"],
-    "train_reward": ["--max_train_samples", "16000", "--max_eval_samples", "200"],
-    "train_dpo": ["--max_train_samples", "2000", "--max_eval_samples", "200"],
-    "train_rlhf": ["--max_eval_samples", "64"],
-    "eval_pretrain": ["--max_items", "500"],
-    "pred_pretrain": ["--max_samples", "64"],
-}
-# What --fast takes off each stage: enough to show that everything runs, too little to learn much.
-FAST = {
-    "prepare_data": ["--max_idioms", "2500", "--vocab_size", "3000"],
-    "pretrain": ["--max_steps", "40", "--max_eval_samples", "50"],
-    "train_sft": ["--max_steps", "15", "--max_eval_samples", "50"],
-    "train_reward": ["--max_steps", "20", "--max_eval_samples", "50"],
-    "train_dpo": ["--max_steps", "10", "--max_train_samples", "200", "--max_eval_samples", "50"],
-    "train_rlhf": ["--max_steps", "3", "--max_eval_samples", "16"],
-    "eval_pretrain": ["--max_items", "60"],
-    "eval_reward": ["--max_samples", "60"],
-    "pred_pretrain": ["--max_samples", "16"],
-}
 
 
 @dataclass
@@ -55,8 +33,8 @@ class QuickstartArguments:
 def main() -> None:
     (args,) = parse_arguments(QuickstartArguments, description=__doc__)
     start = time.monotonic()
-    fast = FAST if args.fast else {}
-    extra = {stage: [*CAPS.get(stage, ()), *fast.get(stage, ())] for stage in {**CAPS, **fast}}
+    used = [stage for stage in stages().values() if stage.fast]
+    extra = {stage.script: [*stage.quickstart, *(stage.fast if args.fast else ())] for stage in used}
     pipeline = Pipeline(args.output_dir, args.config_dir, extra)
     data = pipeline.run("prepare_data", "data", "--corpus", "idiom")
     tokenizer, files = str(tokenizer_of(data, args.model)), ["--data_dir", str(data)]

@@ -11,22 +11,19 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import DamagedStore, open_store
 from keju.models.loading import load_tokenizer
 from keju.records.folds import Fold
 from keju.records.shards import record_files
+from keju.stages.spec import stages, stages_with
 from keju.training.arguments import ChatTrainingArguments, DataArguments, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.progress import compact
 from keju.training.tree_reading import TreeRequest
 
-FORMS = {"pretrain": "text", "sft": "sft", "reward": "ranked", "dpo": "ranked", "kto": "kto"}
-FILES = {"text": ("pretrain_train.jsonl", "pretrain_dev.jsonl")}
 DEFAULT = "<what --stage reads>"
-RANKED = ("ranked_train.jsonl", "ranked_dev.jsonl")
 
 
 @dataclass
@@ -48,17 +45,18 @@ class TokenizeArguments(ChatTrainingArguments, DataArguments):
     eval_filename: str | None = field(
         default=DEFAULT, metadata={"help": 'Held-out records; by default as --stage; "": none.'}
     )
-    stage: Literal["pretrain", "sft", "reward", "dpo", "kto"] = field(
-        default="sft", metadata={"help": "What the tokens are for; kto: dpo with --loss_type kto."}
+    stage: str = field(
+        default="sft",
+        metadata={"help": "What the tokens are for; kto: dpo with --loss_type kto.", "choices": stages_with("form")},
     )
     fold: str = field(default="1/1", metadata={"help": "As --fold of the reward stage."})
 
     def __post_init__(self) -> None:
         Fold(self.fold)
         self.check_stage(self.stage)
-        names = FILES.get(FORMS[self.stage], RANKED)
-        self.train_filename = names[0] if self.train_filename == DEFAULT else self.train_filename
-        self.eval_filename = names[1] if self.eval_filename == DEFAULT else self.eval_filename
+        stage = stages()[self.stage]
+        self.train_filename = stage.train_file if self.train_filename == DEFAULT else self.train_filename
+        self.eval_filename = stage.eval_file if self.eval_filename == DEFAULT else self.eval_filename
 
 
 def main() -> None:
@@ -80,8 +78,8 @@ def tokenise(
     data: TokenizeArguments, encoder: Encoder, filename: str, max_samples: int | None, fold: Fold | None
 ) -> None:
     """Makes the store of one file, or checks the one that is there, and says what it holds."""
-    path, cache = data.path(filename), Path(data.token_cache_dir).expanduser()
-    request = TreeRequest(path, record_files(path), encoder, FORMS[data.stage], data.on_bad_line, max_samples, fold)
+    path, cache, form = data.path(filename), Path(data.token_cache_dir).expanduser(), stages()[data.stage].form
+    request = TreeRequest(path, record_files(path), encoder, form, data.on_bad_line, max_samples, fold)
     folder = request.folder(cache)
     is_there = False
     if folder.exists():

@@ -18,6 +18,8 @@ from torch import nn
 from keju.losses.preference_mix import loss_names
 from keju.losses.preference_pairs import LossSettings
 from keju.models.loading import load_causal_lm
+from keju.stages.dpo import STAGE
+from keju.stages.kto import STAGE as KTO
 from keju.training.arguments import (
     DataArguments,
     ModelArguments,
@@ -56,8 +58,8 @@ from keju.trees.segment import Segment
 
 @dataclass
 class DPODataArguments(ThinkingArguments, DataArguments):
-    train_filename: str = field(default="ranked_train.jsonl", metadata={"help": "Ranked records, in --data_dir."})
-    eval_filename: str | None = field(default="ranked_dev.jsonl", metadata={"help": "Held-out ranked records."})
+    train_filename: str = field(default=STAGE.train_file, metadata={"help": "Ranked records, in --data_dir."})
+    eval_filename: str | None = field(default=STAGE.eval_file, metadata={"help": "Held-out ranked records."})
 
 
 @dataclass
@@ -98,9 +100,9 @@ def main() -> None:
     if model_args.use_peft and model_args.init_lora_weights == "loftq" and objective.needs_reference:
         raise ValueError("--init_lora_weights loftq starts away from the 4-bit base, which is the reference")
     check_best_metric(training, objective)
-    folder = open_run("dpo", model_args, data, training)
+    folder = open_run(STAGE.name, model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
-    form = "kto" if is_kto else "ranked"
+    form = (KTO if is_kto else STAGE).form
     records, held_out = read_records(folder, model_args, data, encoder, form)
     model, model_args = load_start(load_causal_lm, folder, model_args, tokenizer, training)
     inspect(records, tokenizer, model, form=form)

@@ -33,6 +33,7 @@ from keju.rl.grpo_trainer import ResumableGRPOTrainer
 from keju.rl.response_trees import branch_trees
 from keju.rl.rollout import Rollout, Sampler
 from keju.rl.translation import differences
+from keju.stages.grpo import STAGE
 from keju.training.answer_scores import answer_rewards
 from keju.training.arguments import BASE_MODEL_HELP, parse_arguments
 from keju.training.crash import NonFiniteLoss, name_records
@@ -136,7 +137,7 @@ def main() -> None:
             f"--model_name_or_path: {models.model_name_or_path} holds adapters, and GRPO trains whole models; "
             "--adapters merge makes one of them first"
         )
-    folder = open_run("grpo", models, data, grpo)
+    folder = open_run(STAGE.name, models, data, grpo)
     set_seed(grpo.seed)
     tokenizer = load_tokenizer(
         models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
@@ -155,7 +156,7 @@ def main() -> None:
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(None, models, "reward_model_path"))
     encoder = Encoder(tokenizer, data.max_prompt_length, chats=data.chat_settings())
     records, others = (
-        read_trees(data, name, encoder, "prompt", flag=flag, max_samples=count)
+        read_trees(data, name, encoder, STAGE.form, flag=flag, max_samples=count)
         for name, flag, count in (
             (data.train_filename, "--train_filename", data.max_train_samples),
             (data.eval_filename or data.train_filename, "--eval_filename", data.max_eval_samples),

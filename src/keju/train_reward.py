@@ -11,6 +11,7 @@ from typing import Literal
 from keju.encoding.token_store import totals_of
 from keju.models.loading import load_scalar_model
 from keju.records.folds import Fold
+from keju.stages.reward import STAGE
 from keju.training.answer_scores import answer_rewards, by_score
 from keju.training.arguments import (
     DataArguments,
@@ -39,8 +40,8 @@ from keju.training.stage import (
 
 @dataclass
 class RewardDataArguments(ThinkingArguments, DataArguments):
-    train_filename: str = field(default="ranked_train.jsonl", metadata={"help": "Ranked records, in --data_dir."})
-    eval_filename: str | None = field(default="ranked_dev.jsonl", metadata={"help": "Held-out ranked records."})
+    train_filename: str = field(default=STAGE.train_file, metadata={"help": "Ranked records, in --data_dir."})
+    eval_filename: str | None = field(default=STAGE.eval_file, metadata={"help": "Held-out ranked records."})
     fold: str = field(
         default="1/1",
         metadata={"help": "Train on this part of the prompts, as 1/2; a judge of RLHF is trained on another, 2/2."},
@@ -85,12 +86,12 @@ def main() -> None:
     check_best_metric(training, objective)
     if model_args.adapters == "stack":
         raise ValueError("--adapters stack: the head of a reward model is saved whole; take --adapters merge")
-    folder = open_run("reward", model_args, data, training)
+    folder = open_run(STAGE.name, model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
-    records, held_out = read_records(folder, model_args, data, encoder, "ranked", fold=Fold(data.fold))
+    records, held_out = read_records(folder, model_args, data, encoder, STAGE.form, fold=Fold(data.fold))
     model, model_args = load_start(load_scalar_model, folder, model_args, tokenizer, training)
     model.config.pad_token_id = tokenizer.pad_token_id
-    inspect(records, tokenizer, model, form="ranked")
+    inspect(records, tokenizer, model, form=STAGE.form)
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
     model = add_adapters(model, model_args, task_type="SEQ_CLS")
     outcome = train(

@@ -41,6 +41,7 @@ from keju.rl.scoring import Reader
 from keju.rl.training_loop import TrainingLoop
 from keju.rl.translation import Translation, differences, reads_alike
 from keju.rl.vllm_rollout import VllmSampler
+from keju.stages.rlhf import STAGE
 from keju.training.arguments import parse_arguments
 from keju.training.engines import cut_up, read_deepspeed_config, zero_stage
 from keju.training.launch import run_stage
@@ -59,7 +60,7 @@ from keju.trees.segment import Segment
 def main() -> None:
     models, data, ppo = parse_arguments(PPOModelArguments, PPODataArguments, PPOArguments, description=__doc__)
     check_adapters(models.adapters, models.model_name_or_path)
-    folder = open_run("rlhf", models, data, ppo)
+    folder = open_run(STAGE.name, models, data, ppo)
     set_seed(ppo.seed)
     start_processes(ppo)
     tokenizer = load_tokenizer(
@@ -104,7 +105,7 @@ def main() -> None:
     else:
         remove_start(folder)
     trainer.where = records.where
-    inspect(records, tokenizer, trainer.actor, form="prompt")
+    inspect(records, tokenizer, trainer.actor, form=STAGE.form)
     verify_models(trainer)
     before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
     if folder.checkpoint:
@@ -172,7 +173,7 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
     encoder = Encoder(tokenizer, 10**9, chats=data.chat_settings())
 
     def prompts_of(filename: str, flag: str, max_samples: int | None) -> EncodedRecords:
-        encoded = read_trees(data, filename, encoder, "prompt", flag=flag, max_samples=max_samples)
+        encoded = read_trees(data, filename, encoder, STAGE.form, flag=flag, max_samples=max_samples)
         return fitting(encoded, data.max_prompt_length, "--max_prompt_length")
 
     prompts = prompts_of(data.train_filename, "--train_filename", data.max_train_samples)

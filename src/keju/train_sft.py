@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from keju.stages.sft import STAGE
 from keju.training.arguments import (
     ChatTrainingArguments,
     DataArguments,
@@ -23,8 +24,8 @@ from keju.training.stage import train_language_model
 
 @dataclass
 class SFTDataArguments(ChatTrainingArguments, DataArguments):
-    train_filename: str = field(default="ranked_train.jsonl", metadata={"help": "Ranked, chat or instruction records."})
-    eval_filename: str | None = field(default="ranked_dev.jsonl", metadata={"help": "Held-out records of that kind."})
+    train_filename: str = field(default=STAGE.train_file, metadata={"help": "Ranked, chat or instruction records."})
+    eval_filename: str | None = field(default=STAGE.eval_file, metadata={"help": "Held-out records of that kind."})
 
 
 @dataclass
@@ -34,7 +35,7 @@ class SFTArguments(StageTrainingArguments):
 
 def main() -> None:
     model_args, data, training = parse_arguments(StartArguments, SFTDataArguments, SFTArguments, description=__doc__)
-    train_language_model("sft", "sft", model_args, data, training)
+    train_language_model(STAGE, model_args, data, training)
 
 
 if __name__ == "__main__":

@@ -348,45 +348,58 @@ def test_a_change_of_what_is_encoded_raises_the_version(tmp_path, tokenizer):
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
-READING = """
-import random, sys
+PEAK = """
 from pathlib import Path
+
+def peak(work):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
+    work()
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+READING = """
+import sys
 from keju.encoding.token_store import open_store
-trees = open_store(Path(sys.argv[1]), [Path("a")]).trees
-order = list(range(0, len(trees), 3)) if sys.argv[2] == "sparse" else range(len(trees))
-total = sum(len(trees[index].tokens) for index in order)
-print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0], len(trees))
+
+def read(store):
+    trees = open_store(Path(store), [Path("a")]).trees
+    print(len(trees), sum(len(trees[index].tokens) for index in range(len(trees))))
+
+for store in sys.argv[1:]:
+    print(peak(lambda: read(store)))
 """
 BUILDING = """
 import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
+sys.path.insert(0, sys.argv[1])
 from char_tokenizer import build_char_tokenizer
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_build import build_store
-Path(sys.argv[2]).mkdir()
-build_store(Path(sys.argv[2]), [Path(sys.argv[1])], Encoder(build_char_tokenizer(), 4096), "text")
-print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+def build(path):
+    store = path.with_suffix("")
+    store.mkdir()
+    build_store(store, [path], Encoder(build_char_tokenizer(), 4096), "text")
+
+for path in map(Path, sys.argv[2:]):
+    print(peak(lambda: build(path)))
 """
 
 
 def output_of(code: str, *arguments) -> list[int]:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", PEAK + code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [int(word) for word in done.stdout.split()]
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path):
     """Building and reading eight times as much takes the same peak (in KiB): the larger tokens are 7 MB."""
-    built, read = [], []
-    for times in (1, 8):
-        path, store = tmp_path / f"{times}.jsonl", tmp_path / str(times)
-        write_jsonl(path, ({"text": "".join(random.Random(n).choices(CHARACTERS, k=1500))} for n in range(300 * times)))
-        built += output_of(BUILDING, path, store, Path(__file__).parents[1])
-        peak, count = output_of(READING, store, "all")
-        read.append(peak)
-        assert count == 300 * times
+    paths = [tmp_path / f"{times}.jsonl" for times in (1, 8)]
+    for path in paths:
+        texts = ["".join(random.Random(n).choices(CHARACTERS, k=1500)) for n in range(300 * int(path.stem))]
+        write_jsonl(path, ({"text": text} for text in texts))
+    small, large = output_of(BUILDING, Path(__file__).parents[1], *paths)
     assert (tmp_path / "8/tokens.npy").stat().st_size > 7_000_000
-    assert built[1] - built[0] < 4 * 1024, built
-    assert read[1] - read[0] < 2 * 1024, read
+    assert large - small < 4 * 1024
+    num_small, _, small, num_large, num_tokens, large = output_of(READING, *(path.with_suffix("") for path in paths))
+    assert (num_small, num_large) == (300, 2400) and num_tokens > 3_000_000
+    assert large - small < 2 * 1024
     assert json.loads((tmp_path / "8/manifest.json").read_text())["totals"]["num_trees"] == 2400

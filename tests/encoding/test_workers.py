@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from char_tokenizer import CHARACTERS, build_char_tokenizer
+from worker_functions import dies, fails_at_five, has_no_memory, sleeps_but_for_the_first, where
 
 from keju.encoding import workers
 from keju.encoding.encoder import Encoder
@@ -28,39 +28,9 @@ from keju.records.writing import write_jsonl
 from keju.training.tree_reading import TreeRequest
 
 
-def _fails_at_five(number: int) -> int:
-    if number == 5:
-        raise ArithmeticError("five")
-    return number * number
-
-
-def _dies(number: int) -> int:
-    sys.exit(3) if multiprocessing.parent_process() and number else None
-
-
-def _has_no_memory(number: int) -> int:
-    return len(bytearray(1 << 62)) if number == 5 else number
-
-
-def _where(number: int) -> tuple[int, int]:
-    time.sleep(0.02)
-    return number, os.getpid()
-
-
-def _sleeps_but_for_the_first(item: tuple[Path, int]) -> int:
-    folder, number = item
-    if number:
-        (folder / f"begun{number}").touch()
-        time.sleep(60)
-        (folder / f"ended{number}").touch()
-    while not any(folder.iterdir()):  # until another process is in the middle of its item
-        time.sleep(0.05)
-    return number
-
-
 def test_workers_end_in_the_middle_of_an_item(monkeypatch, tmp_path):
     monkeypatch.setattr(workers, "HELP_WHILE_THEY_START", False)
-    results = map_in_order(_sleeps_but_for_the_first, [(tmp_path, number) for number in range(4)], 2)
+    results = map_in_order(sleeps_but_for_the_first, [(tmp_path, number) for number in range(4)], 2)
     assert next(results) == 0
     results.close()
     assert not list(tmp_path.glob("ended*")) and not psutil.Process().children(recursive=True)
@@ -68,7 +38,7 @@ def test_workers_end_in_the_middle_of_an_item(monkeypatch, tmp_path):
 
 def test_this_process_works_until_others_have_started():
     found: list[int] = []
-    for number, (same, process) in enumerate(map_in_order(_where, itertools.count(), 2)):
+    for number, (same, process) in enumerate(map_in_order(where, itertools.count(), 2)):
         assert number == same < 10_000
         found.append(process)
         if len(set(found)) == 3 and found[-20:].count(os.getpid()) == 0:
@@ -81,17 +51,17 @@ def test_this_process_works_until_others_have_started():
 def test_workers_keep_the_order_and_do_not_run_ahead(monkeypatch):
     monkeypatch.setattr(workers, "HELP_WHILE_THEY_START", False)
     read = []
-    squares = map_in_order(_fails_at_five, (read.append(n) or n for n in (0, 1, 2, 3, 4, 9, 8, 7)), 2)
+    squares = map_in_order(fails_at_five, (read.append(n) or n for n in (0, 1, 2, 3, 4, 9, 8, 7)), 2)
     assert next(squares) == 0 and len(read) <= 5
     assert list(squares) == [1, 4, 9, 16, 81, 64, 49]
     assert not psutil.Process().children(recursive=True)
     with pytest.raises(RuntimeError, match="ArithmeticError: five"):
-        list(map_in_order(_fails_at_five, range(10), 2))
+        list(map_in_order(fails_at_five, range(10), 2))
     with pytest.raises(ChildProcessError, match="give fewer --num_workers"):
-        list(map_in_order(_dies, range(10), 2))
+        list(map_in_order(dies, range(10), 2))
     for num_workers in (1, 2):
         with pytest.raises(MemoryError):
-            list(map_in_order(_has_no_memory, range(10), num_workers))
+            list(map_in_order(has_no_memory, range(10), num_workers))
     assert not psutil.Process().children(recursive=True)
 
 

@@ -15,41 +15,31 @@ from keju.kernels.dispatch import rehearsal
 from keju.planning.allocations import PARAMETERS, Allocations
 from keju.planning.policy import rehearse_policy
 from keju.planning.step import Rehearsal, Step, add_adapters, counts, fake_model, mark_optimizer, precision
-from keju.training.objectives.language_model import LanguageModelObjective
-from keju.training.objectives.preference import PreferenceObjective
-from keju.training.objectives.reward import RewardObjective
+from keju.stages.spec import stages, stages_with
 from keju.training.stage_model import StageModel
 from keju.trees.packed_batch import PackedBatch
-
-OBJECTIVES = {
-    "pretrain": LanguageModelObjective,
-    "sft": LanguageModelObjective,
-    "reward": RewardObjective,
-    "dpo": PreferenceObjective,
-}
-STAGES = (*OBJECTIVES, "rlhf")
 
 
 def rehearse(step: Step) -> Rehearsal:
     """Raises ValueError for lengths that do not fit each other, or for a model that cannot be built."""
+    if step.stage not in stages_with("plan"):
+        raise ValueError(f"--stage {step.stage}: choose from {', '.join(stages_with('plan'))}")
     step.workload.check(step.stage)
-    if step.stage not in STAGES:
-        raise ValueError(f"--stage {step.stage}: choose from {', '.join(STAGES)}")
     with rehearsal() if step.on_gpu else nullcontext(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecated names in PEFT and transformers
-        return rehearse_policy(step) if step.stage == "rlhf" else _rehearse_objective(step)
+        return rehearse_policy(step) if stages()[step.stage].plan == "policy" else _rehearse_objective(step)
 
 
 def _rehearse_objective(step: Step) -> Rehearsal:
     seen = Allocations()
-    scalar = step.stage == "reward"
+    stage = stages()[step.stage]
+    scalar = stage.scalar
     model = fake_model(step, seen, scalar=scalar)
     if step.use_peft:
         model = add_adapters(step, model, seen, scalar=scalar)
     if step.activation_checkpointing:
         model.gradient_checkpointing_enable()
-    dropout = "none" if step.stage in ("reward", "dpo") else "all"  # as by default
-    module = StageModel(model, OBJECTIVES[step.stage](), dropout=dropout).train()
+    module = StageModel(model, stage.make_objective(), dropout=stage.dropout).train()
     batch = PackedBatch.from_trees(step.workload.trees(step.stage, model.config.get_text_config().vocab_size))
     seen.mark(module.state_dict(keep_vars=True).values(), PARAMETERS)
     seen.mark(module.buffers(), PARAMETERS)

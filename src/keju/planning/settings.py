@@ -7,14 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keju.planning.workload import Workload
+from keju.stages.spec import stages
 
-SCRIPTS = {
-    "pretrain": "pretrain",
-    "sft": "train_sft",
-    "reward": "train_reward",
-    "dpo": "train_dpo",
-    "rlhf": "train_rlhf",
-}
 ZERO = ((1, False), (2, False), (3, False), (2, True), (3, True))  # of several processes: stage, offload
 REFERENCE, REWARD = "reference", "reward model"
 
@@ -85,7 +79,7 @@ class Settings:
             words.append(f"NUM_GPUS={num_gpus}")
         if self.deepspeed_config:
             words.append(f"DEEPSPEED_CONFIG={Path('examples/configs') / self.deepspeed_config}")
-        words.append(f"bash examples/{SCRIPTS[stage]}.sh --token_budget {self.token_budget}")
+        words.append(f"bash examples/{stages()[stage].script}.sh --token_budget {self.token_budget}")
         if stage == "rlhf":
             names = ("max_prompt_length", "max_new_tokens", "num_responses", "rollout_batch_size", "num_mini_batches")
             names += ("generation_batch_size",)

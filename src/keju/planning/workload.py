@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from keju.models.generation import Response
 from keju.rl.rollout import Rollout
+from keju.stages.spec import stages
 from keju.trees.segment import Segment
-
-RANKED = ("reward", "dpo")
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,12 @@ class Workload:
         """Tokens of the largest record, all of its answers with it; of rlhf, of a prompt with one response."""
         if stage == "rlhf":
             return self.max_prompt_length + self.max_new_tokens
-        others = self.num_responses - 1 if stage in RANKED else 0
+        others = self.num_responses - 1 if stages()[stage].is_ranked else 0
         return self.max_length + others * (self.max_length - self.max_prompt_length)
 
     def check(self, stage: str) -> None:
         """Raises ValueError naming the flag whose value the stage cannot work with."""
-        if stage in ("sft", *RANKED) and self.max_prompt_length >= self.max_length:
+        if (stage == "sft" or stages()[stage].is_ranked) and self.max_prompt_length >= self.max_length:
             raise ValueError(
                 f"--max_prompt_length {self.max_prompt_length}: leaves nothing of --max_length {self.max_length} "
                 "to an answer"
@@ -70,7 +69,7 @@ class Workload:
             if stage == "pretrain":
                 tree = Segment(ids(min(left, self.max_length)), trained=True)
             else:
-                count = self.num_responses if stage in RANKED else 1
+                count = self.num_responses if stages()[stage].is_ranked else 1
                 prompt = min(self.max_prompt_length, max(1, left // 2))
                 tree = Segment(ids(prompt))
                 rest = left - prompt

@@ -58,7 +58,7 @@ def _evaluations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         interval = tuple(interval) if interval is not None else None
         rows.append(
             {
-                "name": STAGES.get(name, (name,))[0],
+                "name": STAGES[name].title if name in STAGES else name,
                 "accuracy": result["accuracy"],
                 "interval": interval,
                 "num_items": count,

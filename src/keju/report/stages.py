@@ -15,17 +15,12 @@ from markupsafe import Markup
 from keju.eval.statistics import wilson_interval
 from keju.records.journal import read_rows
 from keju.report.charts import Line, chart_rows, line_chart
+from keju.stages.spec import stages
 from keju.training.plots import metric_series, smooth
 from keju.training.run_folder import read_metrics
 
-# In the order of the pipeline: key in summary.json -> (title, what it does).
-STAGES = {
-    "pretrain": ("Pretraining", "The model reads raw text and learns to predict the next token."),
-    "sft": ("Supervised fine-tuning", "The model learns to answer: only the tokens of answers are trained."),
-    "reward": ("Reward model", "A copy of the model learns to score answers, from pairs of a better and a worse one."),
-    "dpo": ("DPO", "The model learns from the same pairs directly, without a reward model."),
-    "ppo": ("PPO", "The model writes answers, the reward model scores them, and better ones become likelier."),
-}
+# In the order of the pipeline: folder of the run and key in summary.json -> stage.
+STAGES = {stage.folder: stage for stage in stages().values() if stage.folder}
 # The settings that a reader asks about first; args.json in the run folder has all.
 SETTINGS = (
     *("model_name_or_path", "tokenizer_name", "reward_model_path", "train_filename", "eval_filename"),
@@ -62,7 +57,7 @@ class Stage:
 
 def gather(key: str, figures: Mapping[str, Any] | None, folder: Path | None) -> Stage:
     """The stage `key` from its figures in the summary and from its run folder; either may be missing."""
-    title, purpose = STAGES.get(key, (key, ""))
+    title, purpose = (STAGES[key].title, STAGES[key].purpose) if key in STAGES else (key, "")
     stage = Stage(key, title, purpose, ran=bool(figures), figures=figures or {})
     stage.results = _results(stage.figures)
     if folder is None or not folder.is_dir():

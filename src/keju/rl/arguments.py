@@ -10,6 +10,7 @@ from transformers.training_args import OptimizerNames
 
 from keju.rl.experience import KL_IN_LOSS
 from keju.rl.modes import rules_of
+from keju.stages.rlhf import STAGE
 from keju.training.optimization import check_schedule, described, optimizer_class
 from keju.training.ranges import (
     FiniteFloat,
@@ -101,8 +102,8 @@ class PromptArguments(ThinkingArguments, TokenCacheArguments):
     _argument_group_name = "data"
 
     data_dir: str = field(metadata={"help": "Folder of the record files."})
-    train_filename: str = setting("prompts_train.jsonl", "Records whose prompts are answered, in --data_dir.")
-    eval_filename: str | None = setting("ranked_dev.jsonl", "Records of held-out prompts: reward before and after.")
+    train_filename: str = setting(STAGE.train_file, "Records whose prompts are answered, in --data_dir.")
+    eval_filename: str | None = setting(STAGE.eval_file, "Records of held-out prompts: reward before and after.")
     max_prompt_length: PositiveInt = setting(256, "Prompts of more tokens are left out and counted.")
     token_budget: PositiveInt = setting(4096, "Tokens of one packed row: the unit of memory.")
     on_bad_line: Literal["error", "skip"] = setting(

@@ -18,7 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from keju.cli import COMMANDS
+from keju.stages.spec import stages
 from keju.training.cache_folder import cache_folder
 from keju.training.flag_effects import CONDITIONS, INHERITED_RANGES, SHOWN_IN_HELP, never
 from keju.training.ranges import OutOfRange, Range, range_of, ranged
@@ -100,7 +100,7 @@ def prog_name() -> str:
     script = Path(sys.argv[0])
     if script.suffix != ".py":
         return script.name
-    return next((f"keju {name}" for name, module in COMMANDS.items() if module == script.stem), f"python {script}")
+    return next((f"keju {stage.name}" for stage in stages().values() if stage.script == script.stem), script.name)
 
 
 class _Parser(HfArgumentParser):

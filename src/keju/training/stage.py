@@ -26,6 +26,7 @@ from keju.models.gathering import in_pieces
 from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.quantization import is_quantized, nf4
 from keju.records.folds import Fold
+from keju.stages.spec import Stage
 from keju.training.adapters import add_lora, has_adapters, train_on
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, StartArguments
 from keju.training.cache_folder import cache_folder
@@ -302,14 +303,14 @@ def num_shared(trees: Sequence[Segment]) -> float:
 
 
 def train_language_model(
-    stage: str, form: str, model_args: StartArguments, data: DataArguments, training: StageTrainingArguments
+    stage: Stage, model_args: StartArguments, data: DataArguments, training: StageTrainingArguments
 ) -> None:
-    """Pretraining and SFT differ in their records and in which of their tokens are trained: in `form`."""
+    """Pretraining and SFT differ in their records and in which of their tokens are trained: in the stage's form."""
     objective = LanguageModelObjective()
     check_best_metric(training, objective)
-    folder = open_run(stage, model_args, data, training)
+    folder = open_run(stage.name, model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
-    records, held_out = read_records(folder, model_args, data, encoder, form)
+    records, held_out = read_records(folder, model_args, data, encoder, stage.form)
     model, model_args = load_start(
         load_causal_lm,
         folder,
@@ -318,7 +319,7 @@ def train_language_model(
         training,
         from_scratch=model_args.from_scratch,
     )
-    inspect(records, tokenizer, model, form=form)
+    inspect(records, tokenizer, model, form=stage.form)
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")
     outcome = train(
         model,
