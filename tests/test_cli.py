@@ -43,6 +43,12 @@ finally:
         assert done.stdout == (HELP / "train_sft.txt").read_text() if len(arguments) == 2 else overview() + "\n"
 
 
+def test_a_pipe_that_is_closed_ends_it_quietly():
+    code = f"{sys.executable} -m keju sft --help | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[1:] == ["0"] and not done.stderr
+
+
 def test_version_and_mistakes():
     assert run("--version").stdout == f"keju {keju.__version__}\n"
     done = run("stf", "--help")

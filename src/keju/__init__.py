@@ -38,8 +38,9 @@ class _Finder(MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name != self.name:
             return None
-        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next(filter(None, others), None)
+        # Other programs' finders may be of the old kind, without find_spec; Python passes over them, too.
+        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec is None:  # it is not installed
             return None
         execute = spec.loader.exec_module

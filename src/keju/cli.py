@@ -6,6 +6,7 @@ keju sft --model_name_or_path runs/pretrain --data_dir runs/data/idiom --output_
 from __future__ import annotations
 
 import difflib
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -25,8 +26,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help", "help"):
-        print(overview())
-        sys.exit(0)
+        show(overview())
     if command == "--version":
         print(f"keju {keju.__version__}")
         sys.exit(0)
@@ -39,12 +39,20 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.exit(2)
     if any(flag in rest for flag in ("-h", "--help")):
         # Made ahead: the parser of a stage imports torch and transformers, for seconds.
-        print((HELP / f"{stage.script}.txt").read_text(encoding="utf-8"), end="")
-        sys.exit(0)
+        show((HELP / f"{stage.script}.txt").read_text(encoding="utf-8").rstrip("\n"))
     behind = int(bool(rest) and not rest[0].startswith("-"))  # the YAML file comes first
     sys.argv[1:] = [*rest[:behind], *stage.flags, *rest[behind:]]
     runpy.run_module(f"keju.{stage.script}", run_name="__main__", alter_sys=True)
     sys.exit(0)  # not reached: a stage exits
+
+
+def show(text: str) -> NoReturn:
+    """Prints, and exits with 0, also where nobody reads on (`keju --help | head`)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+    sys.exit(0)
 
 
 def find(command: str) -> Stage | None:

@@ -52,7 +52,8 @@ print([name for name in ("jieba", "peft", "datasets", "trl") if name in sys.modu
     [
         "import keju",
         "import keju, importlib.util; importlib.util.find_spec('transformers')",
-        "import keju, accelerate, datasets",
+        # Another program's finder, of the old kind
+        "import keju, sys; sys.meta_path.insert(0, type('Old', (), {'find_module': lambda *args: None})())",
         "import transformers, keju",
         "from keju.models.pangu import PanguConfig",
         "from keju.tokenizers.glm import GLMChineseTokenizer",
