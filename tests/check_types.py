@@ -26,7 +26,9 @@ def main() -> int:
         return 1
     errors = [item for item in found["generalDiagnostics"] if item["severity"] == "error"]
     files = Counter(str(Path(item["file"]).relative_to(REPO)) for item in errors)
-    print(f"{len(errors)} type errors in {len(files)} of {found['summary']['filesAnalyzed']} files; {ALLOWED} are allowed")
+    print(
+        f"{len(errors)} type errors in {len(files)} of {found['summary']['filesAnalyzed']} files; {ALLOWED} are allowed"
+    )
     if len(errors) < ALLOWED:
         print(f"{Path(__file__).relative_to(REPO)}: ALLOWED can be {len(errors)}")
     if len(errors) <= ALLOWED:

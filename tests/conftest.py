@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +25,50 @@ REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def _patch_triton_once() -> None:
+    """Triton's interpreter puts its own functions into triton.language at each launch, and once more at each call of a
+    function from a kernel, where they are already: a fifth of its time."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_once(function):
+        langs = [value for value in function.__globals__.values() if value is tl or value is tl.core]
+        return (
+            patch(function) if any(tl.core.is_builtin(lang.load) for lang in langs) else interpreter._LangPatchScope()
+        )
+
+    interpreter._patch_lang = patch_once
+
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+    _patch_triton_once()
+
+
+_modules_when_frozen = 0
+
+
+def _freeze_garbage() -> None:
+    """Takes what is imported from the garbage collector's sight: a Trainer collects at each start, and would look at a
+    million objects of libraries each time. Again where many more modules have come since."""
+    global _modules_when_frozen
+    if len(sys.modules) > _modules_when_frozen + 100:
+        gc.collect()
+        gc.freeze()
+        _modules_when_frozen = len(sys.modules)
+
+
+def pytest_collection_finish():
+    _freeze_garbage()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_imports():
+    yield
+    _freeze_garbage()
 
 
 def pytest_collection_modifyitems(config, items):

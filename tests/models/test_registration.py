@@ -9,16 +9,24 @@ import sys
 
 import pytest
 from transformers import AutoConfig, PreTrainedConfig
+from warm_process import WarmProcess
 
 import keju.models
 from keju.models import registration
 from keju.models.pangu import PanguConfig
 
 
-def run(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+@pytest.fixture(scope="module")
+def run():
+    """Runs code in a process that has imported neither keju nor transformers -> what it printed."""
+    with WarmProcess() as process:
+
+        def printed(code: str) -> str:
+            result = process.run(code)
+            assert result.returncode == 0, result.stderr
+            return result.stdout.strip()
+
+        yield printed
 
 
 def test_every_module_is_a_family_or_listed_as_plumbing():
@@ -37,7 +45,7 @@ def test_registering_twice_changes_nothing():
     assert type(AutoConfig.for_model("pangu")) is PanguConfig
 
 
-def test_importing_keju_is_enough_and_leaves_out_what_only_some_stages_need():
+def test_importing_keju_is_enough_and_leaves_out_what_only_some_stages_need(run):
     code = """
 import sys, keju
 from transformers import AutoConfig
@@ -60,7 +68,7 @@ print([name for name in ("jieba", "peft", "datasets", "trl") if name in sys.modu
         "import keju.models.layers",
     ],
 )
-def test_families_are_registered_whatever_is_imported_first(first):
+def test_families_are_registered_whatever_is_imported_first(run, first):
     code = f"""
 {first}
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -72,16 +80,30 @@ assert type(config) is keju.models.pangu.PanguConfig
     assert run(code) == "PanguConfig PanguForCausalLM"
 
 
+@pytest.mark.parametrize("order", ["import peft, keju", "import keju, peft"])
+def test_peft_may_be_imported_before_or_after_keju(run, order):
+    code = f"""
+{order}
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as found
+print(found["baichuan"], found["qwen"], found["gpt_pangu"], sorted(found["glm"]))
+"""
+    assert run(code) == "['W_pack'] ['c_attn'] ['q_proj', 'v_proj'] ['q_proj', 'query_key_value', 'v_proj']"
+
+
+def fresh(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_data_is_prepared_without_torch():
     code = """
 import sys
 import keju.data_prepare.pipeline.worker
 print([name for name in ("torch", "transformers", "rich", "pandas", "datasets") if name in sys.modules])
 """
-    assert run(code) == "[]"
+    assert fresh(code) == "[]"
 
 
-def test_a_process_may_leave_the_families_out():
+def test_a_process_may_leave_the_families_out(run):
     code = """
 import sys, keju
 keju.leave_out_families()
@@ -100,4 +122,4 @@ sys.modules["transformers"] = None  # makes an import of it fail
 import keju.kernels.linear_logprob
 print("fine")
 """
-    assert run(code) == "fine"
+    assert fresh(code) == "fine"

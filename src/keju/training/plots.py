@@ -25,7 +25,7 @@ INK, GRID = "#333333", "#E6E6E6"
 def plot_loss(metrics: str | Path, png: str | Path, *, title: str = "Loss") -> None:
     """Training loss (raw, and smoothed over it), held-out loss where there is one, and the learning rate below."""
     rows = read_metrics(metrics)
-    figure = _figure(7.0, 4.6)
+    figure = _figure(7.0, 4.6, rows=2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     steps, losses = metric_series(rows, "loss")
     if len(losses) > 12:
@@ -57,8 +57,9 @@ def plot_panels(
     marks: steps to draw as dashed lines through all of them, by what they are.
     """
     rows = read_metrics(metrics)
-    figure = _figure(10.0, 2.3 * math.ceil(len(panels) / 2))
-    grid = figure.subplots(math.ceil(len(panels) / 2), 2, squeeze=False).flat
+    count = math.ceil(len(panels) / 2)
+    figure = _figure(10.0, 2.3 * count, rows=count, columns=2)
+    grid = figure.subplots(count, 2, squeeze=False).flat
     for axes, (title, names) in zip(grid, panels.items(), strict=False):
         found = {name: series for name in names if (series := metric_series(rows, name))[0]}
         for index, (name, (steps, values)) in enumerate(found.items()):
@@ -79,8 +80,9 @@ def plot_over_seeds(
 ) -> None:
     """One small picture a title, of the column under it: for each name the mean of its runs' rows, and one deviation
     around it, as far as all of them go."""
-    figure = _figure(10.0, 2.6 * math.ceil(len(panels) / 2))
-    grid = figure.subplots(math.ceil(len(panels) / 2), 2, squeeze=False).flat
+    count = math.ceil(len(panels) / 2)
+    figure = _figure(10.0, 2.6 * count, rows=count, columns=2)
+    grid = figure.subplots(count, 2, squeeze=False).flat
     for axes, (title, column) in zip(grid, panels.items(), strict=False):
         for index, (name, rows) in enumerate(runs.items()):
             series = [metric_series(each, column) for each in rows]
@@ -103,7 +105,7 @@ def plot_histograms(
     """Distributions over each other, each scaled to its own share of values, with its mean as a dashed line."""
     values = {name: _finite(group) for name, group in groups.items()}
     values = {name: group for name, group in values.items() if group.size}
-    figure = _figure(7.0, 3.8)
+    figure = _figure(7.0, 3.8, rows=1)
     axes = figure.subplots()
     if values:
         everything = np.concatenate(list(values.values()))
@@ -213,12 +215,28 @@ def _color(index: int) -> str:
     return COLORS[index % len(COLORS)]
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure of its own: pyplot would keep global state and choose a backend by the display."""
+def _figure(width: float, height: float, *, rows: int | None = None, columns: int = 1) -> Figure:
+    """A figure of its own: pyplot would keep global state and choose a backend by the display.
+
+    Args:
+        width, height: in inches.
+        rows, columns: of axes with short labels, whose margins are known. Without `rows` matplotlib finds the margins,
+            for which it draws everything twice.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=150, layout=None if rows else "constrained", facecolor="white")
+    if rows:
+        left, right, bottom, top, across, down = 0.8, 0.2, 0.5, 0.35, 0.75, 0.6  # inches
+        figure.subplots_adjust(
+            left=left / width,
+            right=1 - right / width,
+            bottom=bottom / height,
+            top=1 - top / height,
+            wspace=across * columns / (width - left - right - across * (columns - 1)),
+            hspace=down * rows / (height - bottom - top - down * (rows - 1)),
+        )
     FigureCanvasAgg(figure)
     return figure
 
