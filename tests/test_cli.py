@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -58,12 +59,13 @@ def test_version_and_mistakes():
 
 def test_a_command_is_its_stage(tmp_path):
     """With its flags, its exit codes, and its name in messages."""
-    done = run(
-        "prepare", "--corpus", "idiom", "--max_idioms", "100", "--vocab_size", "0", "--output_dir", "data", cwd=tmp_path
-    )
+    record = {"prompt": "问", "answers": [{"answer": "答", "score": 1}]}
+    (tmp_path / "ranked.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    flags = ["--input_files", "ranked.jsonl", "--layout"]
+    done = run("export", *flags, "alpaca", "--output_file", "alpaca.jsonl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "data" / "pretrain_train.jsonl").exists()
-    done = run("export", "--input_files", "data/ranked_dev.jsonl", "--layout", "nothing", cwd=tmp_path)
+    assert json.loads((tmp_path / "alpaca.jsonl").read_text(encoding="utf-8"))["output"] == "答"
+    done = run("export", *flags, "alpaca", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: --output_file must be given (as a flag or in the YAML file)\n")
 
 
