@@ -27,7 +27,7 @@ from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLAS
 from keju.data_prepare.cleaning.contamination import write_evaluation_ngrams
 from keju.data_prepare.cleaning.settings import CleaningSettings
 from keju.data_prepare.data_set import corpus_module
-from keju.data_prepare.folder import REPORT, describe, new_folder, own_files, reusable_report
+from keju.data_prepare.folder import REPORT, describe, own_files, reusable_report
 from keju.data_prepare.in_memory import clean_rows, summary
 from keju.data_prepare.mixing import parse_mix
 from keju.data_prepare.pipeline import engine
@@ -59,7 +59,7 @@ from keju.models.loading import load_tokenizer
 from keju.records.json_text import json_rows
 from keju.records.locks import only_writer
 from keju.records.reading import ON_BAD_LINE
-from keju.records.writing import write_json, write_jsonl
+from keju.records.writing import whole_folder, write_json, write_jsonl
 from keju.report.corpora import write_corpus_report
 from keju.report.corpora_terminal import show_corpus
 from keju.training.arguments import parse_arguments
@@ -235,7 +235,7 @@ def build_in_memory(
         return track(items, description=label.ljust(20), console=console)
 
     data_set = corpus.build(seed=args.seed, max_items=args.max_idioms, track=progress)
-    with new_folder(args.output_dir) as folder:
+    with whole_folder(args.output_dir, own=own_files) as folder:
         clean_rows(data_set, cleaning, args.decontaminate)
         for name, rows in data_set.files.items():
             write_jsonl(folder / name, rows)
@@ -307,7 +307,7 @@ def build_from_files(
     if differ := differing(before, states(raw)):
         raise ValueError(f"--raw_dir {raw}: {differ[0]} changed while it was read; give the same command again")
     try:
-        with new_folder(args.output_dir) as folder:
+        with whole_folder(args.output_dir, own=own_files) as folder:
             found = collect(plan, folder) | {"not_read": left_out}
             write_vocabulary(training_texts(folder), args.vocab_size, folder, console)
             write_page(args, corpus, found, folder)

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keju.models.gathering import in_pieces, whole_state_dict
 from keju.models.saved_weights import save_pretrained, verify_saved
-from keju.records.writing import write_json
+from keju.records.writing import whole_files, write_json
 from keju.rl.learners import Learner
 from keju.rl.ppo_trainer import PPOTrainer
 from keju.training.adapters import has_adapters, load_adapters
-from keju.training.checkpoints import STATE, checkpoint_aside, files_aside, read_manifest
+from keju.training.checkpoints import STATE, checkpoint_aside, read_manifest
 from keju.training.pickled_states import check_states
 from keju.training.processes import process_index
 from keju.training.resuming import OPTIMIZER, apply_settings, changed_settings, check_new_schedule
@@ -38,7 +38,7 @@ def save_model(
     state = whole_state_dict(model) if state is None else state
     if process_index():
         return
-    with files_aside(folder) as aside:
+    with whole_files(folder) as aside:
         save_pretrained(model, aside, state)
         verify_saved(model, aside, state)
         tokenizer.save_pretrained(aside)

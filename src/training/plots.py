@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keju.records.writing import whole_file
 from keju.training.run_folder import read_metrics
-from keju.training.whole_file import write_whole
 
 if TYPE_CHECKING:  # a third of a second, and it looks for a home as it is imported
     from matplotlib.axes import Axes
@@ -235,6 +234,5 @@ def _style(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "", s
 
 
 def _save(figure: Figure, png: str | Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(png, content.getvalue())
+    with whole_file(png) as aside:
+        figure.savefig(aside, format="png")

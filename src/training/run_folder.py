@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from keju.records.journal import append_rows, read_rows
+from keju.records.locks import clear_leftovers
 from keju.records.writing import write_json, write_jsonl
 from keju.training.checkpoints import (
     check_checkpoint,
@@ -27,7 +28,7 @@ from keju.training.checkpoints import (
     read_manifest,
     step_of,
 )
-from keju.training.old_files import START, all_within, but_start, delete, remove_leftovers
+from keju.training.old_files import START, all_within, but_start, delete
 from keju.training.provenance import describe_versions, plain_arguments, without_secrets
 from keju.training.resuming import OPTIMIZER, changed_inputs, changed_settings, deciding
 from keju.training.tee import TerminalLog
@@ -239,7 +240,7 @@ class RunFolder:
                 f"--output_dir: {self.path} holds files that are not of a run (such as {min(entries).name}); "
                 "choose an empty or new folder"
             )
-        remove_leftovers(self.path)
+        clear_leftovers(self.path)
         if self.checkpoint is not None:
             self._rewind_metrics()
         elif _has_no_results(self.path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,11 @@ from keju.encoding.token_store import MANIFEST, DamagedStore, StoredRecords, ope
 from keju.encoding.workers import usable_cores
 from keju.records.digests import data_digest, file_digest, remembered
 from keju.records.folds import Fold
+from keju.records.locks import clear_leftovers
 from keju.records.opening import packing_of
 from keju.records.reading import count_rows, iterate_records
 from keju.records.shards import TABLES, plain_suffix, record_files
-from keju.records.writing import hidden_names, whole_folder
+from keju.records.writing import delete_folder, whole_folder
 from keju.training.cache_folder import warn_if_open
 from keju.training.progress import Progress
 from keju.training.resuming import digest_of
@@ -170,11 +170,8 @@ class TreeRequest:
     def discard(self, cache: Path) -> None:
         """Deletes the store, which a run that reads it goes on reading."""
         folder = self.folder(cache)
-        with _only_one(cache / f"{folder.name}.lock", f"encode {self.path.name}"):
-            aside, _ = hidden_names(folder)  # first, so that a kill in the middle leaves no half of a store
-            with contextlib.suppress(OSError):
-                os.replace(folder, aside)
-                shutil.rmtree(aside, ignore_errors=True)
+        with _only_one(cache / f"{folder.name}.lock", f"encode {self.path.name}"), contextlib.suppress(OSError):
+            delete_folder(folder)
 
     def digests(self, cache: Path) -> list[str]:
         """Checksums of the files; those of large ones are kept in `cache`."""
@@ -221,8 +218,7 @@ class TreeRequest:
         size = text_bytes(self.files)
         if size < LARGE // 16 * num_workers:
             num_workers = max(1, min(num_workers, size // (LARGE // 16)))  # a process takes seconds to start
-        for leftover in folder.parent.glob(f".{folder.name}.*.part"):
-            shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed: we hold the lock
+        clear_leftovers(folder.parent, re.escape(folder.name))
         is_table = any(plain_suffix(file) in TABLES for file in self.files)
         text_read = 0
         with (

@@ -15,8 +15,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from keju.models.backbone import unwrapped
 from keju.models.generation import name_special_tokens
+from keju.records.writing import whole_files
 from keju.training.adapters import apply_loraplus, save_model, verify_model
-from keju.training.checkpoints import files_aside
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.dropout import Dropout
 from keju.training.objectives.objective import Objective
@@ -264,7 +264,7 @@ class TreeTrainer(ResumableTrainer):
         state = self.model.inner_state_dict(state_dict) if state_dict and is_deepspeed_zero3_enabled() else None
         if process_index():  # transformers calls this in every process
             return
-        with files_aside(folder) as aside:
+        with whole_files(folder) as aside:
             save_model(inner, aside, state)
             verify_model(inner, aside, state)
             if self.tokenizer is not None:

@@ -215,7 +215,7 @@ def test_resume_auto_starts_from_the_beginning_where_nothing_is(tmp_path):
 
 def test_what_a_killed_run_was_writing_goes(tmp_path):
     train(tmp_path, checkpoints=[1]).close()
-    for name in (".checkpoint-2", ".deleted-checkpoint-1", ".saving"):
+    for name in (".checkpoint-2.00000002.part", ".checkpoint-1.89abcdef.part", ".files.0123abcd.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").write_text("")
     (tmp_path / ".metrics.jsonl.0123abcd.part").write_text("")
