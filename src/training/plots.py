@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keju.records.journal import Journal
 from keju.records.writing import whole_file
-from keju.training.run_folder import read_metrics
 
 if TYPE_CHECKING:  # a third of a second, and it looks for a home as it is imported
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ INK, GRID = "#333333", "#E6E6E6"
 
 def plot_loss(metrics: str | Path, png: str | Path, *, title: str = "Loss") -> None:
     """Training loss (raw, and smoothed over it), held-out loss where there is one, and the learning rate below."""
-    rows = read_metrics(metrics)
+    rows = list(Journal(metrics).read())
     figure = _figure(7.0, 4.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     steps, losses = metric_series(rows, "loss")
@@ -55,7 +55,7 @@ def plot_panels(
 
     marks: steps to draw as dashed lines through all of them, by what they are.
     """
-    rows = read_metrics(metrics)
+    rows = list(Journal(metrics).read())
     figure = _figure(10.0, 2.3 * math.ceil(len(panels) / 2))
     grid = figure.subplots(math.ceil(len(panels) / 2), 2, squeeze=False).flat
     for axes, (title, names) in zip(grid, panels.items(), strict=False):

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from keju.models.gathering import whole
+from keju.records.journal import Journal
 from keju.training.answer_scores import BranchNumbers, answer_logprobs, answer_token_logprobs
 from keju.training.cache_folder import warn_if_open
 from keju.training.stage_model import autocast_of, model_inside, passes_of
@@ -89,9 +90,9 @@ def reference_trees(
     name = [model_key(model_inside(passes))]
     name += [str(dtype).removeprefix("torch.")] if dtype is not None else []
     name += ["tokens"] if by_token else []
-    path = Path(cache_dir).expanduser() / f"{'_'.join(name)}.jsonl"
+    journal = Journal(Path(cache_dir).expanduser() / f"{'_'.join(name)}.jsonl")
     known = _Numbers(trees, by_token)
-    known.read(path)
+    known.read(journal)
     missing = np.flatnonzero(~known.is_there)
     on_tree(len(trees) - len(missing))
     compute = answer_token_logprobs if by_token else answer_logprobs
@@ -99,14 +100,13 @@ def reference_trees(
     for number, index in enumerate(missing):
         known.set(known.keys[index], computed.of(number))
     if len(missing) and write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            for number, index in enumerate(missing):
-                numbers = computed.of(number).tolist()
-                if by_token:
-                    numbers = _by_branch(numbers, trees[index])
-                key = known.keys[index].ljust(KEY_BYTES, b"\0").hex()  # numpy takes zeros off the end
-                file.write(json.dumps({"tree": key, "logprobs": numbers}) + "\n")
+        journal.extend(
+            {
+                "tree": known.keys[index].ljust(KEY_BYTES, b"\0").hex(),  # numpy takes zeros off the end
+                "logprobs": _by_branch(computed.of(number).tolist(), trees[index] if by_token else None),
+            }
+            for number, index in enumerate(missing)
+        )
     return ReferenceTrees(trees, known.found, by_token=by_token, num_computed=len(missing))
 
 
@@ -126,14 +126,11 @@ class _Numbers:
         self._order = np.argsort(self.keys, kind="stable")
         self._sorted = self.keys[self._order]
 
-    def read(self, path: Path) -> None:
-        if path.exists():
-            with path.open(encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    with suppress(ValueError, KeyError, TypeError):
-                        row = json.loads(line)
-                        numbers = chain.from_iterable(row["logprobs"]) if self._by_token else row["logprobs"]
-                        self.set(bytes.fromhex(row["tree"]), [float(number) for number in numbers])
+    def read(self, journal: Journal) -> None:
+        for row in journal.read(on_bad_line="skip"):
+            with suppress(ValueError, KeyError, TypeError):
+                numbers = chain.from_iterable(row["logprobs"]) if self._by_token else row["logprobs"]
+                self.set(bytes.fromhex(row["tree"]), [float(number) for number in numbers])
 
     def set(self, key: bytes, numbers: Sequence[float] | np.ndarray) -> None:
         """Of every tree with this key, unless it has another number of branches or tokens."""
@@ -145,6 +142,8 @@ class _Numbers:
                 self.is_there[index] = True
 
 
-def _by_branch(numbers: list[float], tree: Segment) -> list[list[float]]:
+def _by_branch(numbers: list[float], tree: Segment | None) -> list[float] | list[list[float]]:
+    if tree is None:  # they are one a branch
+        return numbers
     every = iter(numbers)
     return [list(islice(every, sum(branch.trained_flags))) for branch in tree.branches]

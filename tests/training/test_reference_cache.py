@@ -102,5 +102,7 @@ def test_what_changed_or_is_damaged_is_computed_again(tmp_path, by_token):
         path.write_bytes(content.encode("utf-8", "surrogateescape"))
         assert computed(trees) == 1
         np.testing.assert_allclose(*(np.hstack([np.hstack(t) for t in r]) for r in (results[0], results[-1])), 1e-5)
+    path.write_text("\n".join([*lines[:19], lines[19][:-9]]))  # as a kill leaves it
+    assert computed(trees) == 1 and computed(trees) == 0
     other = replace(trees[0], tokens=[*trees[0].tokens[:-1], 91])
     assert computed([other, *trees[1:]]) == 1
