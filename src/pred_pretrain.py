@@ -19,7 +19,7 @@ from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import Unencodable, placed
 from keju.eval.text_metrics import compare, describe
 from keju.models.generation import Response, generate_responses
-from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.models.loading import load_causal_lm, load_stage_tokenizer
 from keju.records.reading import first_records, read_records
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 from keju.records.turns import turn_of
@@ -71,10 +71,7 @@ class PredArguments(ThinkingArguments):
 def main() -> None:
     (args,) = parse_arguments(PredArguments, description=__doc__.splitlines()[0])
     folder = RunFolder(args.output_dir, "pred_pretrain", arguments=[args], overwrite=args.overwrite_output_dir)
-    flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(
-        args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
-    )
+    tokenizer = load_stage_tokenizer(args.model_name_or_path, args.tokenizer_name, chat_template=args.chat_template)
     set_seed(args.seed)
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, base=args.base_model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

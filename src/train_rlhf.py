@@ -46,7 +46,7 @@ from keju.training.engines import cut_up, read_deepspeed_config, zero_stage
 from keju.training.launch import run_stage
 from keju.training.op_builds import survive_killed_builds
 from keju.training.plots import plot_loss
-from keju.training.processes import process_index, start_deepspeed, wait_for_all
+from keju.training.processes import is_main_process, num_launched, start_deepspeed, wait_for_all
 from keju.training.progress import describe, warn_of_warmup
 from keju.training.stage import inspect, open_run, start_of
 from keju.training.starts import check_adapters, merged_start, name_start, remove_start
@@ -152,7 +152,7 @@ def verify_models(trainer: PPOTrainer) -> None:
 
 def start_processes(ppo: PPOArguments) -> None:
     """Raises ValueError for several processes without what they need."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = num_launched()
     if count > 1 and ppo.deepspeed is None:
         raise ValueError(f"--deepspeed: {count} processes train together under DeepSpeed; give a configuration")
     if count > 1 and ppo.rollout == "vllm":
@@ -285,7 +285,7 @@ def build_trainer(
         max_steps = max(1, math.ceil(ppo.num_train_epochs * len(prompts) / ppo.rollout_batch_size))
     num_updates = max_steps * ppo.ppo_epochs * ppo.num_mini_batches
     warmup_steps = ppo.warmup_steps if ppo.warmup_steps >= 1 else ppo.warmup_steps * num_updates
-    if process_index() == 0:
+    if is_main_process():
         warn_of_warmup(warmup_steps, num_updates)
     kl_controller = FixedKLController(ppo.kl_coef)
     if ppo.kl_target is not None:
@@ -341,7 +341,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Held-out reward and KL, with the same seed of sampling before and after; prints two samples."""
     scored, figures = evaluate_policy(trainer, prompts, seed=ppo.seed)
-    if process_index() == 0:
+    if is_main_process():
         print(f"held-out prompts, {when}: {describe(figures)}")
         print_samples(scored, tokenizer, count=2)
     return figures

@@ -17,7 +17,7 @@ from typing import Any
 
 from keju.records.locks import clear_leftovers
 from keju.records.writing import delete_folder, hidden_names, whole_folder, write_json
-from keju.training.processes import num_processes, process_index, wait_for_all
+from keju.training.processes import is_main_process, num_launched, num_processes, wait_for_all
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
@@ -46,7 +46,7 @@ def checkpoint_aside(
     written goes and nothing else. made_with: see keju.training.resuming.
     """
     folder, mark = run / f"checkpoint-{step}", f"{step:08x}"
-    is_main = process_index() == 0
+    is_main = is_main_process()
     if is_main and run.exists():
         clear_leftovers(run, r"checkpoint-\d+")
     # The first process makes the folder, and gives it its name; the others know what it is called until then.
@@ -154,7 +154,7 @@ def check_checkpoint(checkpoint: Path) -> None:
 def check_num_processes(checkpoint: Path) -> None:
     """Raises ValueError unless a whole checkpoint is of a run of as many processes as this."""
     before = read_manifest(checkpoint)["num_processes"]
-    now = int(os.environ.get("WORLD_SIZE", "1"))
+    now = num_launched()
     if before != now:
         raise ValueError(
             f"--resume_from_checkpoint: {checkpoint} is of a run of {before} process(es), this one has {now}: records "

@@ -29,6 +29,7 @@ from keju.training.checkpoints import (
     step_of,
 )
 from keju.training.old_files import START, all_within, but_start, delete
+from keju.training.processes import is_main_process
 from keju.training.provenance import describe_versions, plain_arguments, without_secrets
 from keju.training.resuming import OPTIMIZER, changed_inputs, changed_settings, deciding
 from keju.training.tee import TerminalLog
@@ -41,11 +42,6 @@ _current: RunFolder | None = None
 def current_run() -> RunFolder | None:
     """The run of this process, if one has been opened: where a crash is logged."""
     return _current
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes (rank 0 under torchrun and the deepspeed launcher)."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 class RunFolder:
