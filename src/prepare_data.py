@@ -56,9 +56,8 @@ from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
 from keju.encoding.workers import usable_cores
 from keju.models.configurations import named_sizes, size_fields
 from keju.models.loading import load_tokenizer
-from keju.records.json_text import json_rows
 from keju.records.locks import only_writer
-from keju.records.reading import ON_BAD_LINE
+from keju.records.reading import ON_BAD_LINE, iterate_rows
 from keju.records.writing import whole_folder, write_json, write_jsonl
 from keju.report.corpora import write_corpus_report
 from keju.report.corpora_terminal import show_corpus
@@ -345,8 +344,8 @@ def run_pipeline(args: PrepareDataArguments, plan: Plan, console: Console) -> bo
 def count_tokens(found: dict[str, Any], folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Adds to each file how long, in tokens, what is learned from its first rows is; these are in random order."""
     for pattern, counts in found["files"].items():
-        rows = islice(json_rows(min(folder.glob(pattern))), TOKENIZED_ROWS)
-        texts = [text for text in map(reply_of, rows) if text]
+        rows = islice(iterate_rows(min(folder.glob(pattern))), TOKENIZED_ROWS)
+        texts = [text for _, row in rows if (text := reply_of(row))]
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         lengths = Counter(length_class(len(one)) for one in ids)
         counts["token_lengths"] = dict(sorted(lengths.items()))
