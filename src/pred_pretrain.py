@@ -16,7 +16,7 @@ from transformers import set_seed
 
 from keju.encoding.dataset import nothing_usable
 from keju.encoding.encoder import Encoder
-from keju.encoding.refusals import Unencodable, placed
+from keju.encoding.refusals import Unencodable
 from keju.eval.text_metrics import compare, describe
 from keju.models.generation import Response, generate_responses
 from keju.models.loading import load_causal_lm, load_stage_tokenizer
@@ -129,11 +129,7 @@ def encoded_prompts(
 
 def prompt_ids(record: Record, encoder: Encoder, room: int | None, on_long: str) -> list[int]:
     """What the model reads; at most `room` tokens (None: no limit)."""
-    if isinstance(record, TextRecord):
-        with placed(record):
-            ids = encoder.prefix_ids(record.text)
-    else:
-        ids = encoder.record_prompt_ids(record)
+    ids = encoder.record_prompt_ids(record, continues_text=True)
     if room is None or len(ids) <= room:
         return ids
     if on_long == "error" or room < 2:
@@ -141,8 +137,7 @@ def prompt_ids(record: Record, encoder: Encoder, room: int | None, on_long: str)
             f"{record.where}: a prompt of {len(ids)} tokens leaves no room for --max_new_tokens in the positions of "
             "the model; lower it, or cut prompts with --on_long truncate"
         )
-    head = ids[:1] if ids[0] in encoder.special_ids else []
-    return head + ids[len(ids) - room + len(head) :]
+    return encoder.end_of(ids, room)
 
 
 def reference(record: Record) -> str | None:

@@ -53,7 +53,6 @@ from keju.training.starts import check_adapters, merged_start, name_start, remov
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import Chosen, ChosenTrees, RootTokens, lengths_of
-from keju.trees.segment import Segment
 
 
 def main() -> None:
@@ -98,12 +97,11 @@ def main() -> None:
             folder, models.model_name_or_path, base=models.base_model, dtype=models.dtype, tokenizer=tokenizer
         )
         models = replace(models, model_name_or_path=str(start), base_model=None, adapters=None)
-    trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx.trees, ranked.trees)
+    trainer = build_trainer(models, data, ppo, tokenizer, records, ptx, ranked)
     if is_merged and (models.share_base or ppo.rollout == "vllm"):
         name_start(folder, trainer.actor, trainer.critic)
     else:
         remove_start(folder)
-    trainer.where = records.where
     inspect(records, tokenizer, trainer.actor, form="prompt")
     verify_models(trainer)
     before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
@@ -244,9 +242,9 @@ def build_trainer(
     data: PPODataArguments,
     ppo: PPOArguments,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    ptx_trees: Sequence[Segment],
-    ranked_trees: Sequence[Segment],
+    records: EncodedRecords,
+    ptx: EncodedRecords,
+    ranked: EncodedRecords,
 ) -> PPOTrainer:
     translation, reward_tokenizer = reader_settings(models.reward_model_path, "--reward_model_path", data, tokenizer)
     deepspeed = read_deepspeed_config(ppo.deepspeed, bf16=models.bf16) if ppo.deepspeed else None
@@ -282,7 +280,7 @@ def build_trainer(
         freezing.apply(model, what=what)
     max_steps = ppo.max_steps
     if max_steps <= 0:
-        max_steps = max(1, math.ceil(ppo.num_train_epochs * len(prompts) / ppo.rollout_batch_size))
+        max_steps = max(1, math.ceil(ppo.num_train_epochs * len(records) / ppo.rollout_batch_size))
     num_updates = max_steps * ppo.ppo_epochs * ppo.num_mini_batches
     warmup_steps = ppo.warmup_steps if ppo.warmup_steps >= 1 else ppo.warmup_steps * num_updates
     if is_main_process():
@@ -296,9 +294,10 @@ def build_trainer(
         judge=load_reader(models.judge_model_path, "--judge_model_path", models, data, tokenizer)
         if models.judge_model_path
         else None,
-        ranked_trees=ranked_trees,
-        prompts=prompts,
-        ptx_trees=ptx_trees,
+        prompts=RootTokens(records.trees),
+        where=records.where,
+        ptx_trees=ptx.trees,
+        ranked_trees=ranked.trees,
         sampler=make_sampler(models, ppo, tokenizer),
         shaping=RewardShaping(
             kl_controller=kl_controller,

@@ -23,7 +23,7 @@ from keju.records.journal import Journal
 from keju.training.answer_scores import BranchNumbers, answer_logprobs, answer_token_logprobs
 from keju.training.cache_folder import warn_if_open
 from keju.training.stage_model import autocast_of, model_inside, passes_of
-from keju.trees.lazy_trees import ChosenTrees, LazyTrees, lengths_of
+from keju.trees.lazy_trees import ChosenTrees, JoinedTrees, LazyTrees, lengths_of
 from keju.trees.segment import Segment
 
 NAME = "ref_logprob"
@@ -71,15 +71,16 @@ class ReferenceTrees(LazyTrees):
 
 def reference_trees(
     model: nn.Module,
-    trees: Sequence[Segment],
+    parts: Sequence[Sequence[Segment]],
     *,
     token_budget: int,
     cache_dir: Path,
     by_token: bool = False,
     write: bool = True,
     on_tree: Callable[[int], None] = lambda count: None,
-) -> ReferenceTrees:
-    """`trees` with the reference log-probabilities of their branches from the cache, computing what is not there.
+) -> list[ReferenceTrees]:
+    """The trees of each part with the reference log-probabilities of their branches from the cache, computing what is
+    not there, for all parts together.
 
     `model` must be the reference as it stands (the policy before its first step). `write=False`: another process of
     this run writes the file. A damaged line, as a killed run may leave behind, counts as not there.
@@ -91,6 +92,7 @@ def reference_trees(
     name += [str(dtype).removeprefix("torch.")] if dtype is not None else []
     name += ["tokens"] if by_token else []
     journal = Journal(Path(cache_dir).expanduser() / f"{'_'.join(name)}.jsonl")
+    trees = JoinedTrees(parts)
     known = _Numbers(trees, by_token)
     known.read(journal)
     missing = np.flatnonzero(~known.is_there)
@@ -107,7 +109,14 @@ def reference_trees(
             }
             for number, index in enumerate(missing)
         )
-    return ReferenceTrees(trees, known.found, by_token=by_token, num_computed=len(missing))
+    found, first = [], 0
+    for part in parts:
+        last = first + len(part)
+        numbers = BranchNumbers(known.found.flat, known.found.starts[first : last + 1])
+        num_computed = int(((first <= missing) & (missing < last)).sum())
+        found.append(ReferenceTrees(part, numbers, by_token=by_token, num_computed=num_computed))
+        first = last
+    return found
 
 
 class _Numbers:

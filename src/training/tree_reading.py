@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, Protocol
@@ -77,8 +77,7 @@ def read_trees(
     found = stored or request.encoded()
     cap = "--max_eval_samples" if flag == "--eval_filename" else "--max_train_samples"
     request.show_cap(found, cap, Path(data.token_cache_dir).expanduser())
-    found.digest = digest_of(request.digests(Path(data.token_cache_dir).expanduser()))
-    return found
+    return replace(found, digest=digest_of(request.digests(Path(data.token_cache_dir).expanduser())))
 
 
 def _instead(path: Path, flag: str) -> str:
@@ -140,7 +139,7 @@ class TreeRequest:
             raise ValueError(f"{self.path}: {found}")
         with Progress(len(read), f"encode {self.path.name}", unit="records") as bar:
             encoded = encode_records(read, self.encoder, self.form, on_bad_line=self.on_bad_line, on_record=bar.advance)
-        encoded.num_records, encoded.num_bad = len(read), len(bad)
+        encoded = replace(encoded, num_records=len(read), num_bad=len(bad))
         self._report([*bad, *encoded.skipped], len(bad) + encoded.num_skipped, len(read) + len(bad))
         return encoded
 
