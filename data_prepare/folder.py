@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
-
-from keju.records.writing import whole_folder
 
 REPORT = "report.json"
 
@@ -42,14 +39,6 @@ def own_files(folder: Path) -> list[Path]:
     report = _read_report(folder)
     parts = {REPORT, *report["contents"]} if report else set()
     return [path for path in folder.iterdir() if path.name not in parts]
-
-
-def new_folder(folder: str | Path) -> contextlib.AbstractContextManager[Path]:
-    """A fresh folder beside `folder` that takes its place when the block ends, and vanishes when the block fails.
-
-    Files of `folder` that are no part of an old data set are kept.
-    """
-    return whole_folder(folder, own=own_files)
 
 
 def describe(folder: Path, made_from: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from keju.data_prepare.corpus import BadRow, Piece
 from keju.data_prepare.raw_files import encoding_of, text_lines, whole_text
-from keju.records.json_text import BrokenArray, array_items, parsed
-from keju.records.opening import begins_array, blocks
+from keju.records.json_text import array_rows, parsed
+from keju.records.opening import begins_array
 
 Row = tuple[str, dict[str, Any]]  # ("file:line", object)
 
@@ -36,11 +36,8 @@ def json_file(folder: Path, piece: Piece) -> Iterator[Row | BadRow]:
             raise ValueError(f"{path}: {value}")
         yield _object(f"{piece.path}:1", value)
         return
-    try:
-        for number, value in array_items(blocks(path), encoding_of(path)):
-            yield _object(f"{piece.path}:{number}", value)
-    except BrokenArray as error:
-        raise ValueError(f"{path}:{error.line}: {error}") from error
+    for number, value in array_rows(path, encoding_of(path)):
+        yield _object(f"{piece.path}:{number}", value)
 
 
 def _object(where: str, value: Any) -> Row | BadRow:

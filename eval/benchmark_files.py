@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keju.records.reading import json_lines, row_value
+
 
 class BadRow(ValueError):
     """What is wrong with a row; whoever reads the file knows where it stands."""
@@ -78,19 +80,16 @@ class Files:
 
     def json_lines(self, path: Path) -> Iterator[Row]:
         """A row for each line, which must be a JSON object."""
-        for number, line in enumerate(_text(path).split("\n"), start=1):
-            if not line.strip():
-                continue
+        for number, line in json_lines(path):
             where = f"{path}:{number}"
             try:
-                fields = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                self.reject(where, f"malformed JSON ({error})")
-                continue
-            if isinstance(fields, dict):
-                yield Row(where, fields)
+                fields = row_value(line)
+                if not isinstance(fields, dict):
+                    raise BadRow("expected a JSON object")
+            except ValueError as error:
+                self.reject(where, error)
             else:
-                self.reject(where, "expected a JSON object")
+                yield Row(where, fields)
 
     def json(self, path: Path) -> Any:
         """The whole file as one JSON value. Raises ValueError: there is no row to skip."""

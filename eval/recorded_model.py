@@ -11,8 +11,7 @@ from typing import Any
 
 from keju.eval.answers import Examinee
 from keju.eval.scoring import OnBatch, Question
-from keju.records.journal import append_rows, read_rows
-from keju.records.writing import write_jsonl
+from keju.records.journal import Journal
 
 
 class RecordedModel:
@@ -25,10 +24,12 @@ class RecordedModel:
 
     def __init__(self, model: Examinee, path: str | Path, key: str) -> None:
         self.model = model
-        self.path, self.key = Path(path), key
-        self.known = _read(self.path, key)
         self.num_recalled = 0
-        self._is_whole = False
+        self._journal = Journal(path)
+        rows = self._journal.read()
+        self._is_begun = next(rows, {}).get("key") == key
+        self._key = key
+        self.known = {row["question"]: row["answer"] for row in rows} if self._is_begun else {}
 
     def score(self, questions: Sequence[Question], on_batch: OnBatch) -> list[list[float]]:
         keys = [_key(question.num_scored, question.prompt, *question.choices) for question in questions]
@@ -63,11 +64,11 @@ class RecordedModel:
         return [self.known[key] for key in keys]
 
     def _append(self, answers: dict[str, Any]) -> None:
-        if not self._is_whole:  # the first time written anew: a kill may have cut the last line short
-            write_jsonl(self.path, [{"key": self.key}, *map(_row, self.known.keys(), self.known.values())])
-            self._is_whole = True
+        if not self._is_begun:
+            self._journal.rewrite([{"key": self._key}])
+            self._is_begun = True
         self.known |= answers
-        append_rows(self.path, map(_row, answers.keys(), answers.values()))
+        self._journal.extend({"question": question, "answer": answer} for question, answer in answers.items())
 
 
 def _finite(answer: Any) -> Any:
@@ -77,20 +78,9 @@ def _finite(answer: Any) -> Any:
     return answer
 
 
-def _row(question: str, answer: Any) -> dict[str, Any]:
-    return {"question": question, "answer": answer}
-
-
 def _key(*parts: int | Sequence[int]) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for part in parts:
         ids = array("q", [part] if isinstance(part, int) else part)
         digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
     return digest.hexdigest()
-
-
-def _read(path: Path, key: str) -> dict[str, Any]:
-    rows = read_rows(path)
-    if next(rows, {}).get("key") != key:
-        return {}
-    return {row["question"]: row["answer"] for row in rows}

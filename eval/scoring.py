@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from keju.models.backbone import backbone_of, head_logprobs, tree_hidden_states
+from keju.models.evaluating import evaluating
 from keju.models.prefix_lm import PrefixLM
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.packing import pack
@@ -81,22 +82,20 @@ def score_questions(
     # Where the tokens of a prompt see each other in both directions, no two prompts begin alike.
     shares_prompts = not isinstance(backbone_of(model), PrefixLM)
     bundles = bundle(pieces, token_budget, shares_prompts=shares_prompts)
-    was_training = model.training
-    model.eval()
-    for row in pack([_length(item, pieces) for item in bundles], token_budget):
-        members = [place for number in row for place in bundles[number].members]
-        batch = PackedBatch.from_trees([_tree(bundles[number], pieces) for number in row])
-        last_tokens = [choice[-1] for place in members for choice in pieces[place].choices]
-        sums = iter(_choice_logprobs(model, batch, last_tokens))
-        for place in members:
-            found[place] = [next(sums) for _ in pieces[place].choices]
-        touched = dict.fromkeys(owners[place] for place in members)
-        whole = [index for index in touched if all(found[place] for place in places[index])]
-        done = {index: [value for place in places[index] for value in found[place]] for index in whole}
-        for index, values in done.items():
-            scores[index] = values
-        on_batch(done, batch.num_tokens)
-    model.train(was_training)
+    with evaluating(model):
+        for row in pack([_length(item, pieces) for item in bundles], token_budget):
+            members = [place for number in row for place in bundles[number].members]
+            batch = PackedBatch.from_trees([_tree(bundles[number], pieces) for number in row])
+            last_tokens = [choice[-1] for place in members for choice in pieces[place].choices]
+            sums = iter(_choice_logprobs(model, batch, last_tokens))
+            for place in members:
+                found[place] = [next(sums) for _ in pieces[place].choices]
+            touched = dict.fromkeys(owners[place] for place in members)
+            whole = [index for index in touched if all(found[place] for place in places[index])]
+            done = {index: [value for place in places[index] for value in found[place]] for index in whole}
+            for index, values in done.items():
+                scores[index] = values
+            on_batch(done, batch.num_tokens)
     return scores
 
 

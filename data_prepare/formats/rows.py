@@ -15,8 +15,8 @@ from typing import Any
 from keju.data_prepare.corpus import Piece
 from keju.data_prepare.formats.tables import Rows, csv_columns, csv_rows, filled_lines, tsv_rows
 from keju.data_prepare.raw_files import check_encoding, encoding_of, line_before, line_pieces
-from keju.records.json_text import BrokenArray, array_items, parsed
-from keju.records.opening import BEGINNING, begins_array, blocks, decoded, packing_of, read_bytes
+from keju.records.json_text import array_rows, parsed
+from keju.records.opening import BEGINNING, begins_array, decoded, packing_of, read_bytes
 from keju.records.shards import TABLES
 from keju.records.tables import parquet_file, table_rows
 
@@ -63,7 +63,7 @@ def rows_of(path: Path, piece: Piece) -> Rows:
     if kind == ".arrow":
         return table_rows(path)
     if kind == ".json" and begins_array(path):
-        return _array_rows(path)
+        return array_rows(path, encoding_of(path))
     if kind == ".csv":
         return csv_rows(path, piece)
     lines = filled_lines(path, piece)
@@ -86,13 +86,6 @@ def row_before(path: Path, piece: Piece) -> Any:
         return None
     # The line with the names of a table is no row.
     return next(tsv_rows(path, iter([(0, line)])), (0, None))[1] if kind_of(path) == ".tsv" else parsed(line)
-
-
-def _array_rows(path: Path) -> Rows:
-    try:
-        yield from array_items(blocks(path), encoding_of(path))
-    except BrokenArray as error:
-        raise ValueError(f"{path}:{error.line}: {error}") from error
 
 
 def _is_one_object(path: Path) -> bool:

@@ -12,7 +12,7 @@ from keju.data_prepare.pipeline.plan import PLAN, Plan
 from keju.data_prepare.pipeline.rows import context_of, reply_of
 from keju.data_prepare.pipeline.shards import SAMPLES, file_name, put_together
 from keju.data_prepare.step import Step, merge
-from keju.records.json_text import json_rows
+from keju.records.reading import iterate_rows
 
 FILE_KINDS = ("ranked", "chat", "pretrain", "prompts")  # from the one to look at first
 VOCABULARY_ROWS = 50_000
@@ -113,7 +113,7 @@ def training_texts(folder: Path) -> list[str]:
     paths = sorted(folder.glob("*_train*.jsonl*"))
     others = [path for path in paths if not path.name.startswith("prompts")]
     for path in others or paths:
-        for row in json_rows(path):
+        for _, row in iterate_rows(path):
             if len(texts) >= VOCABULARY_ROWS:
                 break
             texts += filter(None, (context_of(row), reply_of(row)))

@@ -18,7 +18,7 @@ from keju.encoding.refusals import Unencodable
 from keju.encoding.template_check import check_against_template, trained_text
 from keju.encoding.token_store import totals_of
 from keju.models.architecture import check_row
-from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.models.loading import load_causal_lm, load_stage_tokenizer
 from keju.records.reading import iterate_records
 from keju.stages.spec import stages, stages_with
 from keju.tokenizers.family import answer_end_id
@@ -50,9 +50,9 @@ def main() -> None:
     model_args, data, stage = parse_arguments(StartArguments, DoctorArguments, StageArguments, description=__doc__)
     form = stages()[stage.stage].form
     data.check_stage(stage.stage)
-    name = model_args.tokenizer_name or model_args.model_name_or_path
-    flag = "--tokenizer_name" if model_args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
+    tokenizer = load_stage_tokenizer(
+        model_args.model_name_or_path, model_args.tokenizer_name, chat_template=model_args.chat_template
+    )
     encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
     filename = data.train_filename or stages()[stage.stage].train_file
     encoded = read_trees(data, filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples)

@@ -24,7 +24,7 @@ from keju.eval.served_model import ServedModel, check_url
 from keju.eval.table import print_results
 from keju.eval.task import expand_tasks, load_task
 from keju.models.architecture import check_row, row_limit
-from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.models.loading import load_causal_lm, load_stage_tokenizer
 from keju.records.url_keys import url_without_key
 from keju.records.writing import write_json, write_jsonl
 from keju.report.evaluations import write_evaluation_report
@@ -113,10 +113,7 @@ def main() -> None:
         overwrite=args.overwrite_output_dir,
         goes_on=("model_name_or_path", "base_model", "tokenizer_name", "chat_template", "server_url", "dtype", "seed"),
     )
-    flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(
-        args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
-    )
+    tokenizer = load_stage_tokenizer(args.model_name_or_path, args.tokenizer_name, chat_template=args.chat_template)
     model, key, max_length = load_examinee(args, tokenizer)
     folder.begin()
     recorded = RecordedModel(model, folder.path / "scores.jsonl", key)

@@ -19,7 +19,7 @@ from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import totals_of
 from keju.eval.reward_figures import RankedAnswers, reward_figures, rewards_by_score
 from keju.models.architecture import check_row
-from keju.models.loading import load_scalar_model, load_tokenizer
+from keju.models.loading import load_scalar_model, load_stage_tokenizer
 from keju.records.reading import first_records, read_records
 from keju.records.record import RankedRecord
 from keju.records.writing import write_json, write_jsonl
@@ -54,8 +54,7 @@ class EvalRewardArguments(ThinkingArguments):
 def main() -> None:
     (args,) = parse_arguments(EvalRewardArguments, description=__doc__)
     folder = RunFolder(args.output_dir, "eval_reward", arguments=[args], overwrite=args.overwrite_output_dir)
-    flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
+    tokenizer = load_stage_tokenizer(args.model_name_or_path, args.tokenizer_name)
     model = load_scalar_model(
         args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True, base=args.base_model
     )

@@ -21,13 +21,13 @@ from keju.planning.rehearsal import Rehearsal, rehearse
 from keju.planning.settings import Settings, ladder
 from keju.planning.step import Step, model_config
 from keju.planning.workload import Workload
+from keju.records.writing import write_text
 from keju.stages.spec import stages_with
 from keju.training.arguments import BASE_MODEL_HELP, parse_arguments
 from keju.training.launch import run_stage
 from keju.training.plots import plot_stacks
 from keju.training.ranges import Fraction, PositiveFloat, PositiveInt, between
 from keju.training.stage_arguments import parse_overrides
-from keju.training.whole_file import write_whole
 
 GIB = 2**30
 WIDTH = 180  # of the table, also where the terminal is narrower: it would cut off the figures
@@ -143,8 +143,7 @@ def main() -> None:
     text = json.dumps(found, ensure_ascii=False, indent=2)
     if plan.output_dir:
         folder = Path(plan.output_dir).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "plan.json", (text + "\n").encode())
+        write_text(folder / "plan.json", text + "\n")
         draw(plan, tried, folder / "plan.png")
     if plan.json:
         print(text)

@@ -16,10 +16,10 @@ from transformers import set_seed
 
 from keju.encoding.dataset import nothing_usable
 from keju.encoding.encoder import Encoder
-from keju.encoding.refusals import Unencodable, placed
+from keju.encoding.refusals import Unencodable
 from keju.eval.text_metrics import compare, describe
 from keju.models.generation import Response, generate_responses
-from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.models.loading import load_causal_lm, load_stage_tokenizer
 from keju.records.reading import first_records, read_records
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 from keju.records.turns import turn_of
@@ -71,10 +71,7 @@ class PredArguments(ThinkingArguments):
 def main() -> None:
     (args,) = parse_arguments(PredArguments, description=__doc__)
     folder = RunFolder(args.output_dir, "pred_pretrain", arguments=[args], overwrite=args.overwrite_output_dir)
-    flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(
-        args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
-    )
+    tokenizer = load_stage_tokenizer(args.model_name_or_path, args.tokenizer_name, chat_template=args.chat_template)
     set_seed(args.seed)
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, base=args.base_model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -132,11 +129,7 @@ def encoded_prompts(
 
 def prompt_ids(record: Record, encoder: Encoder, room: int | None, on_long: str) -> list[int]:
     """What the model reads; at most `room` tokens (None: no limit)."""
-    if isinstance(record, TextRecord):
-        with placed(record):
-            ids = encoder.prefix_ids(record.text)
-    else:
-        ids = encoder.record_prompt_ids(record)
+    ids = encoder.record_prompt_ids(record, continues_text=True)
     if room is None or len(ids) <= room:
         return ids
     if on_long == "error" or room < 2:
@@ -144,8 +137,7 @@ def prompt_ids(record: Record, encoder: Encoder, room: int | None, on_long: str)
             f"{record.where}: a prompt of {len(ids)} tokens leaves no room for --max_new_tokens in the positions of "
             "the model; lower it, or cut prompts with --on_long truncate"
         )
-    head = ids[:1] if ids[0] in encoder.special_ids else []
-    return head + ids[len(ids) - room + len(head) :]
+    return encoder.end_of(ids, room)
 
 
 def reference(record: Record) -> str | None:

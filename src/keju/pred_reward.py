@@ -17,7 +17,7 @@ import torch
 from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import totals_of
 from keju.models.architecture import check_row
-from keju.models.loading import load_scalar_model, load_tokenizer
+from keju.models.loading import load_scalar_model, load_stage_tokenizer
 from keju.records.formats import detect
 from keju.records.reading import iterate_rows
 from keju.records.record import Answer, ChatRecord, RankedRecord
@@ -61,8 +61,7 @@ class PredRewardArguments(ThinkingArguments):
 def main() -> None:
     (args,) = parse_arguments(PredRewardArguments, description=__doc__)
     folder = RunFolder(args.output_dir, "pred_reward", arguments=[args], overwrite=args.overwrite_output_dir)
-    flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
+    tokenizer = load_stage_tokenizer(args.model_name_or_path, args.tokenizer_name)
     model = load_scalar_model(
         args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True, base=args.base_model
     )

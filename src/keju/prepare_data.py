@@ -27,7 +27,7 @@ from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLAS
 from keju.data_prepare.cleaning.contamination import write_evaluation_ngrams
 from keju.data_prepare.cleaning.settings import CleaningSettings
 from keju.data_prepare.data_set import corpus_module
-from keju.data_prepare.folder import REPORT, describe, new_folder, own_files, reusable_report
+from keju.data_prepare.folder import REPORT, describe, own_files, reusable_report
 from keju.data_prepare.in_memory import clean_rows, summary
 from keju.data_prepare.mixing import parse_mix
 from keju.data_prepare.pipeline import engine
@@ -56,10 +56,9 @@ from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
 from keju.encoding.workers import usable_cores
 from keju.models.configurations import named_sizes, size_fields
 from keju.models.loading import load_tokenizer
-from keju.records.json_text import json_rows
 from keju.records.locks import only_writer
-from keju.records.reading import ON_BAD_LINE
-from keju.records.writing import write_json, write_jsonl
+from keju.records.reading import ON_BAD_LINE, iterate_rows
+from keju.records.writing import whole_folder, write_json, write_jsonl
 from keju.report.corpora import write_corpus_report
 from keju.report.corpora_terminal import show_corpus
 from keju.training.arguments import parse_arguments
@@ -235,7 +234,7 @@ def build_in_memory(
         return track(items, description=label.ljust(20), console=console)
 
     data_set = corpus.build(seed=args.seed, max_items=args.max_idioms, track=progress)
-    with new_folder(args.output_dir) as folder:
+    with whole_folder(args.output_dir, own=own_files) as folder:
         clean_rows(data_set, cleaning, args.decontaminate)
         for name, rows in data_set.files.items():
             write_jsonl(folder / name, rows)
@@ -307,7 +306,7 @@ def build_from_files(
     if differ := differing(before, states(raw)):
         raise ValueError(f"--raw_dir {raw}: {differ[0]} changed while it was read; give the same command again")
     try:
-        with new_folder(args.output_dir) as folder:
+        with whole_folder(args.output_dir, own=own_files) as folder:
             found = collect(plan, folder) | {"not_read": left_out}
             write_vocabulary(training_texts(folder), args.vocab_size, folder, console)
             write_page(args, corpus, found, folder)
@@ -345,8 +344,8 @@ def run_pipeline(args: PrepareDataArguments, plan: Plan, console: Console) -> bo
 def count_tokens(found: dict[str, Any], folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Adds to each file how long, in tokens, what is learned from its first rows is; these are in random order."""
     for pattern, counts in found["files"].items():
-        rows = islice(json_rows(min(folder.glob(pattern))), TOKENIZED_ROWS)
-        texts = [text for text in map(reply_of, rows) if text]
+        rows = islice(iterate_rows(min(folder.glob(pattern))), TOKENIZED_ROWS)
+        texts = [text for _, row in rows if (text := reply_of(row))]
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         lengths = Counter(length_class(len(one)) for one in ids)
         counts["token_lengths"] = dict(sorted(lengths.items()))

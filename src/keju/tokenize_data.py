@@ -14,7 +14,7 @@ from pathlib import Path
 
 from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import DamagedStore, open_store
-from keju.models.loading import load_tokenizer
+from keju.models.loading import load_stage_tokenizer
 from keju.records.folds import Fold
 from keju.records.shards import record_files
 from keju.stages.spec import stages, stages_with
@@ -63,9 +63,9 @@ def main() -> None:
     tokenizer_args, data = parse_arguments(
         TokenizerArguments, TokenizeArguments, description=__doc__, takes_any_config=True
     )
-    flag = "--tokenizer_name" if tokenizer_args.tokenizer_name else "--model_name_or_path"
-    name = tokenizer_args.tokenizer_name or tokenizer_args.model_name_or_path
-    tokenizer = load_tokenizer(name, flag=flag, chat_template=tokenizer_args.chat_template)
+    tokenizer = load_stage_tokenizer(
+        tokenizer_args.model_name_or_path, tokenizer_args.tokenizer_name, chat_template=tokenizer_args.chat_template
+    )
     encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
     # The reward stage takes a part of its training records; the others, and held-out records, are whole.
     fold = Fold(data.fold) if data.stage == "reward" else None

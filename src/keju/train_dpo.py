@@ -9,7 +9,7 @@ python -m keju.train_dpo --model_name_or_path runs/sft --data_dir runs/data/idio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -50,7 +50,7 @@ from keju.training.stage import (
     train,
 )
 from keju.training.stage_model import passes_of
-from keju.trees.lazy_trees import ChosenTrees, JoinedTrees, lengths_of
+from keju.trees.lazy_trees import lengths_of
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.packing import pack_arrays
 from keju.trees.segment import Segment
@@ -109,29 +109,24 @@ def main() -> None:
     print(f"Trees hold {num_shared(records.trees):.2f} times fewer tokens than rows of prompt + answer would.")
     splits = [split for split in (records, held_out) if split]
     if is_kto:
-        for split in splits:
-            split.trees = MismatchedAnswers(split.trees, data.token_budget)
+        splits = [replace(split, trees=MismatchedAnswers(split.trees, data.token_budget)) for split in splits]
     if objective.needs_reference:
         guard(model, training)
-        trees = JoinedTrees([split.trees for split in splits])
-        with (
-            Progress(len(trees), "reference", unit="prompts") as bar,
-            readable(model, training) as passes,
-        ):
+        count = sum(map(len, splits))
+        with Progress(count, "reference", unit="prompts") as bar, readable(model, training) as passes:
             trees = reference_trees(
                 passes,
-                trees,
+                [split.trees for split in splits],
                 token_budget=data.token_budget,
                 cache_dir=Path(training.reference_cache_dir),
                 by_token=training.ld_alpha is not None,
                 write=folder.is_main,
                 on_tree=bar.advance,
             )
-        computed = trees.num_computed
-        print(f"Reference log-probabilities: {computed} computed, {len(trees) - computed} from the cache.")
-        records.trees = ChosenTrees(trees, range(len(records)))
-        if held_out:
-            held_out.trees = ChosenTrees(trees, range(len(records), len(trees)))
+        computed = sum(found.num_computed for found in trees)
+        print(f"Reference log-probabilities: {computed} computed, {count - computed} from the cache.")
+        splits = [replace(split, trees=found) for split, found in zip(splits, trees, strict=True)]
+    records, held_out = (*splits, None)[:2]
     model = add_adapters(model, model_args, task_type="CAUSAL_LM")
     outcome = train(
         model,

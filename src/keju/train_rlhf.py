@@ -47,14 +47,13 @@ from keju.training.engines import cut_up, read_deepspeed_config, zero_stage
 from keju.training.launch import run_stage
 from keju.training.op_builds import survive_killed_builds
 from keju.training.plots import plot_loss
-from keju.training.processes import process_index, start_deepspeed, wait_for_all
+from keju.training.processes import is_main_process, num_launched, start_deepspeed, wait_for_all
 from keju.training.progress import describe, warn_of_warmup
 from keju.training.stage import inspect, open_run, start_of
 from keju.training.starts import check_adapters, merged_start, name_start, remove_start
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import Chosen, ChosenTrees, RootTokens, lengths_of
-from keju.trees.segment import Segment
 
 
 def main() -> None:
@@ -99,12 +98,11 @@ def main() -> None:
             folder, models.model_name_or_path, base=models.base_model, dtype=models.dtype, tokenizer=tokenizer
         )
         models = replace(models, model_name_or_path=str(start), base_model=None, adapters=None)
-    trainer = build_trainer(models, data, ppo, tokenizer, prompts, ptx.trees, ranked.trees)
+    trainer = build_trainer(models, data, ppo, tokenizer, records, ptx, ranked)
     if is_merged and (models.share_base or ppo.rollout == "vllm"):
         name_start(folder, trainer.actor, trainer.critic)
     else:
         remove_start(folder)
-    trainer.where = records.where
     inspect(records, tokenizer, trainer.actor, form=STAGE.form)
     verify_models(trainer)
     before = evaluate(trainer, held_out, ppo, tokenizer, "before") if held_out else {}
@@ -153,7 +151,7 @@ def verify_models(trainer: PPOTrainer) -> None:
 
 def start_processes(ppo: PPOArguments) -> None:
     """Raises ValueError for several processes without what they need."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = num_launched()
     if count > 1 and ppo.deepspeed is None:
         raise ValueError(f"--deepspeed: {count} processes train together under DeepSpeed; give a configuration")
     if count > 1 and ppo.rollout == "vllm":
@@ -245,9 +243,9 @@ def build_trainer(
     data: PPODataArguments,
     ppo: PPOArguments,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    ptx_trees: Sequence[Segment],
-    ranked_trees: Sequence[Segment],
+    records: EncodedRecords,
+    ptx: EncodedRecords,
+    ranked: EncodedRecords,
 ) -> PPOTrainer:
     translation, reward_tokenizer = reader_settings(models.reward_model_path, "--reward_model_path", data, tokenizer)
     deepspeed = read_deepspeed_config(ppo.deepspeed, bf16=models.bf16) if ppo.deepspeed else None
@@ -283,10 +281,10 @@ def build_trainer(
         freezing.apply(model, what=what)
     max_steps = ppo.max_steps
     if max_steps <= 0:
-        max_steps = max(1, math.ceil(ppo.num_train_epochs * len(prompts) / ppo.rollout_batch_size))
+        max_steps = max(1, math.ceil(ppo.num_train_epochs * len(records) / ppo.rollout_batch_size))
     num_updates = max_steps * ppo.ppo_epochs * ppo.num_mini_batches
     warmup_steps = ppo.warmup_steps if ppo.warmup_steps >= 1 else ppo.warmup_steps * num_updates
-    if process_index() == 0:
+    if is_main_process():
         warn_of_warmup(warmup_steps, num_updates)
     kl_controller = FixedKLController(ppo.kl_coef)
     if ppo.kl_target is not None:
@@ -297,9 +295,10 @@ def build_trainer(
         judge=load_reader(models.judge_model_path, "--judge_model_path", models, data, tokenizer)
         if models.judge_model_path
         else None,
-        ranked_trees=ranked_trees,
-        prompts=prompts,
-        ptx_trees=ptx_trees,
+        prompts=RootTokens(records.trees),
+        where=records.where,
+        ptx_trees=ptx.trees,
+        ranked_trees=ranked.trees,
         sampler=make_sampler(models, ppo, tokenizer),
         shaping=RewardShaping(
             kl_controller=kl_controller,
@@ -342,7 +341,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Held-out reward and KL, with the same seed of sampling before and after; prints two samples."""
     scored, figures = evaluate_policy(trainer, prompts, seed=ppo.seed)
-    if process_index() == 0:
+    if is_main_process():
         print(f"held-out prompts, {when}: {describe(figures)}")
         print_samples(scored, tokenizer, count=2)
     return figures

@@ -28,7 +28,7 @@ def main() -> None:
     budget = sum(tree.num_tokens for tree in trees)
 
     with tempfile.TemporaryDirectory() as cache:
-        trees = reference_trees(ours(tiny_llama(args)), trees, token_budget=budget, cache_dir=Path(cache))
+        (trees,) = reference_trees(ours(tiny_llama(args)), [trees], token_budget=budget, cache_dir=Path(cache))
 
     def build_ours(folder, steps):
         settings = TrainingArguments(per_device_train_batch_size=len(trees), **common_settings(folder, steps))

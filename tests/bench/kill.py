@@ -123,7 +123,7 @@ def is_saving_model(run: Path, since: int = 0) -> bool:
     """Whether the model that the run ends with has begun to be written after `since` (ns)."""
     return any(
         _is_newer(path, since)
-        for pattern in (".saving", "config.json", "adapter_config.json", "*.safetensors")
+        for pattern in (".files.*.part", "config.json", "adapter_config.json", "*.safetensors")
         for path in run.glob(pattern)
     )
 

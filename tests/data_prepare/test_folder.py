@@ -4,14 +4,14 @@ import os
 
 import pytest
 
-from keju.data_prepare.folder import REPORT, describe, new_folder, reusable_report
-from keju.records.writing import write_json
+from keju.data_prepare.folder import REPORT, describe, own_files, reusable_report
+from keju.records.writing import whole_folder, write_json
 
 MADE_FROM = {"corpus": "idiom", "seed": 1}
 
 
 def write_data_set(folder, made_from=MADE_FROM, text="甲"):
-    with new_folder(folder) as aside:
+    with whole_folder(folder, own=own_files) as aside:
         (aside / "train.jsonl").write_text(text, encoding="utf-8")
         (aside / "tokenizer").mkdir()
         (aside / "tokenizer" / "tokenizer.json").write_text("{}")
@@ -65,7 +65,7 @@ def test_overwriting_replaces_the_data_set_and_keeps_other_files(tmp_path):
     folder = tmp_path / "data"
     write_data_set(folder)
     (folder / "notes.txt").write_text("mine")
-    with new_folder(folder) as aside:
+    with whole_folder(folder, own=own_files) as aside:
         (aside / "dev.jsonl").write_text("乙")
         write_json(aside / REPORT, describe(aside, MADE_FROM))
     assert sorted(os.listdir(folder)) == ["dev.jsonl", "notes.txt", REPORT]
@@ -74,11 +74,11 @@ def test_overwriting_replaces_the_data_set_and_keeps_other_files(tmp_path):
 
 def test_failure_leaves_what_was_there(tmp_path):
     folder = tmp_path / "data"
-    with pytest.raises(RuntimeError), new_folder(folder):
+    with pytest.raises(RuntimeError), whole_folder(folder, own=own_files):
         raise RuntimeError("died")
     assert os.listdir(tmp_path) == []
     write_data_set(folder)
-    with pytest.raises(RuntimeError), new_folder(folder) as aside:
+    with pytest.raises(RuntimeError), whole_folder(folder, own=own_files) as aside:
         (aside / "train.jsonl").write_text("half")
         raise RuntimeError("died")
     assert reusable_report(folder, MADE_FROM, overwrite=False) is not None

@@ -204,7 +204,7 @@ def test_files_of_other_shapes_are_named(tmp_path):
     check("tnews", {"dev.json": "甲\n"}, "dev.json:1: malformed JSON")
     check("tnews", {"dev.json": "[" * 100_000}, "dev.json:1: malformed JSON")
     (tmp_path / "dev.json").write_bytes("{}甲".encode("gbk"))
-    with pytest.raises(ValueError, match="dev.json: not UTF-8"):
+    with pytest.raises(ValueError, match="dev.json:1: not UTF-8"):
         load_task("tnews").items(Files(tmp_path), "official", "dev")
     with pytest.raises(ValueError, match="--data_dir: .*absent does not exist"):
         Files(tmp_path / "absent")
@@ -226,3 +226,17 @@ def test_where_the_files_of_a_benchmark_may_lie(tmp_path):
         root = tmp_path / f"case{name.replace('/', '-')}"
         (root / name).mkdir(parents=True)
         assert Files(root, folders).folder == root / name
+
+
+def test_lines_of_json_are_read_as_those_of_records_are(tmp_path):
+    path = tmp_path / "rows.json"
+    good = '{"text": "甲\u2028乙"}'.encode()
+    path.write_bytes(b"\xef\xbb\xbf" + good + b"\r\n\n" + b'{"text": "\xff"}\n' + b"[1]\n{\n" + good)
+    files = Files(tmp_path, on_bad_row="skip")
+    assert [(row.where, row.fields) for row in files.json_lines(path)] == [
+        (f"{path}:{number}", {"text": "甲\u2028乙"}) for number in (1, 6)
+    ]
+    assert [rejected.partition(": ")[0] for rejected in files.rejected] == [f"{path}:{number}" for number in (3, 4, 5)]
+    assert "not UTF-8" in files.rejected[0] and "malformed JSON" in files.rejected[2]
+    with pytest.raises(ValueError, match="rows.json:3: not UTF-8"):
+        list(Files(tmp_path).json_lines(path))

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from keju.records.locks import only_writer
+from keju.records.locks import clear_leftovers, only_writer
 from keju.records.writing import whole_folder
 
 WRITER = """
@@ -55,6 +55,15 @@ def test_what_killed_writers_left_goes_and_what_they_moved_away_comes_back(tmp_p
         pass
     assert sorted(os.listdir(tmp_path)) == [".data.mine", ".data2.0123abcd.part", "data"]
     assert (tmp_path / "data" / "mine.txt").read_text() == "years of work"
+
+
+def test_leftovers_of_every_file_and_folder_or_of_those_named(tmp_path):
+    for name in (".step-1.0123abcd.part", ".step-2.0123abcd.old", ".steps.0123abcd.old", ".mine", ".step-1.part"):
+        (tmp_path / name).mkdir()
+    clear_leftovers(tmp_path, r"step-\d+")
+    assert sorted(os.listdir(tmp_path)) == [".mine", ".step-1.part", ".steps.0123abcd.old", "step-2"]
+    clear_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".mine", ".step-1.part", "step-2", "steps"]
 
 
 def test_own_files_of_a_folder_that_was_replaced_are_carried_over(tmp_path):

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from keju.records.reading import read_records
-from keju.records.writing import whole_file, whole_folder, write_json, write_jsonl
+from keju.records.writing import whole_file, whole_files, whole_folder, write_json, write_jsonl
 
 
 def test_round_trip_creates_folders_and_keeps_characters(tmp_path):
@@ -58,6 +58,20 @@ def test_json_is_indented_and_readable_by_others(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+def test_files_take_their_places_in_a_folder_that_keeps_the_others(tmp_path):
+    for name in ("weights", "log"):
+        (tmp_path / name).write_text("old")
+    with pytest.raises(RuntimeError, match="died"), whole_files(tmp_path) as aside:
+        (aside / "weights").write_text("half")
+        raise RuntimeError("died")
+    assert sorted(os.listdir(tmp_path)) == ["log", "weights"] and (tmp_path / "weights").read_text() == "old"
+    with whole_files(tmp_path) as aside:
+        (aside / "weights").write_text("new")
+        assert (tmp_path / "weights").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["log", "weights"]
+    assert [(tmp_path / name).read_text() for name in ("weights", "log")] == ["new", "old"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")

@@ -83,7 +83,8 @@ def ppo_folder(tmp_path):
         for step in (1, 2, 3)
         for n in range(7)
     ]
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
+    cut = '{"step": 4, "response": "\u2028{一}'  # by a kill
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples) + cut)
     (folder / "args.json").write_text(
         json.dumps(
             {"command": ["python", "-m", "keju.train_rlhf", "--a", "b c"], "arguments": {"kl_coef": 0.05, "seed": None}}

@@ -70,7 +70,7 @@ def test_responses_are_rendered_as_the_reward_model_was_trained(setting, reward_
         for branch, (text, finished) in zip(tree.branches, answers, strict=True):
             expected = reward_tokenizer.encode(text, add_special_tokens=False)
             assert list(branch.tokens) == [*expected, *([EOS] if finished else [])]
-    assert [branch.values["row"] for tree in trees for branch in tree.branches] == [0, 1, 2, 3]
+    assert [branch.number for tree in trees for branch in tree.branches] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("build", [build_llama, build_pangu])

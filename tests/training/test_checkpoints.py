@@ -50,9 +50,9 @@ def test_what_fails_leaves_nothing_and_deletes_nothing(tmp_path):
 
 
 def test_what_a_kill_left_behind_goes_with_the_next_one(tmp_path):
-    (tmp_path / ".checkpoint-1").mkdir()
-    (tmp_path / ".deleted-checkpoint-0").mkdir()
-    (tmp_path / ".checkpoint-1" / "half").write_text("half")
+    (tmp_path / ".checkpoint-2.00000002.part").mkdir()
+    (tmp_path / ".checkpoint-0.89abcdef.part").mkdir()
+    (tmp_path / ".checkpoint-2.00000002.part" / "half").write_text("half")
     assert checkpoints(tmp_path) == [] and newest_whole(tmp_path) is None
     write(tmp_path, 2)
     assert names(tmp_path) == ["checkpoint-2"]

@@ -92,7 +92,7 @@ def test_in_one_pack_policy_and_reference_are_equal_to_the_last_bit(tmp_path, kt
         objective = KTOObjective() if kto else PreferenceObjective()
         trees = MismatchedAnswers(long_trees(), 4096) if kto else long_trees()
         reader = StageModel(model, autocast=dtype)
-        trees = reference_trees(reader, trees, token_budget=4096, cache_dir=tmp_path)
+        (trees,) = reference_trees(reader, [trees], token_budget=4096, cache_dir=tmp_path)
         assert trees.num_computed == 6  # nothing that another precision has left in the cache
         batch = PackedBatch.from_trees(list(trees))
         output = StageModel(model, objective, dropout="none", autocast=dtype).train()(batch)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 import torch.multiprocessing
 
-from keju.training.processes import num_processes, own_parts, process_index, sum_over_processes
+from keju.training.processes import (
+    is_main_process,
+    num_launched,
+    num_processes,
+    own_parts,
+    process_index,
+    sum_over_processes,
+)
 
 
 def test_one_process_has_everything():
@@ -15,10 +22,19 @@ def test_one_process_has_everything():
     assert sum_over_processes(torch.tensor([2.0])).item() == 2
 
 
+def test_the_launcher_says_who_is_first_before_the_processes_meet(monkeypatch):
+    assert is_main_process() and num_launched() == 1
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not is_main_process() and num_launched() == 2
+    assert (num_processes(), process_index()) == (1, 0)  # nobody takes a part of this one's work
+
+
 def share(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     parts = [own_parts(range(count)) for count in (0, 1, 2, 5)]
     total = sum_over_processes(torch.tensor([sum(part for part, counts in parts[-1] if counts)]))
+    assert is_main_process() == (rank == 0)
     torch.save((parts, int(total)), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

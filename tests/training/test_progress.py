@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import Trainer
 
+from keju.records.journal import Journal
 from keju.training import progress
 from keju.training.arguments import StageTrainingArguments
 from keju.training.crash import NonFiniteLoss
 from keju.training.progress import Progress, RunCallback, clock, compact, figure, track
-from keju.training.run_folder import RunFolder, read_metrics
+from keju.training.run_folder import RunFolder
 from keju.training.tee import Tee
 
 
@@ -111,7 +112,7 @@ def train(tmp_path, model, **options):
 
 def test_metrics_of_a_trainer(tmp_path):
     run, summary = train(tmp_path, Line(), eval_strategy="steps", eval_steps=4)
-    rows = read_metrics(run.metrics_path)
+    rows = list(Journal(run.metrics_path).read())
     trained = [row for row in rows if "loss" in row]
     assert [row["step"] for row in trained] == [1, 2, 4, 6]
     assert [row["step"] for row in rows if "eval_loss" in row] == [4, 6][: len(rows) - len(trained)]

@@ -61,8 +61,8 @@ def numbers_of(tree: Segment, by_token: bool) -> list:
 def test_numbers_are_in_memory_and_trees_are_not(tmp_path, by_token, kto):
     model, watched = build_llama(), Watched(make_trees(200))
     trees = MismatchedAnswers(watched, BUDGET) if kto else watched
-    found = reference_trees(model, trees, token_budget=BUDGET, cache_dir=tmp_path, by_token=by_token)
-    again = reference_trees(model, trees, token_budget=BUDGET, cache_dir=tmp_path, by_token=by_token)
+    (found,) = reference_trees(model, [trees], token_budget=BUDGET, cache_dir=tmp_path, by_token=by_token)
+    (again,) = reference_trees(model, [trees], token_budget=BUDGET, cache_dir=tmp_path, by_token=by_token)
     assert watched.alive == 0 and watched.most <= 32  # those of a packed row, and the next one for each in KTO
     assert (found.num_computed, again.num_computed) == (200, 0)
     assert found.lengths.tolist() == [tree.num_tokens for tree in trees]
@@ -75,10 +75,23 @@ def test_numbers_are_in_memory_and_trees_are_not(tmp_path, by_token, kto):
             if by_token:
                 numbers = branch.token_values["ref_logprob"]
                 assert [number < 0 for number in numbers] == branch.trained_flags
-    sums = reference_trees(model, trees, token_budget=BUDGET, cache_dir=tmp_path / "other")
+    (sums,) = reference_trees(model, [trees], token_budget=BUDGET, cache_dir=tmp_path / "other")
     for tree, whole in zip(found, sums, strict=True):
         own = [sum(n) if by_token else n for n in numbers_of(tree, by_token)]
         assert own == pytest.approx(numbers_of(whole, False), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_parts_are_packed_together_and_each_gets_its_own(tmp_path, by_token):
+    model, trees = build_llama(), make_trees(20)
+    settings = {"token_budget": BUDGET, "by_token": by_token}
+    (whole,) = reference_trees(model, [trees], cache_dir=tmp_path / "whole", **settings)
+    for parts in ([trees[:13], trees[13:]], [trees[:1], [], trees[1:]]):
+        found = reference_trees(model, parts, cache_dir=tmp_path / f"{len(parts)}", **settings)
+        assert [tree for part in found for tree in part] == list(whole)
+        assert [part.num_computed for part in found] == list(map(len, parts))
+    first, second = reference_trees(model, [trees[:3], make_trees(30)[15:]], cache_dir=tmp_path / "whole", **settings)
+    assert (first.num_computed, second.num_computed) == (0, 10)
 
 
 @pytest.mark.parametrize("by_token", [False, True])
@@ -87,7 +100,7 @@ def test_what_changed_or_is_damaged_is_computed_again(tmp_path, by_token):
     trees.append(replace(trees[3]))  # twice the same
 
     def computed(trees) -> list:
-        found = reference_trees(model, trees, token_budget=BUDGET, cache_dir=tmp_path, by_token=by_token)
+        (found,) = reference_trees(model, [trees], token_budget=BUDGET, cache_dir=tmp_path, by_token=by_token)
         results.append([numbers_of(tree, by_token) for tree in found])
         return found.num_computed
 
@@ -102,5 +115,7 @@ def test_what_changed_or_is_damaged_is_computed_again(tmp_path, by_token):
         path.write_bytes(content.encode("utf-8", "surrogateescape"))
         assert computed(trees) == 1
         np.testing.assert_allclose(*(np.hstack([np.hstack(t) for t in r]) for r in (results[0], results[-1])), 1e-5)
+    path.write_text("\n".join([*lines[:19], lines[19][:-9]]))  # as a kill leaves it
+    assert computed(trees) == 1 and computed(trees) == 0
     other = replace(trees[0], tokens=[*trees[0].tokens[:-1], 91])
     assert computed([other, *trees[1:]]) == 1

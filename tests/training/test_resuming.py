@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 import kill
 
 from keju import pretrain, train_dpo, train_grpo, train_reward, train_rlhf, train_sft
+from keju.records.journal import Journal
 from keju.training import stage as training_stage
 from keju.training.checkpoints import MANIFEST, checkpoints
 from keju.training.launch import run_guarded
 from keju.training.resuming import NEUTRAL, apply_settings, changed_settings, deciding
-from keju.training.run_folder import read_metrics
 from keju.training.tree_trainer import TreeTrainer
 
 SCRIPTS = {
@@ -192,7 +192,7 @@ def test_a_new_learning_rate_is_used_where_it_is_asked_for(monkeypatch, folder, 
     said = capsys.readouterr().out
     assert "changed since checkpoint-2: --learning_rate 0.001 -> 0.004" in said and "--weight_decay 0.0 -> 0.1" in said
     before, after = (
-        {row["step"]: row["learning_rate"] for row in read_metrics(path / "metrics.jsonl") if "learning_rate" in row}
+        {row["step"]: row["learning_rate"] for row in Journal(path / "metrics.jsonl").read() if "learning_rate" in row}
         for path in (whole(folder, "sft"), output)
     )
     assert after[2] == before[2]
@@ -204,7 +204,7 @@ def test_a_new_learning_rate_is_used_where_it_is_asked_for(monkeypatch, folder, 
 def test_a_new_kl_coefficient_is_used_where_it_is_asked_for(monkeypatch, folder, tmp_path):
     output = until(folder, "rlhf", tmp_path / "run", 2)
     assert run(monkeypatch, "rlhf", folder, output, "--kl_coef", 7, "--resume_with_changes", *AUTO) == 0
-    rows = {row["step"]: row["kl_coef"] for row in read_metrics(output / "metrics.jsonl")}
+    rows = {row["step"]: row["kl_coef"] for row in Journal(output / "metrics.jsonl").read()}
     assert rows[2] < 1 and rows[3] == pytest.approx(7, rel=0.01)
 
 
@@ -216,9 +216,9 @@ def test_a_step_back_keeps_the_new_settings(monkeypatch, folder, tmp_path, capsy
     assert run(monkeypatch, "rlhf", folder, output, *flags, "--resume_with_changes", *AUTO) == 0
     assert "went back to checkpoint-2" in capsys.readouterr().out
     before, after = (
-        {row["step"]: row for row in read_metrics(path / "metrics.jsonl")} for path in (whole(folder, "rlhf"), output)
+        {row["step"]: row for row in Journal(path / "metrics.jsonl").read()} for path in (whole(folder, "rlhf"), output)
     )
-    (back, *_) = [row["step"] for row in read_metrics(output / "alarms.jsonl") if row["action"] == "rollback"]
+    (back, *_) = [row["step"] for row in Journal(output / "alarms.jsonl").read() if row["action"] == "rollback"]
     for step in (3, back + 1):  # the same step of the schedule twice
         assert after[step]["actor_learning_rate"] == pytest.approx(2 * before[3]["actor_learning_rate"])
     assert after[back + 1]["kl_coef"] == pytest.approx(2 * after[back]["kl_coef"], rel=0.05)  # --kl_target adapts it

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from keju.records.journal import Journal
 from keju.training.checkpoints import checkpoint_aside
-from keju.training.run_folder import RunFolder, current_run, is_finished, is_run, read_metrics
+from keju.training.run_folder import RunFolder, current_run, is_finished, is_run
 
 
 @dataclass
@@ -61,23 +62,23 @@ def test_metrics_stay_json(tmp_path):
     run = open_run(tmp_path)
     run.log_metrics({"step": 1, "loss": float("nan")})
     run.close()
-    assert read_metrics(run.metrics_path) == [{"step": 1, "loss": None}]
+    assert list(Journal(run.metrics_path).read()) == [{"step": 1, "loss": None}]
 
 
 def test_read_metrics_forgives_only_a_cut_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": ')
-    assert read_metrics(path) == [{"step": 1}]
+    assert list(Journal(path).read()) == [{"step": 1}]
     path.write_text('{"step": \n{"step": 2}\n')
     with pytest.raises(ValueError, match="metrics.jsonl:1: not JSON"):
-        read_metrics(path)
+        list(Journal(path).read())
 
 
 def test_refuses_a_folder_with_another_run(tmp_path):
     train(tmp_path).finish()
     with pytest.raises(ValueError, match="already holds a finished run .*--overwrite_output_dir$"):
         open_run(tmp_path)
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+    assert len(list(Journal(tmp_path / "metrics.jsonl").read())) == 2
 
 
 def test_refuses_foreign_files_even_with_overwrite(tmp_path):
@@ -133,7 +134,7 @@ class TestOverwrite:
         if write == "metrics":
             run.log_metrics({"step": 1})
             run.close()
-            assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+            assert list(Journal(tmp_path / "metrics.jsonl").read()) == [{"step": 1}]
         else:
             run.finish()
             assert not (tmp_path / "metrics.jsonl").exists() and is_finished(tmp_path)
@@ -202,7 +203,7 @@ def test_resume_takes_the_newest_whole_checkpoint_and_rewinds_metrics(tmp_path):
     (tmp_path / "checkpoint-5" / "model.safetensors").write_text("half")
     run = open_run(tmp_path, resume="auto")
     assert run.checkpoint == tmp_path / "checkpoint-4"
-    assert [row["step"] for row in read_metrics(run.metrics_path)] == [1, 2, 3, 4]
+    assert [row["step"] for row in Journal(run.metrics_path).read()] == [1, 2, 3, 4]
     run.close()
     assert json.loads((tmp_path / "args.json").read_text())["resumed_from"].endswith("checkpoint-4")
 
@@ -215,7 +216,7 @@ def test_resume_auto_starts_from_the_beginning_where_nothing_is(tmp_path):
 
 def test_what_a_killed_run_was_writing_goes(tmp_path):
     train(tmp_path, checkpoints=[1]).close()
-    for name in (".checkpoint-2", ".deleted-checkpoint-1", ".saving"):
+    for name in (".checkpoint-2.00000002.part", ".checkpoint-1.89abcdef.part", ".files.0123abcd.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").write_text("")
     (tmp_path / ".metrics.jsonl.0123abcd.part").write_text("")
@@ -269,7 +270,7 @@ def test_a_folder_that_is_removed_is_made_again(tmp_path, capsys):
     run.log_metrics({"step": 4, "loss": 0.4})
     run.finish()
     assert "was removed while the run goes on" in capsys.readouterr().err
-    assert is_finished(tmp_path / "run") and [row["step"] for row in read_metrics(run.metrics_path)] == [3, 4]
+    assert is_finished(tmp_path / "run") and [row["step"] for row in Journal(run.metrics_path).read()] == [3, 4]
 
 
 def test_a_clock_that_jumps_changes_no_duration(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from keju.encoding.chat_template import ChatTemplate, Turn
 from keju.encoding.refusals import TooLong, Unencodable, placed
 from keju.encoding.text_encoder import TextEncoder
 from keju.encoding.text_tokens import tokens_and_places
-from keju.records.record import Answer, ChatRecord, Message, RankedRecord, Record
+from keju.records.record import Answer, ChatRecord, Message, RankedRecord, Record, TextRecord
 from keju.tokenizers.family import renders_ids
 from keju.trees.segment import Segment
 
@@ -159,9 +159,11 @@ class Encoder(TextEncoder):
             return record.prompt, "", record.tools
         return [Message("user", record.text)], "", ""
 
-    def record_prompt_ids(self, record: Record) -> list[int]:
-        """`prompt_ids` of a record, however long they are."""
+    def record_prompt_ids(self, record: Record, *, continues_text: bool = False) -> list[int]:
+        """`prompt_ids` of a record, however long they are. continues_text: a text is gone on with, not answered."""
         with placed(record):
+            if continues_text and isinstance(record, TextRecord):
+                return self.prefix_ids(record.text)
             return self.prompt_ids(*self.prompt_of(record))
 
     def prompt_tree(self, record: Record) -> Segment:
@@ -361,8 +363,6 @@ class Encoder(TextEncoder):
             raise Unencodable(f"{type(self.tokenizer).__name__}: the format of the conversations has no tools")
         if any(message.reasoning for message in messages):
             raise Unencodable(f"{type(self.tokenizer).__name__}: the format of the conversations has no thoughts")
-
-    # -- details -----------------------------------------------------------------------------------------------------
 
 
 def _has_answers(messages: Sequence[Message]) -> bool:

@@ -124,12 +124,17 @@ class TextEncoder:
         if longest <= self.max_length:
             return prompt, answers
         self._too_long(longest, where)
-        # At least half of the length stays for the answers; a first-token (bos) stays in front of what is left.
+        # At least half of the length stays for the answers.
         room = self.max_length - min(max(map(len, answers), default=0), self.max_length // 2)
-        if len(prompt) > room:
-            head = prompt[:1] if prompt[0] in self.special_ids else []
-            prompt = head + prompt[len(prompt) - (room - len(head)) :]
+        prompt = self.end_of(prompt, room)
         return prompt, [ids[: self.max_length - len(prompt)] for ids in answers]
+
+    def end_of(self, prompt: list[int], room: int) -> list[int]:
+        """The last `room` tokens of a prompt, but for a first-token (bos), which stays in front of them."""
+        if len(prompt) <= room:
+            return prompt
+        head = prompt[:1] if prompt[0] in self.special_ids else []
+        return head + prompt[len(prompt) - (room - len(head)) :]
 
     def _too_long(self, length: int, where: str) -> None:
         if self.on_long != "truncate":

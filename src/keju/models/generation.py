@@ -5,14 +5,14 @@ Nothing is decoded and tokenised again on the way, so that what comes out can be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keju.models.decoding import decode
+from keju.models.evaluating import evaluating
 from keju.models.sampling import Sampling, choose, uniforms_of
 from keju.tokenizers.family import answer_end_id
 
@@ -64,7 +64,7 @@ def generate_responses(
     # Longest first: what does not fit into memory shows at once, and the estimate of the time left errs upwards.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     step = max(1, batch_size // num_responses)
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(order), step):
             chosen = order[start : start + step]
             drawn_for = [index if numbers is None else numbers[index] for index in chosen]
@@ -113,17 +113,6 @@ def name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
                 setattr(config, name, [index, *(other for other in known if other != index)])
             elif index is not None:
                 setattr(config, name, index)
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}  # not all alike where training has no dropout
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _check(model, prompts, max_new_tokens, num_responses, temperature, top_p, do_sample, batch_size) -> None:

@@ -82,6 +82,15 @@ def load_tokenizer(
     return tokenizer
 
 
+def load_stage_tokenizer(
+    model_name_or_path: str, tokenizer_name: str | None, *, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that a stage reads with: the one it is given, or else the model's own; see `load_tokenizer`."""
+    if tokenizer_name:
+        return load_tokenizer(tokenizer_name, flag="--tokenizer_name", chat_template=chat_template)
+    return load_tokenizer(model_name_or_path, flag="--model_name_or_path", chat_template=chat_template)
+
+
 def read_tokenizer(name: str, *, flag: str = "--tokenizer_name") -> PreTrainedTokenizerBase:
     """A tokenizer as its folder describes it. Raises ValueError without one, naming the file if it is damaged."""
     check_path(name, flag)

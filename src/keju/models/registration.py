@@ -48,6 +48,7 @@ PLUMBING = frozenset(
             "checkpoint_files",
             "configurations",
             "decoding",
+            "evaluating",
             "gathering",
             "generation",
             "layers",

@@ -9,18 +9,13 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from keju.records.opening import numbered_lines
+from keju.records.opening import blocks
 
 MAX_ITEM = 1 << 26  # characters; where an item does not end within them, it is malformed
 MAX_NAMES = 16  # by which the beginning of an item is known
 TAIL = 1 << 10  # characters, more than the beginning of an item has
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
-
-
-def json_rows(path: Path) -> Iterator[Any]:
-    """The values of a file of lines that a stage of ours has written, plain or compressed."""
-    return (json.loads(line) for _, line in numbered_lines(path))
 
 
 def parsed(text: str) -> Any:
@@ -39,6 +34,14 @@ class BrokenArray(ValueError):
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
         self.line = line
+
+
+def array_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, Any]]:
+    """The items of a file's array, see `array_items`. Raises ValueError "file:line: ..." where it cannot be read on."""
+    try:
+        yield from array_items(blocks(path), encoding)
+    except BrokenArray as error:
+        raise ValueError(f"{path}:{error.line}: {error}") from error
 
 
 def array_items(data: Iterable[bytes], encoding: str = "utf-8") -> Iterator[tuple[int, Any]]:

@@ -11,9 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from keju.records.writing import carry_over
-
-LEFTOVER = r"\.[0-9a-f]{8}\.(part|old)"  # after "." and the name; see `keju.records.writing.hidden_names`
+from keju.records.writing import LEFTOVER, carry_over
 
 
 @contextlib.contextmanager
@@ -36,7 +34,7 @@ def only_writer(
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise ValueError(f"{flag} {path}: nothing can be written to {path.parent} ({error.strerror})") from error
     try:
-        _clear_away(path, own)
+        clear_leftovers(path.parent, re.escape(path.name), own=own)
         yield
     finally:
         with contextlib.suppress(OSError):  # the folder around it may be gone
@@ -62,18 +60,29 @@ def _locked(lock: Path) -> int:
         os.close(descriptor)  # of a process that has removed it meanwhile
 
 
-def _clear_away(path: Path, own: Callable[[Path], Iterable[Path]]) -> None:
-    """Only for who holds the lock."""
-    leftover = re.compile(re.escape(f".{path.name}") + LEFTOVER)
-    left = sorted(found for found in path.parent.iterdir() if leftover.fullmatch(found.name))
-    for found in left:
+def clear_leftovers(
+    folder: Path, names: str = ".+", *, own: Callable[[Path], Iterable[Path]] = lambda folder: ()
+) -> None:
+    """Removes what killed writers left in `folder`; what one of them had just moved away comes back.
+
+    Only for who holds a lock: of somebody who writes there now it is taken away as well.
+
+    Args:
+        folder: where the files and folders are that they wrote.
+        names: of these, a regular expression.
+        own: as for `whole_folder`.
+    """
+    leftover = re.compile(rf"\.(?P<name>{names}){LEFTOVER}")
+    matches = map(leftover.fullmatch, sorted(os.listdir(folder)))
+    left = [(folder / match[0], folder / match["name"]) for match in matches if match]
+    for found, path in left:
         if found.suffix != ".old":
             continue
         if not path.exists():
             found.rename(path)
         elif path.is_dir():
             carry_over(own(found), path)
-    for found in left:
+    for found, _ in left:
         if found.is_dir() and not found.is_symlink():
             shutil.rmtree(found, ignore_errors=True)
         else:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, overload
 
 from keju.records.formats import detect
-from keju.records.json_text import BrokenArray, array_items, parsed
-from keju.records.opening import begins_array, blocks, decoded, numbered_lines
+from keju.records.json_text import array_rows, parsed
+from keju.records.opening import begins_array, decoded, numbered_lines
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 from keju.records.shards import plain_suffix, record_files
 from keju.records.tables import table_rows
@@ -139,8 +139,8 @@ def parse_row(raw: Any, where: str, kinds: tuple[type, ...] | None = None) -> Re
     return replace(record, where=where)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
-    """(line number, the line), of lines that are not blank."""
+def json_lines(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
+    """(line number, what `row_value` takes), of lines that are not blank."""
     for number, raw in numbered_lines(path):
         if isinstance(raw, ValueError):
             yield number, raw
@@ -163,20 +163,12 @@ def _text_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _json_file(path: Path) -> Iterator[tuple[int, Any]]:
     """An array of records; many a file named .json holds one record a line instead."""
-    return _json_array(path) if begins_array(path) else _json_lines(path)
-
-
-def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
-    """The items of an array with the line each begins at, or what is wrong with one."""
-    try:
-        yield from array_items(blocks(path))
-    except BrokenArray as error:
-        raise ValueError(f"{path}:{error.line}: {error}") from error
+    return array_rows(path) if begins_array(path) else json_lines(path)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
+    ".jsonl": json_lines,
+    ".ndjson": json_lines,
     ".json": _json_file,
     ".txt": _text_lines,
     ".parquet": table_rows,

@@ -1,4 +1,7 @@
-"""Write files and folders that are either whole or not there."""
+"""Files and folders that are either whole or not there, written by all of Keju's stages.
+
+What is under way has a hidden name beside the place it is for; what a kill leaves of it, `keju.records.locks` finds.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+LEFTOVER = r"\.[0-9a-f]{8}\.(part|old)"  # after "." and the name that is meant; see `hidden_names`
+
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object a line, UTF-8, creating the folder; returns the number of rows.
@@ -20,15 +25,20 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     The rows go to a file beside `path` that takes its name only when complete, so that a full disk or a kill never
     leaves half a file, nor destroys the one that was there. Raises ValueError for NaN and infinite numbers.
     """
-    return _write_whole(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    return _write(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write one indented JSON value, as wholly as `write_jsonl` does."""
-    _write_whole(path, [json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n"])
+    _write(path, [json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n"])
 
 
-def _write_whole(path: str | Path, parts: Iterable[str]) -> int:
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, as wholly as `write_jsonl` does."""
+    _write(path, [text])
+
+
+def _write(path: str | Path, parts: Iterable[str]) -> int:
     count = 0
     with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
         for part in parts:
@@ -56,15 +66,20 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: str | Path, *, own: Callable[[Path], Iterable[Path]] = lambda folder: ()) -> Iterator[Path]:
+def whole_folder(
+    folder: str | Path, *, own: Callable[[Path], Iterable[Path]] = lambda folder: (), mark: str | None = None
+) -> Iterator[Path]:
     """A fresh folder beside `folder` that takes its place when the block ends, and vanishes when the block fails.
 
-    own: which entries of a folder that is replaced are the user's own. They are carried over before it is, unless the
-    new folder has entries of these names; the others go. `keju.records.locks` brings into order what a kill leaves.
+    Args:
+        folder: its place.
+        own: which entries of a folder that is replaced are the user's own. They are carried over before it is, unless
+            the new folder has entries of these names; the others go.
+        mark: of `hidden_names`, where other processes write to the fresh folder too.
     """
     folder = Path(folder).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside, old = hidden_names(folder)
+    aside, old = hidden_names(folder, mark)
     aside.mkdir()
     try:
         yield aside
@@ -84,6 +99,30 @@ def whole_folder(folder: str | Path, *, own: Callable[[Path], Iterable[Path]] = 
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole_files(folder: str | Path) -> Iterator[Path]:
+    """A fresh folder whose files take their places in `folder` when the block ends: each is the old one or whole."""
+    folder = Path(folder)
+    aside, _ = hidden_names(folder / "files")
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for file in aside.iterdir():
+            file.replace(folder / file.name)
+    except BaseException as error:
+        _name_full_disk(error, aside, folder)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def delete_folder(folder: Path) -> None:
+    """Under another name first, so that a kill in the middle leaves no half of it."""
+    aside, _ = hidden_names(folder)
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
 def _name_full_disk(error: BaseException, aside: Path, path: Path) -> None:
     """What cannot be written is `path` to people; an error of writing to an open file names none."""
     if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -92,9 +131,12 @@ def _name_full_disk(error: BaseException, aside: Path, path: Path) -> None:
         error.filename = str(path)
 
 
-def hidden_names(path: Path) -> tuple[Path, Path]:
-    """Names beside `path` for what is to replace it and for what was replaced; LEFTOVER of `keju.records.locks`."""
-    mark = secrets.token_hex(4)
+def hidden_names(path: Path, mark: str | None = None) -> tuple[Path, Path]:
+    """Names beside `path` for what is to replace it and for what was replaced.
+
+    mark: eight hexadecimal digits in them; None: drawn, so that two writers never meet.
+    """
+    mark = mark or secrets.token_hex(4)
     return path.with_name(f".{path.name}.{mark}.part"), path.with_name(f".{path.name}.{mark}.old")
 
 

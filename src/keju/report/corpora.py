@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from keju.records.writing import write_text
 from keju.report.charts import Bar, bar_chart, column_chart
 from keju.report.page import page_context, page_environment
-from keju.training.whole_file import write_whole
 
 SOURCES_SHOWN = 12
 
@@ -25,7 +25,7 @@ def write_corpus_report(found: Mapping[str, Any], path: Path, *, title: str) -> 
         for number, step in enumerate(found["steps"])
     ]
     context = {"title": title, "files": files, "steps": steps, "missing": found["missing_wrong_answers"]}
-    write_whole(path, page.render(**context, **page_context()).encode())
+    write_text(path, page.render(**context, **page_context()))
 
 
 def _file(name: str, counts: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from keju.records.json_text import json_rows
+from keju.records.reading import iterate_rows
 
 SHOWN_CHARACTERS = 100  # of a text
 
@@ -28,7 +28,7 @@ def show_corpus(console: Console, folder: Path, report: Mapping[str, Any]) -> No
     for pattern, rows in report["rows"].items():
         names = fnmatch.filter(others, pattern)
         table.add_row(pattern, f"{rows:,}", f"{sum(others.pop(name) for name in names) / 1024:,.0f}")
-        row = next(json_rows(folder / names[0]))
+        _, row = next(iterate_rows(folder / names[0]))
         examples.setdefault(tuple(row), f"{pattern}: {json.dumps(shortened(row), ensure_ascii=False)}")  # one of a kind
     for name, size in others.items():
         table.add_row(name, "", f"{size / 1024:,.0f}")

@@ -11,10 +11,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from keju.records.writing import write_text
 from keju.report.charts import Bar, bar_chart
 from keju.report.page import markdown_environment, page_context, page_environment
 from keju.report.stages import verdict
-from keju.training.whole_file import write_whole
 
 # What makes two results comparable at all, and what should be equal beside it.
 ROW = ("task", "protocol", "num_shots", "split", "conversation")
@@ -57,9 +57,8 @@ def write_evaluation_report(folders: Sequence[str | Path], out: str | Path) -> P
     plain.filters["percent"] = _percent
     text = plain.get_template("evaluations.md.j2").render(**context, **page_context())
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "report.html", page.encode("utf-8"))
-    write_whole(out / "report.md", text.encode("utf-8"))
+    write_text(out / "report.html", page)
+    write_text(out / "report.md", text)
     return out / "report.html"
 
 

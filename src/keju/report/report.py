@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from keju.eval.statistics import wilson_interval
+from keju.records.writing import write_text
 from keju.report.charts import Bar, bar_chart
 from keju.report.page import page_context, page_environment
 from keju.report.stages import STAGES, gather, verdict
-from keju.training.whole_file import write_whole
 
 
 def write_report(summary: Mapping[str, Any], runs: Mapping[str, Path], out: str | Path) -> Path:
@@ -41,7 +41,7 @@ def write_report(summary: Mapping[str, Any], runs: Mapping[str, Path], out: str 
             **page_context(),
         )
     )
-    write_whole(out, page.encode("utf-8"))
+    write_text(out, page)
     return Path(out)
 
 

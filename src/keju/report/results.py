@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from keju.records.journal import Journal
+from keju.records.writing import write_text
 from keju.report.page import markdown_environment, page_context
 from keju.training.plots import plot_over_seeds
-from keju.training.run_folder import read_metrics
-from keju.training.whole_file import write_whole
 
 # Column of the figures -> (head of the table, how a number is written).
 COLUMNS = {
@@ -35,7 +35,7 @@ PICTURE = "results.png"
 
 def write_results(summary: Mapping[str, Any], ppo_runs: Mapping[str, Sequence[Path]], folder: Path) -> Path:
     """summary: "seeds", "seconds" and results[model][policy], the figures of each seed. Returns the page's path."""
-    curves = {model: [read_metrics(run / "metrics.jsonl") for run in runs] for model, runs in ppo_runs.items()}
+    curves = {model: [list(Journal(run / "metrics.jsonl").read()) for run in runs] for model, runs in ppo_runs.items()}
     plot_over_seeds(curves, folder / PICTURE, CURVES)
     tables = [
         (model, [(name, [spread(rows, *item) for item in COLUMNS.items()]) for name, rows in policies.items()])
@@ -54,7 +54,7 @@ def write_results(summary: Mapping[str, Any], ppo_runs: Mapping[str, Sequence[Pa
         )
     )
     path = folder / "results.md"
-    write_whole(path, text.encode())
+    write_text(path, text)
     return path
 
 

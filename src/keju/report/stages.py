@@ -13,11 +13,10 @@ from typing import Any
 from markupsafe import Markup
 
 from keju.eval.statistics import wilson_interval
-from keju.records.journal import read_rows
+from keju.records.journal import Journal
 from keju.report.charts import Line, chart_rows, line_chart
 from keju.stages.spec import stages
 from keju.training.plots import metric_series, smooth
-from keju.training.run_folder import read_metrics
 
 # In the order of the pipeline: folder of the run and key in summary.json -> stage.
 STAGES = {stage.folder: stage for stage in stages().values() if stage.folder}
@@ -63,7 +62,7 @@ def gather(key: str, figures: Mapping[str, Any] | None, folder: Path | None) -> 
     if folder is None or not folder.is_dir():
         return stage
     stage.folder = str(folder)
-    rows = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    rows = list(Journal(folder / "metrics.jsonl").read())
     stage.charts = [chart for chart in _charts(key, rows) if chart]
     drawn = {"loss.png"} if stage.charts else set()
     pictures = [path for path in sorted(folder.glob("*.png")) if path.name not in drawn]
@@ -73,8 +72,7 @@ def gather(key: str, figures: Mapping[str, Any] | None, folder: Path | None) -> 
         arguments = args.get("arguments", {})
         stage.settings = {name: arguments[name] for name in SETTINGS if arguments.get(name) not in (None, "", False)}
         stage.command = shlex.join(args.get("command", []))
-    if (folder / "samples.jsonl").is_file():
-        stage.samples = _samples(folder / "samples.jsonl")
+    stage.samples = _samples(list(Journal(folder / "samples.jsonl").read()))
     return stage
 
 
@@ -118,9 +116,8 @@ def _charts(key: str, rows: list[dict]) -> list[Markup]:
     return [line_chart([training, Line("held out", *metric_series(rows, "eval_loss"))], title="Loss")]
 
 
-def _samples(path: Path) -> list[tuple[str, list[dict]]]:
+def _samples(rows: list[dict]) -> list[tuple[str, list[dict]]]:
     """The first samples of the first and of the last step, different prompts where there are enough."""
-    rows = list(read_rows(path))
     if not rows:
         return []
     groups = []

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keju.models.gathering import in_pieces, whole_state_dict
 from keju.models.saved_weights import save_pretrained, verify_saved
-from keju.records.writing import write_json
+from keju.records.writing import whole_files, write_json
 from keju.rl.learners import Learner
 from keju.rl.ppo_trainer import PPOTrainer
 from keju.training.adapters import has_adapters, load_adapters
-from keju.training.checkpoints import STATE, checkpoint_aside, files_aside, read_manifest
+from keju.training.checkpoints import STATE, checkpoint_aside, read_manifest
 from keju.training.pickled_states import check_states
-from keju.training.processes import process_index
+from keju.training.processes import is_main_process, process_index
 from keju.training.resuming import OPTIMIZER, apply_settings, changed_settings, check_new_schedule
 
 ENGINE = "deepspeed"
@@ -36,9 +36,9 @@ def save_model(
     state: other weights than the model's own. All processes must call, the first one writes.
     """
     state = whole_state_dict(model) if state is None else state
-    if process_index():
+    if not is_main_process():
         return
-    with files_aside(folder) as aside:
+    with whole_files(folder) as aside:
         save_pretrained(model, aside, state)
         verify_saved(model, aside, state)
         tokenizer.save_pretrained(aside)
@@ -58,9 +58,9 @@ def save_checkpoint(
                 learner.engine.save_checkpoint(str(aside / name), tag=ENGINE, exclude_frozen_parameters=True)
             else:
                 torch.save(learner.optimizer.state_dict(), aside / f"{name}_optimizer.pt")
-        if trainer.average is not None and (process_index() == 0 or in_pieces(trainer.actor)):
+        if trainer.average is not None and (is_main_process() or in_pieces(trainer.actor)):
             save_file(trainer.average.weights, aside / _average_file(trainer))
-        if process_index() == 0:
+        if is_main_process():
             write_json(aside / STATE, {"global_step": trainer.step, **_numbers(trainer)})
 
 

@@ -371,7 +371,7 @@ class PPOTrainer:
         return sum_figures(found, self.actor.device)
 
     def _num_tokens(self, experience: Experience, trees: Sequence[Segment]) -> Tensor:
-        rows = [int(branch.values["row"]) for tree in trees for branch in tree.branches]
+        rows = [branch.number for tree in trees for branch in tree.branches]
         return experience.loss_mask[rows].sum()
 
     # -- what a step looks at ----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class ResponseTrees:
     """B responses of up to T actions. Masks are bool, True = counts."""
 
     rollouts: list[Rollout]  # without the responses that the mode drops
-    trees: list[Segment]  # values["row"] of a branch: its row below
+    trees: list[Segment]  # the `number` of a branch: its row below
     mask: Tensor  # [B, T] actions
     loss_mask: Tensor  # [B, T] actions that are trained
     score_index: Tensor  # int64 [B] the token of each response at which its score is read
@@ -83,7 +83,7 @@ def branch_trees(prompt: Sequence[int], responses: Mapping[int, Sequence[int]], 
         if tree.num_tokens + len(ids) > token_budget:
             yield tree
             tree = Segment(prompt)
-        tree.branches.append(Segment(ids, trained=True, values={"row": float(row)}))
+        tree.branches.append(Segment(ids, trained=True, number=row))
     yield tree
 
 
@@ -98,11 +98,11 @@ def own_batches(trees: Sequence[Segment], token_budget: int, device: torch.devic
 
 def action_coordinates(batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Row and column in the padded [B, T] tensors of each of the N predictions of a pack: int64 [N], [N]."""
-    rows = batch.values["row"][batch.target_segment].long()
+    rows = batch.segment_number[batch.target_segment]
     return rows, batch.token_index - batch.segment_start[batch.target_segment]
 
 
 def branch_rows(batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Segment and row of each response of a pack: int64 [R], [R]."""
-    (segments,) = (~batch.values["row"].isnan()).nonzero(as_tuple=True)
-    return segments, batch.values["row"][segments].long()
+    (segments,) = (batch.segment_number >= 0).nonzero(as_tuple=True)
+    return segments, batch.segment_number[segments]

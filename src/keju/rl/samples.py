@@ -1,12 +1,9 @@
 """samples.jsonl: what the policy wrote at each step, and what it got for it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from keju.records.journal import append_rows, read_rows
-from keju.records.writing import write_jsonl
 from keju.rl.experience import Experience
 from keju.rl.scoring import Scored
 
@@ -30,18 +27,6 @@ def sample_rows(scored: Scored, tokenizer: PreTrainedTokenizerBase, step: int) -
                 "finished": response.finished,
             }
             row += 1
-
-
-class SampleLog:
-    """Appends to samples.jsonl; a resumed run first drops what came after its checkpoint (`last_step`)."""
-
-    def __init__(self, path: Path, last_step: int = 0) -> None:
-        self.path = path
-        if path.is_file():
-            write_jsonl(path, (row for row in read_rows(path) if row["step"] <= last_step))
-
-    def append(self, rows: Iterator[dict] | list[dict]) -> None:
-        append_rows(self.path, rows)
 
 
 def print_samples(scored: Scored, tokenizer: PreTrainedTokenizerBase, count: int) -> None:

@@ -2,22 +2,20 @@
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from keju.records.journal import append_rows, read_rows
-from keju.records.writing import write_jsonl
+from keju.records.journal import Journal
 from keju.rl.checkpoint import load_checkpoint, save_checkpoint
 from keju.rl.health import Alarm, HealthMonitor
 from keju.rl.ppo_trainer import PPOTrainer
-from keju.rl.samples import SampleLog, print_samples, sample_rows
+from keju.rl.samples import print_samples, sample_rows
 from keju.training.checkpoints import checkpoints
 from keju.training.crash import MissingEos
 from keju.training.plots import plot_panels
 from keju.training.progress import Progress, describe
-from keju.training.run_folder import RunFolder, read_metrics
+from keju.training.run_folder import RunFolder
 from keju.training.stopping import Stopped, stop_asked, stopping_gracefully
 
 PANELS = {
@@ -54,9 +52,9 @@ class TrainingLoop:
     def run(self) -> None:
         """All steps that are left."""
         trainer, folder = self.trainer, self.folder
-        samples = SampleLog(folder.path / "samples.jsonl", last_step=trainer.step) if folder.is_main else None
-        rows = read_metrics(folder.metrics_path) if trainer.step else []  # of the run that is resumed
-        self._recall(rows)
+        rows = list(folder.metrics.read()) if folder.checkpoint else []  # of the run that is resumed
+        if folder.checkpoint:
+            self._recall(rows)
         logged = rows[-1] if rows else {}
         unfinished, num_tokens = 0, logged.get("num_tokens", 0)
         start = time.perf_counter() - logged.get("elapsed", 0.0)
@@ -76,8 +74,8 @@ class TrainingLoop:
                 row |= metrics | {"num_tokens": num_tokens, "elapsed": round(time.perf_counter() - start, 3)}
                 folder.log_metrics(row)
                 folder.write_log(f"step {trainer.step}/{trainer.max_steps}: {describe(row)}")
-                if samples is not None:
-                    samples.append(sample_rows(experience, self.tokenizer, trainer.step))
+                if folder.is_main:
+                    self.samples.extend(sample_rows(experience, self.tokenizer, trainer.step))
                 shown = {name: metrics[name] for name in ("reward", "kl", "response_length", "tokens_per_second")}
                 bar.advance(1, loss=metrics["policy_loss"], **shown)
                 # Without a single end there is nothing to learn ending from.
@@ -108,8 +106,12 @@ class TrainingLoop:
         plot_panels(self.folder.metrics_path, self.folder.path / "curves.png", PANELS, marks={"alarm": steps})
 
     @property
-    def alarms_path(self) -> Path:
-        return self.folder.path / "alarms.jsonl"
+    def samples(self) -> Journal:
+        return Journal(self.folder.path / "samples.jsonl")
+
+    @property
+    def alarm_log(self) -> Journal:
+        return Journal(self.folder.path / "alarms.jsonl")
 
     def _save(self) -> None:
         if self._saved_step != self.trainer.step:  # a step back has saved: once more would put the only one at risk
@@ -132,7 +134,7 @@ class TrainingLoop:
         rows = [{**alarm._asdict(), "action": action} for alarm in alarms]
         self.alarms += rows
         if self.folder.is_main:
-            append_rows(self.alarms_path, rows)
+            self.alarm_log.extend(rows)
             for alarm in alarms:
                 print(f"alarm at step {alarm.step}: {alarm.name}: {alarm.message}", flush=True)
         if action == "rollback":
@@ -161,12 +163,12 @@ class TrainingLoop:
         print(f"went back to {source.name}, --kl_coef is {controller.coef:g} now", flush=True)
 
     def _recall(self, rows: list[dict]) -> None:
-        """Brings alarms and monitor to where the run that is resumed had them."""
-        if self.alarms_path.is_file():
-            known = read_rows(self.alarms_path) if self.trainer.step else ()
-            self.alarms = [row for row in known if row["step"] <= self.trainer.step]
-            if self.folder.is_main:
-                write_jsonl(self.alarms_path, self.alarms)
+        """Brings alarms, monitor and samples to where the run that is resumed had them."""
+        self.alarms = [row for row in self.alarm_log.read() if row["step"] <= self.trainer.step]
+        if self.folder.is_main:
+            for journal in (self.alarm_log, self.samples):
+                if journal.path.is_file():
+                    journal.rewrite(row for row in journal.read() if row["step"] <= self.trainer.step)
         last = max(self._rollbacks(), default=0)
         for row in rows:
             if row["step"] > last:

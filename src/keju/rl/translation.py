@@ -26,7 +26,7 @@ class Translation:
         self.tokenizer, self.encoder, self.records = tokenizer, encoder, records
 
     def trees(self, rollouts: Sequence[Rollout], token_budget: int) -> list[Segment]:
-        """The responses in the reward model's ids, values["row"] counted through `rollouts`; never an empty branch."""
+        """The responses in the reward model's ids, numbered through `rollouts`; never an empty branch."""
         trees, row = [], 0
         for rollout in rollouts:
             messages, prefix, tools = self.encoder.prompt_of(self.records[rollout.prompt])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from keju.models.backbone import tree_logprobs, tree_token_scores
+from keju.models.evaluating import evaluating
 from keju.training.processes import num_processes, own_parts, sum_over_processes
 from keju.training.stage_model import passes_of
 from keju.trees.lazy_trees import lengths_of
@@ -98,27 +99,25 @@ def _of_branches(
     if not len(trees):
         return BranchNumbers(np.zeros(0, np.float32), starts)
     passes = passes_of(model)
-    was_training = model.training
-    model.eval()
     packs = pack_arrays(lengths_of(trees), token_budget)
     flat: Tensor | None = None
-    for number, (members, counts) in enumerate(own_parts(packs)):
-        batch = PackedBatch.from_trees([trees[index] for index in members])
-        found = passes(batch, read)
-        if flat is None:
-            flat = found[0].new_zeros(int(starts[-1]))
-        branches: list[list[Tensor]] = [[] for _ in members]
-        for numbers, tree, parent in zip(
-            found, batch.segment_tree.tolist(), batch.segment_parent.tolist(), strict=True
-        ):
-            if parent >= 0:
-                branches[tree].append(numbers)
-        if counts:
-            for index, numbers in zip(members, branches, strict=True):
-                if numbers:
-                    flat[starts[index] : starts[index + 1]] = torch.cat(numbers)
-        on_tree(sum(map(len, packs[number * num_processes() : (number + 1) * num_processes()])))
-    model.train(was_training)
+    with evaluating(model):
+        for number, (members, counts) in enumerate(own_parts(packs)):
+            batch = PackedBatch.from_trees([trees[index] for index in members])
+            found = passes(batch, read)
+            if flat is None:
+                flat = found[0].new_zeros(int(starts[-1]))
+            branches: list[list[Tensor]] = [[] for _ in members]
+            for numbers, tree, parent in zip(
+                found, batch.segment_tree.tolist(), batch.segment_parent.tolist(), strict=True
+            ):
+                if parent >= 0:
+                    branches[tree].append(numbers)
+            if counts:
+                for index, numbers in zip(members, branches, strict=True):
+                    if numbers:
+                        flat[starts[index] : starts[index + 1]] = torch.cat(numbers)
+            on_tree(sum(map(len, packs[number * num_processes() : (number + 1) * num_processes()])))
     flat = sum_over_processes(flat).cpu()
     return BranchNumbers((flat if flat.dtype == torch.float64 else flat.float()).numpy(), starts)
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from keju.records.writing import write_json
-from keju.training.processes import num_processes, process_index, wait_for_all
+from keju.records.locks import clear_leftovers
+from keju.records.writing import delete_folder, hidden_names, whole_folder, write_json
+from keju.training.processes import is_main_process, num_launched, num_processes, wait_for_all
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
@@ -45,53 +45,37 @@ def checkpoint_aside(
     are damaged or of a course that the run has left by resuming from an older one. When the block fails, what was
     written goes and nothing else. made_with: see keju.training.resuming.
     """
-    aside, folder = run / f".checkpoint-{step}", run / f"checkpoint-{step}"
-    is_main = process_index() == 0
-    if is_main:
-        for left in (*run.glob(".checkpoint-*"), *run.glob(".deleted-checkpoint-*")):  # by a run that was killed
-            shutil.rmtree(left)
-        aside.mkdir(parents=True)
-    wait_for_all()
-    try:
+    folder, mark = run / f"checkpoint-{step}", f"{step:08x}"
+    is_main = is_main_process()
+    if is_main and run.exists():
+        clear_leftovers(run, r"checkpoint-\d+")
+    # The first process makes the folder, and gives it its name; the others know what it is called until then.
+    others = nullcontext(hidden_names(folder.absolute(), mark)[0])
+    with whole_folder(folder, mark=mark) if is_main else others as aside:
+        wait_for_all()
         yield aside
         wait_for_all()
         if is_main:
-            _finish(aside, folder, made_with)
-            _delete(run, step, keep, {path.resolve() for path in spare if path is not None})
-    except BaseException:
-        if is_main:
-            shutil.rmtree(aside, ignore_errors=True)
-        raise
+            _describe_files(aside, made_with)
+    if is_main:
+        _flush_names(run)  # before an older checkpoint goes
+        _delete(run, step, keep, {path.resolve() for path in spare if path is not None})
     wait_for_all()
 
 
-@contextmanager
-def files_aside(folder: Path) -> Iterator[Path]:
-    """A folder to write files to that take their places in `folder` as the block ends: each is the old one or whole."""
-    aside = folder / ".saving"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        for file in aside.iterdir():
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _finish(aside: Path, folder: Path, made_with: Mapping[str, Any] | None) -> None:
+def _describe_files(aside: Path, made_with: Mapping[str, Any] | None) -> None:
     files = sorted(path for path in aside.rglob("*") if path.is_file())
     described = {path.relative_to(aside).as_posix(): _describe(path, flush=True) for path in files}
     manifest = {"num_processes": num_processes(), "made_with": made_with, "files": described}
     write_json(aside / MANIFEST, manifest)
-    if folder.exists():
-        _remove(folder)
-    os.replace(aside, folder)
-    parent = os.open(folder.parent, os.O_RDONLY)
+
+
+def _flush_names(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(parent)  # the name is on the disk before an older checkpoint goes
+        os.fsync(descriptor)
     finally:
-        os.close(parent)
+        os.close(descriptor)
 
 
 def _delete(run: Path, step: int, keep: int | None, spare: set[Path]) -> None:
@@ -101,14 +85,7 @@ def _delete(run: Path, step: int, keep: int | None, spare: set[Path]) -> None:
     later = [path for number, path in found if number > step]  # to be resumed from by nobody, least of all by `auto`
     for path in [*dispensable, *later]:
         if path.resolve() not in spare:
-            _remove(path)
-
-
-def _remove(folder: Path) -> None:
-    """Under another name first: a kill in the middle leaves no half of a checkpoint behind."""
-    doomed = folder.with_name(f".deleted-{folder.name}")
-    os.replace(folder, doomed)
-    shutil.rmtree(doomed)
+            delete_folder(path)
 
 
 def _describe(path: Path, *, flush: bool = False) -> dict[str, int | str]:
@@ -177,7 +154,7 @@ def check_checkpoint(checkpoint: Path) -> None:
 def check_num_processes(checkpoint: Path) -> None:
     """Raises ValueError unless a whole checkpoint is of a run of as many processes as this."""
     before = read_manifest(checkpoint)["num_processes"]
-    now = int(os.environ.get("WORLD_SIZE", "1"))
+    now = num_launched()
     if before != now:
         raise ValueError(
             f"--resume_from_checkpoint: {checkpoint} is of a run of {before} process(es), this one has {now}: records "

@@ -1,16 +1,12 @@
-"""What is deleted in the folder of a run: an older run that gives its place up, and what killed runs leave behind."""
+"""What is deleted in the folder of a run: an older run that gives its place up."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-# Files and folders under way: of keju.records.writing, keju.training.checkpoints and keju.rl.checkpoint.
-LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.(part|old)|\.(deleted-)?checkpoint-\d+|\.saving")
 # In the folder of a run: the model that it starts from, where that had to be made first (keju.training.starts).
 START = "start"
 
@@ -42,13 +38,6 @@ def delete(paths: Iterable[Path]) -> None:
         else:
             with contextlib.suppress(OSError):
                 path.rmdir()
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Only for a folder that is locked: nobody else is writing there."""
-    for left in folder.iterdir():
-        if LEFTOVER.fullmatch(left.name):
-            left.unlink() if _is_leaf(left) else shutil.rmtree(left)
 
 
 def _is_leaf(path: Path) -> bool:

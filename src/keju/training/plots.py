@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keju.training.run_folder import read_metrics
-from keju.training.whole_file import write_whole
+from keju.records.journal import Journal
+from keju.records.writing import whole_file
 
 if TYPE_CHECKING:  # a third of a second, and it looks for a home as it is imported
     from matplotlib.axes import Axes
@@ -24,7 +23,7 @@ INK, GRID = "#333333", "#E6E6E6"
 
 def plot_loss(metrics: str | Path, png: str | Path, *, title: str = "Loss") -> None:
     """Training loss (raw, and smoothed over it), held-out loss where there is one, and the learning rate below."""
-    rows = read_metrics(metrics)
+    rows = list(Journal(metrics).read())
     figure = _figure(7.0, 4.6, rows=2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     steps, losses = metric_series(rows, "loss")
@@ -56,7 +55,7 @@ def plot_panels(
 
     marks: steps to draw as dashed lines through all of them, by what they are.
     """
-    rows = read_metrics(metrics)
+    rows = list(Journal(metrics).read())
     count = math.ceil(len(panels) / 2)
     figure = _figure(10.0, 2.3 * count, rows=count, columns=2)
     grid = figure.subplots(count, 2, squeeze=False).flat
@@ -253,6 +252,5 @@ def _style(axes: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "", s
 
 
 def _save(figure: Figure, png: str | Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(png, content.getvalue())
+    with whole_file(png) as aside:
+        figure.savefig(aside, format="png")

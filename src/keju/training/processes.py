@@ -1,7 +1,12 @@
-"""What the processes of a run share: which part of the work is whose, and sums over all of them."""
+"""What the processes of a run share: which part of the work is whose, and sums over all of them.
+
+A launcher (torchrun, deepspeed) numbers its processes in the environment; later they find each other and are a group.
+Work is shared out in the group: processes that have not found each other do all of it, each for itself.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -21,6 +26,16 @@ def num_processes() -> int:
 
 def process_index() -> int:
     return torch.distributed.get_rank() if is_distributed() else 0
+
+
+def num_launched() -> int:
+    """How many processes the launcher has started, whether they have found each other yet or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes and speaks, of those that have been launched."""
+    return process_index() == 0 if is_distributed() else int(os.environ.get("RANK", "0")) == 0
 
 
 def wait_for_all() -> None:

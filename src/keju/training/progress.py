@@ -13,7 +13,8 @@ from rich.cells import chop_cells
 from transformers import TrainerCallback
 
 from keju.training.crash import NonFiniteLoss
-from keju.training.run_folder import RunFolder, current_run, is_main_process
+from keju.training.processes import is_main_process
+from keju.training.run_folder import RunFolder, current_run
 from keju.training.stopping import stop_asked
 from keju.training.tee import CLEAR_LINE, Tee
 from keju.training.terminal import fits, visible

@@ -19,10 +19,11 @@ import torch
 from torch import nn
 
 from keju.models.gathering import whole
+from keju.records.journal import Journal
 from keju.training.answer_scores import BranchNumbers, answer_logprobs, answer_token_logprobs
 from keju.training.cache_folder import warn_if_open
 from keju.training.stage_model import autocast_of, model_inside, passes_of
-from keju.trees.lazy_trees import ChosenTrees, LazyTrees, lengths_of
+from keju.trees.lazy_trees import ChosenTrees, JoinedTrees, LazyTrees, lengths_of
 from keju.trees.segment import Segment
 
 NAME = "ref_logprob"
@@ -70,15 +71,16 @@ class ReferenceTrees(LazyTrees):
 
 def reference_trees(
     model: nn.Module,
-    trees: Sequence[Segment],
+    parts: Sequence[Sequence[Segment]],
     *,
     token_budget: int,
     cache_dir: Path,
     by_token: bool = False,
     write: bool = True,
     on_tree: Callable[[int], None] = lambda count: None,
-) -> ReferenceTrees:
-    """`trees` with the reference log-probabilities of their branches from the cache, computing what is not there.
+) -> list[ReferenceTrees]:
+    """The trees of each part with the reference log-probabilities of their branches from the cache, computing what is
+    not there, for all parts together.
 
     `model` must be the reference as it stands (the policy before its first step). `write=False`: another process of
     this run writes the file. A damaged line, as a killed run may leave behind, counts as not there.
@@ -89,9 +91,10 @@ def reference_trees(
     name = [model_key(model_inside(passes))]
     name += [str(dtype).removeprefix("torch.")] if dtype is not None else []
     name += ["tokens"] if by_token else []
-    path = Path(cache_dir).expanduser() / f"{'_'.join(name)}.jsonl"
+    journal = Journal(Path(cache_dir).expanduser() / f"{'_'.join(name)}.jsonl")
+    trees = JoinedTrees(parts)
     known = _Numbers(trees, by_token)
-    known.read(path)
+    known.read(journal)
     missing = np.flatnonzero(~known.is_there)
     on_tree(len(trees) - len(missing))
     compute = answer_token_logprobs if by_token else answer_logprobs
@@ -99,15 +102,21 @@ def reference_trees(
     for number, index in enumerate(missing):
         known.set(known.keys[index], computed.of(number))
     if len(missing) and write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            for number, index in enumerate(missing):
-                numbers = computed.of(number).tolist()
-                if by_token:
-                    numbers = _by_branch(numbers, trees[index])
-                key = known.keys[index].ljust(KEY_BYTES, b"\0").hex()  # numpy takes zeros off the end
-                file.write(json.dumps({"tree": key, "logprobs": numbers}) + "\n")
-    return ReferenceTrees(trees, known.found, by_token=by_token, num_computed=len(missing))
+        journal.extend(
+            {
+                "tree": known.keys[index].ljust(KEY_BYTES, b"\0").hex(),  # numpy takes zeros off the end
+                "logprobs": _by_branch(computed.of(number).tolist(), trees[index] if by_token else None),
+            }
+            for number, index in enumerate(missing)
+        )
+    found, first = [], 0
+    for part in parts:
+        last = first + len(part)
+        numbers = BranchNumbers(known.found.flat, known.found.starts[first : last + 1])
+        num_computed = int(((first <= missing) & (missing < last)).sum())
+        found.append(ReferenceTrees(part, numbers, by_token=by_token, num_computed=num_computed))
+        first = last
+    return found
 
 
 class _Numbers:
@@ -126,14 +135,11 @@ class _Numbers:
         self._order = np.argsort(self.keys, kind="stable")
         self._sorted = self.keys[self._order]
 
-    def read(self, path: Path) -> None:
-        if path.exists():
-            with path.open(encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    with suppress(ValueError, KeyError, TypeError):
-                        row = json.loads(line)
-                        numbers = chain.from_iterable(row["logprobs"]) if self._by_token else row["logprobs"]
-                        self.set(bytes.fromhex(row["tree"]), [float(number) for number in numbers])
+    def read(self, journal: Journal) -> None:
+        for row in journal.read(on_bad_line="skip"):
+            with suppress(ValueError, KeyError, TypeError):
+                numbers = chain.from_iterable(row["logprobs"]) if self._by_token else row["logprobs"]
+                self.set(bytes.fromhex(row["tree"]), [float(number) for number in numbers])
 
     def set(self, key: bytes, numbers: Sequence[float] | np.ndarray) -> None:
         """Of every tree with this key, unless it has another number of branches or tokens."""
@@ -145,6 +151,8 @@ class _Numbers:
                 self.is_there[index] = True
 
 
-def _by_branch(numbers: list[float], tree: Segment) -> list[list[float]]:
+def _by_branch(numbers: list[float], tree: Segment | None) -> list[float] | list[list[float]]:
+    if tree is None:  # they are one a branch
+        return numbers
     every = iter(numbers)
     return [list(islice(every, sum(branch.trained_flags))) for branch in tree.branches]

@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from keju.records.journal import append_rows, read_rows
-from keju.records.writing import write_json, write_jsonl
+from keju.records.journal import Journal
+from keju.records.locks import clear_leftovers
+from keju.records.writing import write_json
 from keju.training.checkpoints import (
     check_checkpoint,
     check_num_processes,
@@ -27,7 +28,8 @@ from keju.training.checkpoints import (
     read_manifest,
     step_of,
 )
-from keju.training.old_files import START, all_within, but_start, delete, remove_leftovers
+from keju.training.old_files import START, all_within, but_start, delete
+from keju.training.processes import is_main_process
 from keju.training.provenance import describe_versions, plain_arguments, without_secrets
 from keju.training.resuming import OPTIMIZER, changed_inputs, changed_settings, deciding
 from keju.training.tee import TerminalLog
@@ -40,11 +42,6 @@ _current: RunFolder | None = None
 def current_run() -> RunFolder | None:
     """The run of this process, if one has been opened: where a crash is logged."""
     return _current
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes (rank 0 under torchrun and the deepspeed launcher)."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 class RunFolder:
@@ -144,6 +141,11 @@ class RunFolder:
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def metrics(self) -> Journal:
+        """One row ("step" and numbers) each time something is logged."""
+        return Journal(self.metrics_path)
+
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends one row ("step" and numbers) to metrics.jsonl. NaN and Inf, which JSON has not, become null."""
         if not self.is_main:
@@ -152,7 +154,7 @@ class RunFolder:
         if not self.path.is_dir():
             print(f"warning: {self.path} was removed while the run goes on; it is made again", file=sys.stderr)
             write_json(self.path / "args.json", self._describe())
-        append_rows(self.metrics_path, [{name: _finite(value) for name, value in row.items()}])
+        self.metrics.append({name: _finite(value) for name, value in row.items()})
 
     def write_log(self, line: str) -> bool:
         """One line for the log file alone; whether it is there."""
@@ -170,7 +172,7 @@ class RunFolder:
         reserved = figures.keys() & {"stage", "finished"}
         assert not reserved, f"{reserved} of summary.json belong to the run"
         self.begin()
-        rows = read_metrics(self.metrics_path) if self.metrics_path.is_file() else []
+        rows = list(self.metrics.read())
         summary = {
             "stage": self.stage,
             "finished": True,
@@ -239,7 +241,7 @@ class RunFolder:
                 f"--output_dir: {self.path} holds files that are not of a run (such as {min(entries).name}); "
                 "choose an empty or new folder"
             )
-        remove_leftovers(self.path)
+        clear_leftovers(self.path)
         if self.checkpoint is not None:
             self._rewind_metrics()
         elif _has_no_results(self.path):
@@ -289,21 +291,16 @@ class RunFolder:
         (self.path / "summary.json").unlink(missing_ok=True)
         if self.metrics_path.is_file():
             step = step_of(self.checkpoint)
-            rows = read_metrics(self.metrics_path)
+            rows = list(self.metrics.read())
             before = [row for row in rows if row.get("step", 0) < step]
             own = [row for row in rows if row.get("step", 0) == step]
-            write_jsonl(self.metrics_path, [*before, *own[: num_logged(self.checkpoint)]])
+            self.metrics.rewrite([*before, *own[: num_logged(self.checkpoint)]])
 
 
 @contextlib.contextmanager
 def _silent_stdout() -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. A last line that a kill cut short is left out."""
-    return list(read_rows(Path(path)))
 
 
 def is_run(path: str | Path) -> bool:

@@ -23,7 +23,7 @@ from keju.encoding.token_store import totals_of
 from keju.models.backbone import backbone_of, num_embeddings, tree_layout
 from keju.models.configurations import base_flag, check_model, check_rows
 from keju.models.gathering import in_pieces
-from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
+from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_stage_tokenizer
 from keju.models.quantization import is_quantized, nf4
 from keju.records.folds import Fold
 from keju.stages.spec import Stage
@@ -86,10 +86,9 @@ def prepare(folder: RunFolder, model_args: ModelArguments, data: DataArguments, 
         survive_killed_builds()
         _ = training.device  # its first use starts the process group
         start_deepspeed()
-    name, flag = model_args.model_name_or_path, "--model_name_or_path"
-    if model_args.tokenizer_name:
-        name, flag = model_args.tokenizer_name, "--tokenizer_name"
-    tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
+    tokenizer = load_stage_tokenizer(
+        model_args.model_name_or_path, model_args.tokenizer_name, chat_template=model_args.chat_template
+    )
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(training.deepspeed, model_args))
     return tokenizer, Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from keju.training.processes import process_index, sum_figures
+from keju.training.processes import is_main_process, sum_figures
 
 # Slurm sends SIGTERM or what --signal names, mostly SIGUSR1; Grid Engine SIGUSR1, SIGUSR2 or SIGXCPU; LSF SIGUSR2; a
 # closed terminal SIGHUP. process_launcher.py hands the same on to the processes of a run.
@@ -47,7 +47,7 @@ def _on_signal(signum, frame) -> None:
     if not _Signals.heard or _Signals.asked:  # asked twice: at once
         raise KeyboardInterrupt(name)
     _Signals.asked = name
-    if process_index() == 0:
+    if is_main_process():
         print(f"{name}: saving a checkpoint after this step (a second signal stops at once)", file=sys.stderr)
 
 

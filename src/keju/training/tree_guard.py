@@ -25,6 +25,7 @@ from keju.models.backbone import (
     tree_logprobs,
     unwrapped,
 )
+from keju.models.evaluating import evaluating
 from keju.models.gathering import in_pieces, whole
 from keju.models.prefix_lm import PrefixLM
 from keju.training.stage_model import StageModel, autocast_of, model_inside, passes_of
@@ -245,29 +246,26 @@ def _as_trained(model: nn.Module) -> Iterator[None]:
     What is trained beside a frozen base starts as if it were not there: a B of zeros, lengths that are those of the
     weights, copies of whole layers. A pass that leaves one of them out would compute the same.
     """
-    modes = {module: module.training for module in model.modules()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     idle = trained if hasattr(model, "peft_config") else []
     with whole(idle):
         before = [parameter.detach().clone() for parameter in idle]
     generator = torch.Generator().manual_seed(1)
     try:
-        model.eval()
         for parameter in trained:
             parameter.requires_grad_(False)
         with whole(idle, write=True):
             for parameter in idle:
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.data.add_(0.02 * noise)
-        yield
+        with evaluating(model):
+            yield
     finally:
         with whole(idle, write=True):
             for parameter, values in zip(idle, before, strict=True):
                 parameter.data.copy_(values)
         for parameter in trained:
             parameter.requires_grad_(True)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,10 +22,11 @@ from keju.encoding.token_store import MANIFEST, DamagedStore, StoredRecords, ope
 from keju.encoding.workers import usable_cores
 from keju.records.digests import data_digest, file_digest, remembered
 from keju.records.folds import Fold
+from keju.records.locks import clear_leftovers
 from keju.records.opening import packing_of
 from keju.records.reading import count_rows, iterate_records
 from keju.records.shards import TABLES, plain_suffix, record_files
-from keju.records.writing import hidden_names, whole_folder
+from keju.records.writing import delete_folder, whole_folder
 from keju.training.cache_folder import warn_if_open
 from keju.training.progress import Progress
 from keju.training.resuming import digest_of
@@ -77,8 +77,7 @@ def read_trees(
     found = stored or request.encoded()
     cap = "--max_eval_samples" if flag == "--eval_filename" else "--max_train_samples"
     request.show_cap(found, cap, Path(data.token_cache_dir).expanduser())
-    found.digest = digest_of(request.digests(Path(data.token_cache_dir).expanduser()))
-    return found
+    return replace(found, digest=digest_of(request.digests(Path(data.token_cache_dir).expanduser())))
 
 
 def _instead(path: Path, flag: str) -> str:
@@ -140,7 +139,7 @@ class TreeRequest:
             raise ValueError(f"{self.path}: {found}")
         with Progress(len(read), f"encode {self.path.name}", unit="records") as bar:
             encoded = encode_records(read, self.encoder, self.form, on_bad_line=self.on_bad_line, on_record=bar.advance)
-        encoded.num_records, encoded.num_bad = len(read), len(bad)
+        encoded = replace(encoded, num_records=len(read), num_bad=len(bad))
         self._report([*bad, *encoded.skipped], len(bad) + encoded.num_skipped, len(read) + len(bad))
         return encoded
 
@@ -170,11 +169,8 @@ class TreeRequest:
     def discard(self, cache: Path) -> None:
         """Deletes the store, which a run that reads it goes on reading."""
         folder = self.folder(cache)
-        with _only_one(cache / f"{folder.name}.lock", f"encode {self.path.name}"):
-            aside, _ = hidden_names(folder)  # first, so that a kill in the middle leaves no half of a store
-            with contextlib.suppress(OSError):
-                os.replace(folder, aside)
-                shutil.rmtree(aside, ignore_errors=True)
+        with _only_one(cache / f"{folder.name}.lock", f"encode {self.path.name}"), contextlib.suppress(OSError):
+            delete_folder(folder)
 
     def digests(self, cache: Path) -> list[str]:
         """Checksums of the files; those of large ones are kept in `cache`."""
@@ -221,8 +217,7 @@ class TreeRequest:
         size = text_bytes(self.files)
         if size < LARGE // 16 * num_workers:
             num_workers = max(1, min(num_workers, size // (LARGE // 16)))  # a process takes seconds to start
-        for leftover in folder.parent.glob(f".{folder.name}.*.part"):
-            shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed: we hold the lock
+        clear_leftovers(folder.parent, re.escape(folder.name))
         is_table = any(plain_suffix(file) in TABLES for file in self.files)
         text_read = 0
         with (

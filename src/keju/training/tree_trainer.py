@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArgum
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from keju.models.backbone import unwrapped
+from keju.models.evaluating import evaluating
 from keju.models.generation import name_special_tokens
+from keju.records.writing import whole_files
 from keju.training.adapters import apply_loraplus, save_model, verify_model
-from keju.training.checkpoints import files_aside
 from keju.training.crash import NonFiniteLoss, name_records
 from keju.training.dropout import Dropout
 from keju.training.objectives.objective import Objective
-from keju.training.processes import num_processes, own_parts, process_index, sum_figures, sum_over_processes
+from keju.training.processes import is_main_process, num_processes, own_parts, sum_figures, sum_over_processes
 from keju.training.resumable_trainer import ResumableTrainer
 from keju.training.sampler import TreeBatchSampler
 from keju.training.stage_model import StageModel
@@ -136,16 +137,14 @@ class TreeTrainer(ResumableTrainer):
         if source == "nothing" or count * num_processes() < 2:
             return [None] * count
         passes, facts = self._passes, []
-        was_training = self.model.training  # an engine around it does not tell
-        self.model.eval()
-        with torch.no_grad():
+        is_training = self.model.training  # an engine around it does not tell
+        with evaluating(self.model), torch.no_grad():
             for batch, counts in packs:
                 read = self.objective.facts
                 found = passes(batch, read) if source == "model" else read(None, batch).to(self.args.device)
-                if was_training and not found.isfinite().all():
+                if is_training and not found.isfinite().all():
                     self._report_non_finite(batch)  # before the losses of all packs take it in
                 facts.append(found if counts else found[:0])
-        self.model.train(was_training)
         return whole_batches(facts)
 
     @property
@@ -218,8 +217,6 @@ class TreeTrainer(ResumableTrainer):
         """Loss per item and the objective's metrics over the evaluation trees, which the processes share out."""
         start = time.perf_counter()
         model = self._passes
-        was_training = self.model.training
-        self.model.eval()
         trees = self.eval_dataset if eval_dataset is None else eval_dataset
         parts = own_parts(pack(lengths_of(trees), self.token_budget, self.args.per_device_eval_batch_size))
         sums: Counter[tuple[str, int]] = Counter()
@@ -228,13 +225,13 @@ class TreeTrainer(ResumableTrainer):
             for members, counts in parts:
                 yield PackedBatch.from_trees([trees[index] for index in members]), counts
 
-        for (batch, counts), whole in zip(packs(), self._whole_batches(packs(), len(parts)), strict=True):
-            with torch.no_grad():
+        with evaluating(self.model), torch.no_grad():
+            for (batch, counts), whole in zip(packs(), self._whole_batches(packs(), len(parts)), strict=True):
                 output = model(batch, whole=whole)
-            for name, pair in {"loss": (output.loss_sum, self.objective.num_items(batch)), **output.metrics}.items():
-                for place, number in enumerate(pair):
-                    sums[name, place] += float(number) * counts
-        self.model.train(was_training)
+                found = {"loss": (output.loss_sum, self.objective.num_items(batch)), **output.metrics}
+                for name, pair in found.items():
+                    for place, number in enumerate(pair):
+                        sums[name, place] += float(number) * counts
         sums = sum_figures(sums, self.args.device)
         metrics = {
             f"{metric_key_prefix}_{name}": sums[name, 0] / max(sums[name, 1], 1)
@@ -262,9 +259,9 @@ class TreeTrainer(ResumableTrainer):
         # DeepSpeed hands a copy of every tensor over, which would save tied weights twice; it is needed where ZeRO-3
         # keeps the model in pieces.
         state = self.model.inner_state_dict(state_dict) if state_dict and is_deepspeed_zero3_enabled() else None
-        if process_index():  # transformers calls this in every process
+        if not is_main_process():  # transformers calls this in every process
             return
-        with files_aside(folder) as aside:
+        with whole_files(folder) as aside:
             save_model(inner, aside, state)
             verify_model(inner, aside, state)
             if self.tokenizer is not None:

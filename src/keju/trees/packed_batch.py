@@ -23,6 +23,7 @@ class PackedBatch:
     target_segment int64 [N]     the segment it belongs to
     segment_tree, segment_parent, segment_start, segment_end  int64 [S]; tokens of segment s are the half-open range
                                  start..end; parent -1 for roots. An empty segment has start = end.
+    segment_number int64 [S]     of each segment, -1 where it has none
     values      dict of float32 [S]; NaN where a segment has no such value
     token_values dict of float32 [N]; NaN likewise
     """
@@ -39,6 +40,7 @@ class PackedBatch:
     segment_parent: torch.Tensor
     segment_start: torch.Tensor
     segment_end: torch.Tensor
+    segment_number: torch.Tensor
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     token_values: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -93,7 +95,7 @@ class _Layout:
         self.visible_from: list[int] = []
         self.visible_until: list[int] = []
         self.predictions: list[tuple[int, int, int, int]] = []  # source, target, token index, segment
-        self.segments: list[tuple[int, int, int, int]] = []  # tree, parent, start, end
+        self.segments: list[tuple[int, int, int, int, int]] = []  # tree, parent, start, end, number
         self.values: list[dict[str, float]] = []
         self.token_values: list[dict[str, float]] = []
 
@@ -108,7 +110,7 @@ class _Layout:
         for name, numbers in segment.token_values.items():
             if len(numbers) != len(tokens):
                 raise ValueError(f"token value {name!r}: {len(numbers)} numbers for {len(tokens)} tokens")
-        self.segments.append((tree, parent, start, end))
+        self.segments.append((tree, parent, start, end, segment.number))
         self.values.append(segment.values)
         self.ids += tokens
         self.positions += range(position, position + len(tokens))
@@ -135,7 +137,7 @@ class _Layout:
             return torch.tensor(rows, dtype=torch.int64).reshape(-1, width).unbind(1)
 
         source, target, token_index, target_segment = integers(self.predictions, 4)
-        segment_tree, segment_parent, segment_start, segment_end = integers(self.segments, 4)
+        segment_tree, segment_parent, segment_start, segment_end, segment_number = integers(self.segments, 5)
         return cls(
             input_ids=torch.tensor([self.ids], dtype=torch.int64),
             position_ids=torch.tensor([self.positions], dtype=torch.int64),
@@ -149,6 +151,7 @@ class _Layout:
             segment_parent=segment_parent,
             segment_start=segment_start,
             segment_end=segment_end,
+            segment_number=segment_number,
             values=_columns(self.values),
             token_values=_columns(self.token_values),
         )

@@ -21,6 +21,7 @@ class Segment:
     values: numbers of the segment as a whole (the score of an answer, a cached reference log-probability).
     token_values: numbers of each token, as long as `tokens`; batches keep them at predicted tokens only.
     bidirectional: the segment's tokens see each other in both directions (the context of GLM and other prefix-LMs).
+    number: by which whoever made the tree finds the segment again in a batch (the row of a response); -1: none.
     """
 
     tokens: Sequence[int]
@@ -29,6 +30,7 @@ class Segment:
     values: dict[str, float] = field(default_factory=dict)
     token_values: dict[str, Sequence[float]] = field(default_factory=dict)
     bidirectional: bool = False
+    number: int = -1
 
     @property
     def num_tokens(self) -> int:

@@ -86,7 +86,7 @@ def test_trees_are_plain_pairs(models, tmp_path, name, ld_alpha):
     ranked = trees()
     if objective.needs_reference:
         by_token = ld_alpha is not None
-        ranked = reference_trees(reference, ranked, token_budget=64, cache_dir=tmp_path, by_token=by_token)
+        (ranked,) = reference_trees(reference, [ranked], token_budget=64, cache_dir=tmp_path, by_token=by_token)
     batch = PackedBatch.from_trees(ranked)
     output = objective(policy, batch)
     output.loss_sum.backward()
@@ -117,7 +117,7 @@ def test_kto_over_trees(models, tmp_path):
     """Labels from the ranks; the reference point from answers to other prompts, computed as rows of their own."""
     policy, reference = models
     widened = MismatchedAnswers(trees(), token_budget=64)
-    widened = reference_trees(reference, widened, token_budget=64, cache_dir=tmp_path)
+    (widened,) = reference_trees(reference, [widened], token_budget=64, cache_dir=tmp_path)
     batch = PackedBatch.from_trees(widened)
     objective = KTOObjective(0.3, 1.1, 0.9)
     output = objective(policy, batch)
@@ -158,14 +158,14 @@ def test_kto_on_answers_that_are_marked_by_themselves(models, tmp_path):
     marked += [Segment([1, 6], branches=[Segment([7, 2], trained=True, values={"score": 0.0, "is_good": 1.0})])]
     objective = KTOObjective(0.3, 1.1, 0.9)
     for plain, count in ((marked, 2), ([*marked, *trees()], 8)):
-        widened = reference_trees(
-            reference, MismatchedAnswers(plain, token_budget=64), token_budget=64, cache_dir=tmp_path
+        (widened,) = reference_trees(
+            reference, [MismatchedAnswers(plain, token_budget=64)], token_budget=64, cache_dir=tmp_path
         )
         batch = PackedBatch.from_trees(widened)
         assert objective.num_items(batch) == count
         metrics = objective(policy, batch).metrics
         assert metrics["reward_good"][1] + metrics["reward_bad"][1] == count
-    batch = PackedBatch.from_trees(reference_trees(reference, marked, token_budget=64, cache_dir=tmp_path))
+    batch = PackedBatch.from_trees(*reference_trees(reference, [marked], token_budget=64, cache_dir=tmp_path))
     output = objective(policy, batch)
     ratio = [
         (logprobs(policy, tree.tokens, answer.tokens) - logprobs(reference, tree.tokens, answer.tokens)).sum().item()
@@ -203,7 +203,7 @@ def test_a_few_steps_raise_the_margin(models, tmp_path, name):
     else:
         objective = PreferenceObjective(LossSettings(0.3, SMOOTHING.get(name, 0.0)), [name])
     if objective.needs_reference:
-        ranked = reference_trees(reference, ranked, token_budget=64, cache_dir=tmp_path)
+        (ranked,) = reference_trees(reference, [ranked], token_budget=64, cache_dir=tmp_path)
     batch = PackedBatch.from_trees(ranked)
     before = objective.margins(policy, batch).mean()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
