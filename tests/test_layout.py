@@ -252,11 +252,6 @@ def test_names_say_what_a_file_holds():
     assert not [path for path, parts in names.items() if parts & vague]
 
 
-def test_no_file_is_longer_than_400_lines():
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources(*FOLDERS, "tests")}
-    assert not {str(path.relative_to(REPO)): length for path, length in lengths.items() if length > 400}
-
-
 def test_packages_import_nothing_by_themselves():
     """But for transformers, with which the families are registered."""
     packages = [path for path in sources(*FOLDERS) if path.name == "__init__.py" and path.read_text().strip()]

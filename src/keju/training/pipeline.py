@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import multiprocessing
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
+import torch
+
+from keju.training.launch import run_stage
 from keju.training.run_folder import is_finished
 
 
@@ -36,12 +43,34 @@ class Pipeline:
                 return folder
             self.inputs_changed = True
         print(f"\n== {name}: python -m keju.{stage} {shlex.join(argv)}", flush=True)
-        code = subprocess.run([sys.executable, "-m", f"keju.{stage}", *argv], check=False).returncode
+        code = _run(stage, argv)
         if code:
             # The stage has said what went wrong, in its last lines above.
             print(f"stopped in {name} (exit code {code})", file=sys.stderr)
             sys.exit(code)
         return folder
+
+
+def _run(stage: str, argv: Sequence[str]) -> int:
+    """Runs keju.<stage> in a process of its own and returns its exit code.
+
+    The process is a fork of this one, which imports once what all of them need. CUDA does not survive a fork; where
+    there is a GPU, Python starts anew.
+    """
+    if torch.cuda.is_available():
+        return subprocess.run([sys.executable, "-m", f"keju.{stage}", *argv], check=False).returncode
+    script = importlib.import_module(f"keju.{stage}")
+    gc.freeze()  # so that collections in the fork neither visit nor copy what is there
+    process = multiprocessing.get_context("fork").Process(target=_become, args=(script, argv))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _become(script: ModuleType, argv: Sequence[str]) -> None:
+    sys.argv[:] = [script.__file__, *argv]
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    run_stage(script.main)
 
 
 def newer(path: Path, other: Path) -> bool:
