@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from keju.errors import UserError
 from keju.records.writing import whole_folder
 
 REPORT = "report.json"
@@ -15,11 +16,11 @@ REPORT = "report.json"
 def reusable_report(folder: str | Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """The report of the data set in `folder` if it was made from the same, None if a new one is to be written there.
 
-    made_from: everything that decides the contents. Raises ValueError if something else is there, unless `overwrite`.
+    made_from: everything that decides the contents. Raises UserError if something else is there, unless `overwrite`.
     """
     folder = Path(folder)
     if folder.is_file():
-        raise ValueError(f"--output_dir {folder}: is a file, expected a folder")
+        raise UserError(f"--output_dir {folder}: is a file, expected a folder")
     if overwrite or not folder.is_dir() or not any(folder.iterdir()):
         return None
     report = _read_report(folder)
@@ -34,7 +35,7 @@ def reusable_report(folder: str | Path, made_from: dict[str, Any], overwrite: bo
         wrong = "holds a data set whose files were changed"
     else:
         return report
-    raise ValueError(f"--output_dir {folder}: {wrong}; name another folder or write there with --overwrite_output_dir")
+    raise UserError(f"--output_dir {folder}: {wrong}; name another folder or write there with --overwrite_output_dir")
 
 
 def own_files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from keju.errors import UserError
 from keju.eval.answers import Examinee
 from keju.eval.scoring import OnBatch, Question
 from keju.records.journal import append_rows, read_rows
@@ -71,9 +72,9 @@ class RecordedModel:
 
 
 def _finite(answer: Any) -> Any:
-    """Raises ValueError for log-probabilities that are none: they would be remembered."""
+    """Raises UserError for log-probabilities that are none: they would be remembered."""
     if isinstance(answer, list) and not all(map(math.isfinite, answer)):
-        raise ValueError(f"--model_name_or_path: the model's log-probabilities are not finite: {answer[:8]}")
+        raise UserError(f"--model_name_or_path: the model's log-probabilities are not finite: {answer[:8]}")
     return answer
 
 

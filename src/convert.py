@@ -36,6 +36,7 @@ from keju.conversion.vocabulary import (
     read_tokens,
     vocabulary_weights,
 )
+from keju.errors import UserError
 from keju.models.architecture import without_weights
 from keju.models.checkpoint_files import read_object
 from keju.models.configurations import load_config
@@ -87,9 +88,9 @@ def main() -> None:
     (args,) = parse_arguments(ConvertArguments, description=__doc__.splitlines()[0])
     source, output = Path(args.model_name_or_path), Path(args.output_dir)
     if not source.is_dir():
-        raise ValueError(f"--model_name_or_path: {source} is not a folder")
+        raise UserError(f"--model_name_or_path: {source} is not a folder")
     if (source / "adapter_config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path: {source} holds adapters; make one model of them and their base first: "
             f"MODEL={source} OUTPUT_DIR=... bash examples/merge.sh"
         )
@@ -169,9 +170,9 @@ def with_more_tokens(
     if not (plain or special or args.add_pieces):
         return tokenizer, None
     if tokenizer is None:
-        raise ValueError(f"--add_tokens: {args.model_name_or_path} holds no tokenizer")
+        raise UserError(f"--add_tokens: {args.model_name_or_path} holds no tokenizer")
     if args.add_pieces and (plain or special):
-        raise ValueError("--add_pieces and --add_tokens: give them one after the other")
+        raise UserError("--add_pieces and --add_tokens: give them one after the other")
     if args.add_pieces:
         return add_pieces(tokenizer, args.add_pieces, scratch)
     return tokenizer, add_tokens(tokenizer, plain, special)
@@ -199,10 +200,10 @@ def converted(
 
 
 def check_unused(names: list[str], skeleton: PreTrainedModel) -> None:
-    """Raises ValueError for a tensor that the converted model would lose, unless the model had no use for it."""
+    """Raises UserError for a tensor that the converted model would lose, unless the model had no use for it."""
     lost = sorted(set(names) & set(skeleton.state_dict()) - set(skeleton.all_tied_weights_keys))
     if lost:
-        raise ValueError(f"--model_name_or_path: the new model has no place for {lost[0]} and {len(lost) - 1} others")
+        raise UserError(f"--model_name_or_path: the new model has no place for {lost[0]} and {len(lost) - 1} others")
 
 
 def without_tied(tensors: Mapping[str, torch.Tensor], model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def compare_with_template(data: DoctorArguments, filename: str, encoder: Encoder, form: str) -> int:
-    """How many of the first records have been compared. Raises ValueError for one that differs."""
+    """How many of the first records have been compared. Raises UserError for one that differs."""
     whole = Encoder(encoder.tokenizer, 10**9, chats=encoder.chats)
     compared = 0
     for record in islice(iterate_records(data.path(filename), on_bad_line=data.on_bad_line), COMPARED):

@@ -16,6 +16,7 @@ import torch
 from transformers import set_seed
 
 from keju.encoding.encoder import Encoder
+from keju.errors import UserError
 from keju.eval.answers import Examinee
 from keju.eval.evaluation import SMALL_MASS, PreparedTask, TaskResult, examine, prepare_task
 from keju.eval.local_model import LocalModel
@@ -98,9 +99,9 @@ class EvalArguments(ThinkingArguments):
         if self.server_url is not None:
             check_url(self.server_url)
             if self.tokenizer_name is None:
-                raise ValueError("--tokenizer_name is needed with --server_url: prompts are sent as tokens")
+                raise UserError("--tokenizer_name is needed with --server_url: prompts are sent as tokens")
             if self.base_model is not None:
-                raise ValueError("--base_model: the model on --server_url is whole")
+                raise UserError("--base_model: the model on --server_url is whole")
 
 
 def main() -> None:
@@ -151,12 +152,12 @@ def plan(args: EvalArguments) -> list[PreparedTask]:
         for value in values:
             if not any(value in getattr(task, f"{flag}s") for task in tasks.values()):
                 known = [f"{name} knows {', '.join(getattr(task, f'{flag}s'))}" for name, task in tasks.items()]
-                raise ValueError(f"--{flag} {value}: {'; '.join(known)}")
+                raise UserError(f"--{flag} {value}: {'; '.join(known)}")
     prepared = []
     for name, task in tasks.items():
         protocols = [protocol for protocol in dict.fromkeys(args.protocol or []) if protocol in task.protocols]
         if args.protocol and not protocols:
-            raise ValueError(f"--protocol {' '.join(args.protocol)}: {name} knows {', '.join(task.protocols)}")
+            raise UserError(f"--protocol {' '.join(args.protocol)}: {name} knows {', '.join(task.protocols)}")
         split = args.split if args.split in task.splits else task.splits[0]
         if args.split not in (None, split):
             print(f"warning: {name} has no split {args.split}, its {split} is scored", file=sys.stderr)
@@ -189,7 +190,7 @@ def load_examinee(args: EvalArguments, tokenizer) -> tuple[Examinee, str, int]:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and args.max_length is not None and args.max_length > limit:
-        raise ValueError(f"--max_length {args.max_length}: the model has {limit} positions")
+        raise UserError(f"--max_length {args.max_length}: the model has {limit} positions")
     rows = row_limit(model.config)
     if rows is not None:  # of what the layers see alike in trees and in rows
         limit = min(limit or rows.length, rows.length)

@@ -15,6 +15,7 @@ from typing import Literal
 
 from keju.conversion.merging import merge_adapters
 from keju.conversion.output_folder import check_output, own_files
+from keju.errors import UserError
 from keju.models.adapter_folder import holds_adapters
 from keju.models.loading import read_tokenizer
 from keju.records.locks import only_writer
@@ -37,7 +38,7 @@ def main() -> None:
     (args,) = parse_arguments(MergeArguments, description=__doc__.splitlines()[0])
     source, output = Path(args.model_name_or_path), Path(args.output_dir)
     if not holds_adapters(str(source)):
-        raise ValueError(f"--model_name_or_path: {source} holds no adapters (no adapter_config.json)")
+        raise UserError(f"--model_name_or_path: {source} holds no adapters (no adapter_config.json)")
     check_output(output, source, overwrite=args.overwrite_output_dir)
     with only_writer(output, flag="--output_dir", own=own_files):
         merge(args)

@@ -17,6 +17,7 @@ from transformers import set_seed
 from keju.encoding.dataset import nothing_usable
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import Unencodable, placed
+from keju.errors import UserError
 from keju.eval.text_metrics import compare, describe
 from keju.models.generation import Response, generate_responses
 from keju.models.loading import load_causal_lm, load_tokenizer
@@ -124,7 +125,7 @@ def encoded_prompts(
                 raise
             skipped.append(str(reason))
     if not kept:
-        raise ValueError(nothing_usable(skipped, len(skipped)))
+        raise UserError(nothing_usable(skipped, len(skipped)))
     if skipped:
         print(f"left out {len(skipped)} of {len(records)} records, such as {visible(skipped[0])}")
     return kept, prompts
@@ -140,7 +141,7 @@ def prompt_ids(record: Record, encoder: Encoder, room: int | None, on_long: str)
     if room is None or len(ids) <= room:
         return ids
     if on_long == "error" or room < 2:
-        raise ValueError(
+        raise UserError(
             f"{record.where}: a prompt of {len(ids)} tokens leaves no room for --max_new_tokens in the positions of "
             "the model; lower it, or cut prompts with --on_long truncate"
         )

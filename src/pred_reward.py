@@ -16,6 +16,7 @@ import torch
 
 from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import totals_of
+from keju.errors import UserError
 from keju.models.architecture import check_row
 from keju.models.loading import load_scalar_model, load_tokenizer
 from keju.records.formats import detect
@@ -104,22 +105,20 @@ def ranked_record(row: Mapping[str, Any], where: str) -> RankedRecord:
         if texts is None:
             record = detect(row)
         elif not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError('"answer" must be a text, "responses" a list of texts')
+            raise UserError('"answer" must be a text, "responses" a list of texts')
         else:
             # An empty answer is a bad line of training data, but a model may well have given one.
             context = {name: row[name] for name in CONTEXT if name in row}
             record = detect({**context, "answers": [{"answer": "-", "score": 0}]})
             record = replace(record, answers=tuple(Answer(text, 0.0) for text in texts))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     if isinstance(record, ChatRecord) and record.messages[-1].role == "assistant":
         *messages, reply = record.messages
         answer = Answer(reply.content, 0.0, reasoning=reply.reasoning)
         record = RankedRecord(tuple(messages), (answer,), tools=record.tools)
     if not isinstance(record, RankedRecord):
-        raise ValueError(
-            f'{where}: there is no answer to score ("answer", "responses", "answers" or an assistant turn)'
-        )
+        raise UserError(f'{where}: there is no answer to score ("answer", "responses", "answers" or an assistant turn)')
     return replace(record, where=where)
 
 

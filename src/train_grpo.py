@@ -23,6 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_key import tokenizer_digest
+from keju.errors import UserError
 from keju.models.adapter_folder import holds_adapters
 from keju.models.backbone import DerivedHead
 from keju.models.configurations import check_model, check_positions, check_rows
@@ -125,14 +126,14 @@ class GRPOArguments:
     def __post_init__(self):
         check_schedule(self.lr_scheduler_type)
         if self.overwrite_output_dir and self.resume_from_checkpoint:
-            raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
+            raise UserError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
 
 
 def main() -> None:
     models, data, grpo = parse_arguments(GRPOModelArguments, PromptArguments, GRPOArguments, description=__doc__)
     check_adapters(models.adapters, models.model_name_or_path)
     if holds_adapters(models.model_name_or_path) and models.adapters is None:
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path: {models.model_name_or_path} holds adapters, and GRPO trains whole models; "
             "--adapters merge makes one of them first"
         )
@@ -143,7 +144,7 @@ def main() -> None:
     )
     others = differences(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path"))
     if others:
-        raise ValueError(
+        raise UserError(
             f"--reward_model_path: GRPO needs a reward model with the policy's tokenizer, PPO does not; this one has "
             f"another {' and '.join(others)}"
         )
@@ -164,7 +165,7 @@ def main() -> None:
     folder.identify(train_filename=records.digest)
     prompts, held_out = RootTokens(records.trees), RootTokens(others.trees)
     if len(prompts) < grpo.rollout_batch_size:
-        raise ValueError(
+        raise UserError(
             f"--rollout_batch_size {grpo.rollout_batch_size}: --train_filename {data.train_filename} has only "
             f"{len(prompts)} prompts"
         )
@@ -246,10 +247,10 @@ class Rewards:
 
 
 def check_head(model: PreTrainedModel) -> None:
-    """Raises ValueError where log-probabilities are not the LM head's weight times the last hidden states."""
+    """Raises UserError where log-probabilities are not the LM head's weight times the last hidden states."""
     verify_trees(model, gradients=True)
     if isinstance(model.get_output_embeddings(), DerivedHead):
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path: TRL multiplies by the weight of the LM head as it is, which is not how "
             f"{type(model).__name__} computes its logits; train_rlhf trains this model"
         )

@@ -21,6 +21,7 @@ from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import Unencodable
 from keju.encoding.store_key import tokenizer_digest
+from keju.errors import UserError
 from keju.models.configurations import base_flag, check_model, check_positions, check_rows
 from keju.models.loading import DTYPES, load_scalar_model, load_tokenizer
 from keju.models.quantization import nf4
@@ -137,7 +138,7 @@ def main() -> None:
 
 
 def verify_models(trainer: PPOTrainer) -> None:
-    """Raises ValueError unless all models compute token trees as they compute single rows."""
+    """Raises UserError unless all models compute token trees as they compute single rows."""
     flags = {
         "actor": "--model_name_or_path",
         "reference": "--model_name_or_path",
@@ -151,12 +152,12 @@ def verify_models(trainer: PPOTrainer) -> None:
 
 
 def start_processes(ppo: PPOArguments) -> None:
-    """Raises ValueError for several processes without what they need."""
+    """Raises UserError for several processes without what they need."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 and ppo.deepspeed is None:
-        raise ValueError(f"--deepspeed: {count} processes train together under DeepSpeed; give a configuration")
+        raise UserError(f"--deepspeed: {count} processes train together under DeepSpeed; give a configuration")
     if count > 1 and ppo.rollout == "vllm":
-        raise ValueError("--rollout vllm runs in one process; leave it out with several GPUs")
+        raise UserError("--rollout vllm runs in one process; leave it out with several GPUs")
     if ppo.deepspeed is None:
         return
     if torch.cuda.is_available():
@@ -198,7 +199,7 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
 def fitting(encoded: EncodedRecords, limit: int, flag: str) -> EncodedRecords:
     kept = np.flatnonzero(lengths_of(encoded.trees) <= limit)
     if not len(kept):
-        raise ValueError(f"{flag} {limit}: all {len(encoded)} prompts are longer; first {encoded.where[0]}")
+        raise UserError(f"{flag} {limit}: all {len(encoded)} prompts are longer; first {encoded.where[0]}")
     if len(kept) < len(encoded):
         print(f"left out {len(encoded) - len(kept)} of {len(encoded)} prompts, longer than {flag} {limit}")
     return EncodedRecords(ChosenTrees(encoded.trees, kept), Chosen(encoded.where, kept), digest=encoded.digest)
@@ -332,7 +333,7 @@ def make_sampler(models: PPOModelArguments, ppo: PPOArguments, tokenizer: PreTra
     if ppo.rollout == "keju":
         return Sampler(tokenizer, **settings)
     if models.load_in_4bit:
-        raise ValueError("--rollout vllm: the weights that vLLM takes over must be whole; leave out --load_in_4bit")
+        raise UserError("--rollout vllm: the weights that vLLM takes over must be whole; leave out --load_in_4bit")
     return VllmSampler(tokenizer, folder=models.model_name_or_path, gpu_memory=ppo.vllm_gpu_memory, **settings)
 
 

@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.metadata
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -26,20 +27,21 @@ FOLDERS = ("src", "data_prepare", "eval", "kernels", "tokenizers")
 # Which parts of keju a part may import, and "stages" for the scripts in src/. `keju` itself is src/__init__.py.
 ALLOWED = {
     "keju": {"models"},
+    "errors": set(),
     "kernels": set(),
-    "tokenizers": set(),
-    "records": set(),
-    "trees": set(),
-    "losses": {"kernels"},
-    "models": {"kernels", "tokenizers"},
-    "conversion": {"models", "tokenizers", "records"},
-    "encoding": {"records", "trees", "tokenizers"},
-    "training": {"trees", "losses", "models", "encoding", "records", "conversion"},
-    "rl": {"kernels", "trees", "losses", "models", "encoding", "records", "training"},
-    "planning": {"kernels", "trees", "models", "training", "rl"},
-    "eval": {"models", "tokenizers", "trees", "encoding", "records", "kernels"},
-    "data_prepare": {"records"},
-    "report": {"training", "records", "eval"},
+    "tokenizers": {"errors"},
+    "records": {"errors"},
+    "trees": {"errors"},
+    "losses": {"errors", "kernels"},
+    "models": {"errors", "kernels", "tokenizers"},
+    "conversion": {"errors", "models", "tokenizers", "records"},
+    "encoding": {"errors", "records", "trees", "tokenizers"},
+    "training": {"errors", "trees", "losses", "models", "encoding", "records", "conversion"},
+    "rl": {"errors", "kernels", "trees", "losses", "models", "encoding", "records", "training"},
+    "planning": {"errors", "kernels", "trees", "models", "training", "rl"},
+    "eval": {"errors", "models", "tokenizers", "trees", "encoding", "records", "kernels"},
+    "data_prepare": {"errors", "records"},
+    "report": {"errors", "training", "records", "eval"},
 }
 PLAIN = {"trees": {"torch", "numpy"}, "kernels": {"torch", "triton"}}  # all that these may import from elsewhere
 
@@ -101,11 +103,11 @@ def part_of(name: str) -> str:
     parts = name.split(".")
     if len(parts) == 1:
         return "keju"
-    return "stages" if (REPO / "src" / f"{parts[1]}.py").is_file() else parts[1]
+    return "stages" if REPO / "src" / f"{parts[1]}.py" in stage_scripts() else parts[1]
 
 
 def stage_scripts() -> list[Path]:
-    return sorted(path for path in (REPO / "src").glob("*.py") if path.name != "__init__.py")
+    return sorted(path for path in (REPO / "src").glob("*.py") if path.name not in ("__init__.py", "errors.py"))
 
 
 # -- imports -----------------------------------------------------------------------------------------------------------
@@ -238,6 +240,49 @@ def test_dangers_are_seen(tmp_path):
         path = tmp_path / f"{number}.py"
         path.write_text(code)
         assert [found for _, found in dangers(path)] == ([what] if what else [])
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+OURS = {"ValueError", "TypeError", "KeyError", "RuntimeError", "NotImplementedError", "SystemExit", "Exception"}
+NAMES_A_FLAG = re.compile(r"--[a-z]\w+|\{(flag|option)\}")
+
+
+def raised(path: Path) -> Iterator[tuple[int, str, str]]:
+    """(line, class, message) of every `raise` that makes an error."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            yield node.lineno, ast.unparse(node.exc.func), ", ".join(map(ast.unparse, node.exc.args))
+
+
+def test_kernels_blame_nobody():
+    assert not [path for path in sources("kernels/ops") if "UserError" in path.read_text(encoding="utf-8")]
+
+
+def unlike_mistakes(path: Path) -> list[str]:
+    """Messages to one who gave flags in errors that a stage would not take for a mistake of theirs."""
+    return [
+        f"{path}:{line}: {name}({message})"
+        for line, name, message in raised(path)
+        if name in OURS and NAMES_A_FLAG.search(message)
+    ]
+
+
+def test_who_names_a_flag_blames_the_user():
+    found = [line for path in sources("src", "data_prepare", "eval", "tokenizers") for line in unlike_mistakes(path)]
+    assert not found, "\n".join(found)
+
+
+def test_plain_errors_that_name_a_flag_are_seen(tmp_path):
+    path = tmp_path / "module.py"
+    for code, seen in (
+        ('raise ValueError(f"--max_length {number}: too long")', True),
+        ('raise RuntimeError(f"{flag}: {path} does not exist")', True),
+        ('raise UserError("--max_length: too long")', False),
+        ('raise ValueError("input_ids -- those of a row -- must be [batch, time]")', False),
+    ):
+        path.write_text(code)
+        assert bool(unlike_mistakes(path)) == seen
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

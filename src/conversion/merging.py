@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from keju.conversion.output_folder import own_files
 from keju.conversion.verification import largest_difference, sample_logits
+from keju.errors import UserError
 from keju.models.adapter_folder import SETTINGS, check_weights, fit_embeddings
 from keju.models.backbone import backbone_of, num_embeddings, unwrapped
 from keju.models.checkpoint_files import read_object
@@ -54,7 +55,7 @@ def merge_adapters(
         known_as: what merge.json says besides.
         flag: which one names `source`, for errors.
     Raises:
-        ValueError: adapters of a kind that cannot be merged; another result than that of the adapters.
+        UserError: adapters of a kind that cannot be merged; another result than that of the adapters.
     """
     from peft import PeftModel
 
@@ -85,7 +86,7 @@ def merge_adapters(
         try:
             verify_saved(merged, folder)
         except NotAsSaved as error:
-            raise ValueError(f"--output_dir: {error}") from error
+            raise UserError(f"--output_dir: {error}") from error
         save_tokenizer(folder)
         again = load(str(folder), **({"require_head": True} if is_scalar else {}))
         after = token_outputs(again, num_tokens, is_scalar)
@@ -113,7 +114,7 @@ def token_outputs(model: PreTrainedModel, num_tokens: int, is_scalar: bool) -> t
 
 def _untie(adapted: nn.Module, *, where: str) -> None:
     """Adapters on an embedding that is the head as well, or the other way round, change one of the two: so they must be
-    two before the adapters are merged. Raises ValueError where they cannot be."""
+    two before the adapters are merged. Raises UserError where they cannot be."""
     from peft.tuners.lora import LoraLayer
 
     model = unwrapped(adapted)
@@ -121,7 +122,7 @@ def _untie(adapted: nn.Module, *, where: str) -> None:
     if head is None or not any(isinstance(layer, LoraLayer) for layer in (embedding, head)):
         return
     if embedding is head:
-        raise ValueError(
+        raise UserError(
             f"{where}: its adapters change what {type(model).__name__} embeds, but not the head, which is the same "
             "layer; they cannot be merged"
         )

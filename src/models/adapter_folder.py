@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from keju.errors import UserError
 from keju.models.backbone import DerivedHead, num_embeddings
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -34,34 +35,34 @@ def holds_adapters(name: str) -> bool:
 
 
 def check_kind(settings: Mapping[str, Any], where: str) -> None:
-    """Raises ValueError for adapters of a kind that is not loaded, trained or merged here.
+    """Raises UserError for adapters of a kind that is not loaded, trained or merged here.
 
     settings: an adapter_config.json. where: how errors call the folder.
     """
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":
-        raise ValueError(f"{where}: adapters of the kind {kind} are not supported; LoRA, rsLoRA and DoRA are")
+        raise UserError(f"{where}: adapters of the kind {kind} are not supported; LoRA, rsLoRA and DoRA are")
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(CHANGE_THE_BASE):
-        raise ValueError(
+        raise UserError(
             f"{where}: its adapters stand on a base that {start} has changed; save them again for the untouched base "
             "(save_pretrained of PEFT with path_initial_model_for_weight_conversion)"
         )
     if settings.get("bias", "none") != "none":
-        raise ValueError(
+        raise UserError(
             f'{where}: adapters with trained biases of the base ("bias": "{settings["bias"]}") are not supported'
         )
     others = sorted(
         name for name, value in settings.items() if name not in KNOWN and value not in (None, False, [], {})
     )
     if others:
-        raise ValueError(f"{where}: adapters with {others[0]} are not supported")
+        raise UserError(f"{where}: adapters with {others[0]} are not supported")
 
 
 def fit_embeddings(model: PreTrainedModel, folder: str, *, flag: str = "--model_name_or_path") -> None:
     """Gives a base as many tokens as adapters have that were trained with more, and saved with embedding and head.
 
-    Raises ValueError where one of the two is not saved with them, and for weights that cannot be read.
+    Raises UserError where one of the two is not saved with them, and for weights that cannot be read.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {module: name for name, module in model.named_modules()}
@@ -77,7 +78,7 @@ def fit_embeddings(model: PreTrainedModel, folder: str, *, flag: str = "--model_
     if set(rows.values()) <= {count}:
         return
     if rows.get(embedding) is None or (head is not None and rows.get(head) != rows[embedding]):
-        raise ValueError(
+        raise UserError(
             f"{flag}: {folder}: its adapters are of {max(rows.values())} tokens, the base has {count}, and not both "
             "embedding and head of that size are saved with them"
         )
@@ -87,7 +88,7 @@ def fit_embeddings(model: PreTrainedModel, folder: str, *, flag: str = "--model_
 
 
 def check_weights(adapted: nn.Module, folder: str, *, flag: str = "--model_name_or_path") -> None:
-    """Raises ValueError unless a folder has the weights, by name and shape, that a model in PEFT's wrapper saves of its
+    """Raises UserError unless a folder has the weights, by name and shape, that a model in PEFT's wrapper saves of its
     adapters; PEFT itself overlooks what is missing or left over."""
     from peft import get_peft_model_state_dict
 
@@ -99,7 +100,7 @@ def check_weights(adapted: nn.Module, folder: str, *, flag: str = "--model_name_
         if shapes.get(name) != expected.get(name):
             found = "is missing" if name not in shapes else f"has shape {shapes[name]}"
             wanted = f", expected {expected[name]}" if name in expected else ", which belongs to none of its layers"
-            raise ValueError(f"{flag}: {folder}: {name} {found}{wanted}")
+            raise UserError(f"{flag}: {folder}: {name} {found}{wanted}")
 
 
 def _shapes(folder: str, flag: str) -> dict[str, list[int]]:
@@ -107,7 +108,7 @@ def _shapes(folder: str, flag: str) -> dict[str, list[int]]:
         with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise ValueError(f"{flag}: {folder} holds no {WEIGHTS}, where the weights of its adapters should be") from error
+        raise UserError(f"{flag}: {folder} holds no {WEIGHTS}, where the weights of its adapters should be") from error
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{flag}: {Path(folder) / WEIGHTS}: its weights are damaged: {reason}") from error
+        raise UserError(f"{flag}: {Path(folder) / WEIGHTS}: its weights are damaged: {reason}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
+from keju.errors import UserError
 from keju.models.adapter_folder import check_kind
 from keju.models.architecture import check_layers, check_quantization, check_row
 from keju.models.checkpoint_files import check_config, read_object
@@ -30,13 +31,13 @@ def size_fields(name: str) -> dict:
 
 
 def size_config(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PretrainedConfig:
-    """Raises ValueError where the size asks for tokens that `tokenizer` does not have."""
+    """Raises UserError where the size asks for tokens that `tokenizer` does not have."""
     fields = size_fields(name)
     needed = fields.pop("tokenizer", None)
     if needed is not None and tokenizer is not None:
         own = REGISTERED_TOKENIZER_CLASSES[needed["tokenizer_class"]]
         if not isinstance(tokenizer, own):
-            raise ValueError(
+            raise UserError(
                 f"--tokenizer_name: {name} needs a {own.__name__}, this is a {type(tokenizer).__name__}; "
                 f"keju.prepare_data makes one, in the folder tokenizer-{name} beside the records"
             )
@@ -44,13 +45,13 @@ def size_config(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
 
 
 def check_path(name: str, flag: str = "--model_name_or_path") -> None:
-    """Raises ValueError for a local path that is not there, before transformers takes it for a repository of a hub."""
+    """Raises UserError for a local path that is not there, before transformers takes it for a repository of a hub."""
     path = Path(name).expanduser()
     if path.exists() or name in named_sizes():
         return
     if path.is_absolute() or name.startswith((".", "~")) or not HUB_NAME.fullmatch(name) or path.parent.is_dir():
         known = ", ".join(named_sizes())
-        raise ValueError(f"{flag}: {name} does not exist (neither a folder nor one of the sizes {known})")
+        raise UserError(f"{flag}: {name} does not exist (neither a folder nor one of the sizes {known})")
 
 
 def check_model(
@@ -60,29 +61,29 @@ def check_model(
 
     base: as of base_of.
 
-    Raises ValueError, before anything is allocated, for an architecture that cannot, for quantised weights and absurd
+    Raises UserError, before anything is allocated, for an architecture that cannot, for quantised weights and absurd
     sizes, and for folders whose files are not whole.
     """
     config = checked_config(name, flag=flag, overrides=overrides, base=base)
     try:
         check_layers(config)
-    except ValueError as error:
-        raise ValueError(f"{flag}: {name}: {type(config).__name__}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{flag}: {name}: {type(config).__name__}: {error}") from error
     return config
 
 
 def check_rows(
     name: str, longest: int, *, flag: str = "--max_length", overrides: dict | None = None, base: str | None = None
 ) -> None:
-    """Raises ValueError naming `flag` where rows of `longest` tokens are not those of token trees in this model."""
+    """Raises UserError naming `flag` where rows of `longest` tokens are not those of token trees in this model."""
     check_row(checked_config(name, overrides=overrides, base=base), longest, flag=flag)
 
 
 def check_positions(name: str, longest: int, *, flag: str, what: str, base: str | None = None) -> None:
-    """Raises ValueError naming `flag` for rows (`what`) of `longest` tokens where the model has fewer positions."""
+    """Raises UserError naming `flag` for rows (`what`) of `longest` tokens where the model has fewer positions."""
     positions = getattr(checked_config(name, flag=flag, base=base).get_text_config(), "max_position_embeddings", None)
     if positions is not None and longest > positions:
-        raise ValueError(f"{flag}: {name} has {positions} positions; {what} come to {longest} tokens")
+        raise UserError(f"{flag}: {name} has {positions} positions; {what} come to {longest} tokens")
 
 
 def checked_config(
@@ -100,7 +101,7 @@ def checked_config(
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             check_quantization(config)
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"{flag}: no configuration loads from {source}: {first_line(error)}") from error
+            raise UserError(f"{flag}: no configuration loads from {source}: {first_line(error)}") from error
     for key, value in (overrides or {}).items():
         setattr(config, key, value)
     return config
@@ -110,7 +111,7 @@ def base_of(name: str, flag: str = "--model_name_or_path", base: str | None = No
     """Whose configuration and weights a model has: those of the base of a folder of adapters, else its own.
 
     base: the folder of the base, where it is not the one that the adapters name.
-    Says so where the base that they name is no folder: the hub may take a while to answer. Raises ValueError for
+    Says so where the base that they name is no folder: the hub may take a while to answer. Raises UserError for
     adapters of a kind that is not supported, or that name no base, for a `base` that is no folder of whole weights, and
     for one of a model that needs none.
     """
@@ -119,7 +120,7 @@ def base_of(name: str, flag: str = "--model_name_or_path", base: str | None = No
         _refuse_base(name, flag, base)
         return name
     if any((Path(name) / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
-        raise ValueError(
+        raise UserError(
             f"{flag}: {name} holds whole weights and adapters, and which of them is the model cannot be told; leave "
             "one of the two in the folder"
         )
@@ -127,20 +128,20 @@ def base_of(name: str, flag: str = "--model_name_or_path", base: str | None = No
     check_kind(described, f"{flag}: {name}")
     if base is not None:
         if not Path(base).is_dir():
-            raise ValueError(f"{base_flag(flag)}: {base} is not a folder")
+            raise UserError(f"{base_flag(flag)}: {base} is not a folder")
         if (Path(base) / settings.name).is_file():
-            raise ValueError(f"{base_flag(flag)}: {base} holds adapters, which need a base of their own")
+            raise UserError(f"{base_flag(flag)}: {base} holds adapters, which need a base of their own")
         return base
     base = described.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise ValueError(
+        raise UserError(
             f"{flag}: {settings}: base_model_name_or_path must name the base of the adapters, or {base_flag(flag)} "
             "its folder"
         )
     try:
         check_path(base, f"{flag}: {settings}: base_model_name_or_path")
-    except ValueError as error:
-        raise ValueError(f"{error}; {base_flag(flag)} names another folder") from error
+    except UserError as error:
+        raise UserError(f"{error}; {base_flag(flag)} names another folder") from error
     if not Path(base).is_dir():
         print(
             f"{flag}: the base of the adapters in {name} is {base}, which is no folder here; asking the hub for it "
@@ -156,7 +157,7 @@ def base_flag(flag: str) -> str:
 
 def _refuse_base(name: str, flag: str, base: str | None) -> None:
     if base is not None:
-        raise ValueError(f"{base_flag(flag)}: {name} holds no adapters (no adapter_config.json) that need a base")
+        raise UserError(f"{base_flag(flag)}: {name} holds no adapters (no adapter_config.json) that need a base")
 
 
 def load_config(name: str, base: str | None = None) -> PretrainedConfig:

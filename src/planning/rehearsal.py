@@ -11,6 +11,7 @@ from contextlib import nullcontext
 
 import torch
 
+from keju.errors import UserError
 from keju.kernels.dispatch import rehearsal
 from keju.planning.allocations import PARAMETERS, Allocations
 from keju.planning.policy import rehearse_policy
@@ -31,10 +32,10 @@ STAGES = (*OBJECTIVES, "rlhf")
 
 
 def rehearse(step: Step) -> Rehearsal:
-    """Raises ValueError for lengths that do not fit each other, or for a model that cannot be built."""
+    """Raises UserError for lengths that do not fit each other, or for a model that cannot be built."""
     step.workload.check(step.stage)
     if step.stage not in STAGES:
-        raise ValueError(f"--stage {step.stage}: choose from {', '.join(STAGES)}")
+        raise UserError(f"--stage {step.stage}: choose from {', '.join(STAGES)}")
     with rehearsal() if step.on_gpu else nullcontext(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecated names in PEFT and transformers
         return rehearse_policy(step) if step.stage == "rlhf" else _rehearse_objective(step)

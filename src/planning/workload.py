@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from keju.errors import UserError
 from keju.models.generation import Response
 from keju.rl.rollout import Rollout
 from keju.trees.segment import Segment
@@ -17,7 +18,7 @@ class Workload:
     """Lengths in tokens, as the flags of the same names say.
 
     max_length: a text, or a prompt and one answer. A row holds `token_budget` tokens and `per_device_train_batch_size`
-    records at most. num_responses: answers to a prompt, ranked (reward, dpo) or sampled (rlhf). Raises ValueError
+    records at most. num_responses: answers to a prompt, ranked (reward, dpo) or sampled (rlhf). Raises UserError
     naming the flag.
     """
 
@@ -34,7 +35,7 @@ class Workload:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 1:
-                raise ValueError(f"--{name}: must be at least 1, got {value}")
+                raise UserError(f"--{name}: must be at least 1, got {value}")
 
     def longest(self, stage: str) -> int:
         """Tokens of the largest record, all of its answers with it; of rlhf, of a prompt with one response."""
@@ -44,14 +45,14 @@ class Workload:
         return self.max_length + others * (self.max_length - self.max_prompt_length)
 
     def check(self, stage: str) -> None:
-        """Raises ValueError naming the flag whose value the stage cannot work with."""
+        """Raises UserError naming the flag whose value the stage cannot work with."""
         if stage in ("sft", *RANKED) and self.max_prompt_length >= self.max_length:
-            raise ValueError(
+            raise UserError(
                 f"--max_prompt_length {self.max_prompt_length}: leaves nothing of --max_length {self.max_length} "
                 "to an answer"
             )
         if self.longest(stage) > self.token_budget:
-            raise ValueError(
+            raise UserError(
                 f"--token_budget {self.token_budget}: one record may have {self.longest(stage)} tokens "
                 f"({'--max_prompt_length and --max_new_tokens' if stage == 'rlhf' else '--max_length'})"
             )

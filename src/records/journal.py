@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from keju.errors import UserError
+
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Appends one object a line. After a kill, `read_rows` and `write_jsonl` bring the file into order first."""
@@ -17,7 +19,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file that was appended to; none where there is none.
 
-    What a kill left of the last line is passed over. Raises ValueError `file:line` for any other line that is no
+    What a kill left of the last line is passed over. Raises UserError `file:line` for any other line that is no
     object of JSON.
     """
     if not path.is_file():
@@ -27,9 +29,9 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
                 if not isinstance(row, dict):
-                    raise ValueError("no object")
+                    raise UserError("no object")
             except (ValueError, RecursionError) as error:
                 if not line.endswith(b"\n"):  # the last one
                     return
-                raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+                raise UserError(f"{path}:{number}: not JSON: {error}") from error
             yield row

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from keju.errors import UserError
 from keju.records.writing import carry_over
 
 LEFTOVER = r"\.[0-9a-f]{8}\.(part|old)"  # after "." and the name; see `keju.records.writing.hidden_names`
@@ -24,7 +25,7 @@ def only_writer(
 
     The system frees the lock when a process dies. What killed writers left beside `path` is removed; a folder that one
     of them had just moved away comes back. own: as for `whole_folder`. flag: named in messages.
-    Raises ValueError where another process is writing, and where nothing can be written.
+    Raises UserError where another process is writing, and where nothing can be written.
     """
     path = Path(path).absolute()
     lock = path.with_name(f".{path.name}.lock")
@@ -32,9 +33,9 @@ def only_writer(
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(lock)
     except BlockingIOError:
-        raise ValueError(f"{flag}: another process is writing to {path} now; choose another, or wait for it") from None
+        raise UserError(f"{flag}: another process is writing to {path} now; choose another, or wait for it") from None
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise ValueError(f"{flag} {path}: nothing can be written to {path.parent} ({error.strerror})") from error
+        raise UserError(f"{flag} {path}: nothing can be written to {path.parent} ({error.strerror})") from error
     try:
         _clear_away(path, own)
         yield

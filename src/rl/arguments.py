@@ -8,6 +8,7 @@ from typing import Literal
 
 from transformers.training_args import OptimizerNames
 
+from keju.errors import UserError
 from keju.rl.experience import KL_IN_LOSS
 from keju.rl.modes import rules_of
 from keju.training.optimization import check_schedule, described, optimizer_class
@@ -86,12 +87,12 @@ class PPOModelArguments(FreezingArguments):
     def __post_init__(self):
         for role in ("critic", "judge"):
             if getattr(self, f"{role}_base_model") and not getattr(self, f"{role}_model_path"):
-                raise ValueError(f"--{role}_base_model: there is no --{role}_model_path")
+                raise UserError(f"--{role}_base_model: there is no --{role}_model_path")
         self.check_freezing(has_adapters=self.share_base)
         if self.load_in_4bit and not self.share_base:
-            raise ValueError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --share_base")
+            raise UserError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --share_base")
         if self.share_base and self.offload_reference:
-            raise ValueError("--offload_reference: with --share_base the reference is the base of the actor itself")
+            raise UserError("--offload_reference: with --share_base the reference is the base of the actor itself")
 
 
 @dataclass
@@ -220,15 +221,15 @@ class PPOArguments:
             if getattr(self, name) is None:
                 setattr(self, name, default)
         if self.kl_in_loss and self.kl_estimator == "k1":
-            raise ValueError(KL_IN_LOSS)
+            raise UserError(KL_IN_LOSS)
         if self.on_alarm == "rollback" and self.save_strategy == "no":
-            raise ValueError("--on_alarm rollback goes back to a checkpoint; it needs --save_strategy steps")
+            raise UserError("--on_alarm rollback goes back to a checkpoint; it needs --save_strategy steps")
         if self.num_mini_batches > self.rollout_batch_size:
-            raise ValueError(
+            raise UserError(
                 f"--num_mini_batches {self.num_mini_batches} exceeds --rollout_batch_size {self.rollout_batch_size}"
             )
         if self.overwrite_output_dir and self.resume_from_checkpoint:
-            raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
+            raise UserError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
 
 
 def same_names(arguments: PPOArguments, kind: type) -> dict[str, object]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from keju.errors import UserError
 from keju.models.loading import load_causal_lm, load_scalar_model
 from keju.rl.joint import add_value_output
 from keju.rl.weight_sharing import share_weights, twin
@@ -62,12 +63,12 @@ def load_models(
     `shared_base`: the actor's weights become a frozen base. The reference is the base itself, actor and critic are
     adapters on it; so is a reward model that was trained as adapters on these weights. `quantization`: how that base is
     kept. `place` is called with each model, by its name in FourModels, as early as it is complete: it may move a model
-    or cut it up before the next one is loaded. Raises ValueError naming the flag.
+    or cut it up before the next one is loaded. Raises UserError naming the flag.
     """
     if joint and reward_tokenizer is not None:
-        raise ValueError("--enable_joint_optimization: the reward model must have the actor's tokenizer and template")
+        raise UserError("--enable_joint_optimization: the reward model must have the actor's tokenizer and template")
     if joint and critic_path is not None:
-        raise ValueError("--critic_model_path: with --enable_joint_optimization the reward model is the critic")
+        raise UserError("--critic_model_path: with --enable_joint_optimization the reward model is the critic")
     actor = load_causal_lm(actor_path, dtype=dtype, tokenizer=tokenizer, quantization=quantization, base=bases.actor)
     if shared_base is None:
         make_trainable(actor)
@@ -86,12 +87,12 @@ def load_models(
     can_copy = reward_tokenizer is None
     if shared_base is not None:
         if has_adapters(actor):
-            raise ValueError(f"--share_base: {actor_path} holds adapters; --adapters merge makes a whole model of them")
+            raise UserError(f"--share_base: {actor_path} holds adapters; --adapters merge makes a whole model of them")
         reference = actor.requires_grad_(False)
         actor = _with_lora(twin(reference), shared_base, "CAUSAL_LM")
         can_copy = can_copy and has_adapters(judge) and share_weights(judge, reference)
         if joint and not can_copy:
-            raise ValueError(
+            raise UserError(
                 "--share_base: a reward model that is trained jointly must be adapters on the actor's start"
             )
     if joint:
@@ -113,7 +114,7 @@ def load_models(
         make_trainable(critic)
     if shared_base is not None:
         if not share_weights(critic, reference):
-            raise ValueError(f"--share_base: the weights of {critic_path} are not those of the base, {actor_path}")
+            raise UserError(f"--share_base: the weights of {critic_path} are not those of the base, {actor_path}")
         critic = critic if has_adapters(critic) else _with_lora(critic, shared_base, "SEQ_CLS")
     return _placed(FourModels(actor, reference, critic, judge), place)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 import traceback
@@ -15,7 +14,7 @@ import huggingface_hub.constants
 import torch
 import transformers
 
-from keju.records.mistakes import is_raised_by_us
+from keju.errors import UserError
 from keju.training.arguments import parsed_arguments
 from keju.training.cache_folder import give_others_a_place
 from keju.training.crash import explain
@@ -109,18 +108,16 @@ def _report(error: BaseException, run: RunFolder | None) -> int:
 
 
 def is_user_mistake(error: BaseException) -> bool:
-    """A file that is not there, bad JSON, or a ValueError that a `raise` statement of ours chose to raise."""
-    if isinstance(error, (*FILE_MISTAKES, json.JSONDecodeError)):
+    """What we say is one (a UserError), and a file that is not there, wherever it is opened."""
+    if isinstance(error, (UserError, *FILE_MISTAKES)):
         return True
-    if isinstance(error, OSError) and error.errno in NAME_MISTAKES:
-        return True
-    return isinstance(error, ValueError) and is_raised_by_us(error)
+    return isinstance(error, OSError) and error.errno in NAME_MISTAKES
 
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    text = str(error).strip()
+    text = (error.in_flags() if isinstance(error, UserError) else str(error)).strip()
     return text.splitlines()[0][:2000] if text else type(error).__name__
 
 

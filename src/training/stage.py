@@ -20,6 +20,7 @@ from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
 from keju.encoding.store_key import tokenizer_digest
 from keju.encoding.token_store import totals_of
+from keju.errors import UserError
 from keju.models.backbone import backbone_of, num_embeddings, tree_layout
 from keju.models.configurations import base_flag, check_model, check_rows
 from keju.models.gathering import in_pieces
@@ -116,7 +117,7 @@ def read_records(
 ) -> tuple[EncodedRecords, EncodedRecords | None]:
     """read_splits, before the model loads; the run is known by its records from then on.
 
-    Raises ValueError for rows that the layers of the model do not see whole.
+    Raises UserError for rows that the layers of the model do not see whole.
     """
     records, held_out = read_splits(data, encoder, form, fold=fold)
     folder.identify(train_filename=records.digest)
@@ -130,7 +131,7 @@ def base_quantization(args: ModelArguments, training: StageTrainingArguments) ->
     if not args.load_in_4bit:
         return None
     if is_deepspeed_zero3_enabled():
-        raise ValueError("--load_in_4bit: ZeRO-3 cannot take 4-bit weights apart; take --deepspeed with ZeRO 0 to 2")
+        raise UserError("--load_in_4bit: ZeRO-3 cannot take 4-bit weights apart; take --deepspeed with ZeRO 0 to 2")
     return nf4(DTYPES["bfloat16" if training.bf16 else "float16" if training.fp16 else args.dtype])
 
 
@@ -222,7 +223,7 @@ def inspect(
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = totals_of(encoded.trees).deepest
     if limit and longest > limit:
-        raise ValueError(f"--max_length: a record of {longest} tokens, but the model has {limit} positions")
+        raise UserError(f"--max_length: a record of {longest} tokens, but the model has {limit} positions")
     if show:
         position_ids, _ = tree_layout(backbone_of(model), PackedBatch.from_trees([encoded[0]]))
         Console().print(example_table(encoded[0], tokenizer, position_ids=position_ids))
@@ -276,7 +277,7 @@ def train(
 
 
 def guard(model: PreTrainedModel, training: StageTrainingArguments) -> None:
-    """Raises ValueError unless `model`, where it is trained, computes token trees as it computes single rows: in the
+    """Raises UserError unless `model`, where it is trained, computes token trees as it computes single rows: in the
     precision of its weights, which shows small differences, and in that of training."""
     if not (is_deepspeed_zero3_enabled() or is_quantized(model)):  # which have put it where it belongs
         model.to(training.device)
@@ -288,11 +289,11 @@ def guard(model: PreTrainedModel, training: StageTrainingArguments) -> None:
 
 
 def check_best_metric(training: StageTrainingArguments, objective: Objective) -> None:
-    """Raises ValueError for a --metric_for_best_model that evaluations do not measure."""
+    """Raises UserError for a --metric_for_best_model that evaluations do not measure."""
     name = training.metric_for_best_model
     measured = ("loss", *objective.metric_names)
     if name is not None and name.removeprefix("eval_") not in measured:
-        raise ValueError(f"--metric_for_best_model {name}: evaluations measure {', '.join(measured)}")
+        raise UserError(f"--metric_for_best_model {name}: evaluations measure {', '.join(measured)}")
 
 
 def num_shared(trees: Sequence[Segment]) -> float:

@@ -21,6 +21,7 @@ from keju.encoding.store_build import build_store
 from keju.encoding.store_key import store_key
 from keju.encoding.token_store import MANIFEST, DamagedStore, StoredRecords, open_store
 from keju.encoding.workers import usable_cores
+from keju.errors import UserError
 from keju.records.digests import data_digest, file_digest, remembered
 from keju.records.folds import Fold
 from keju.records.opening import packing_of
@@ -65,10 +66,10 @@ def read_trees(
     path = data.path(filename)
     try:
         files = record_files(path)
-    except ValueError as error:
+    except UserError as error:
         if path.exists() or any(path.parent.glob(f"{path.name.split('.')[0]}*")):
             raise
-        raise ValueError(f"{flag}: {path} does not exist{_instead(path, flag)}") from error
+        raise UserError(f"{flag}: {path} does not exist{_instead(path, flag)}") from error
     request = TreeRequest(path, files, encoder, form, data.on_bad_line, max_samples, fold)
     is_large = data.token_cache == "on" or (data.token_cache == "auto" and text_bytes(files) >= LARGE)
     stored = None
@@ -137,7 +138,7 @@ class TreeRequest:
         read = list(islice(held, self.max_samples))
         if not first:
             found = f"no usable record, {len(bad)} bad ones such as {bad[0]}" if bad else "the file has no records"
-            raise ValueError(f"{self.path}: {found}")
+            raise UserError(f"{self.path}: {found}")
         with Progress(len(read), f"encode {self.path.name}", unit="records") as bar:
             encoded = encode_records(read, self.encoder, self.form, on_bad_line=self.on_bad_line, on_record=bar.advance)
         encoded.num_records, encoded.num_bad = len(read), len(bad)
