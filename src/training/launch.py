@@ -21,9 +21,9 @@ from keju.training.crash import explain
 from keju.training.processes import process_index
 from keju.training.run_folder import RunFolder, current_run
 from keju.training.stopping import Stopped, handle_signals
-from keju.training.terminal import Terminal, visible
+from keju.training.terminal import ReaderGone, Terminal, visible
 
-USAGE, CRASH, INTERRUPTED = 2, 1, 130
+USAGE, CRASH, INTERRUPTED, READER_GONE = 2, 1, 130, 141  # the last two as of processes that a signal ended
 # Mistakes that the operating system finds: a missing file is the user's wherever it is opened.
 FILE_MISTAKES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 NAME_MISTAKES = (errno.ENAMETOOLONG, errno.ELOOP)
@@ -37,7 +37,8 @@ QUIET = {
 
 
 def run_stage(main: Callable[[], None]) -> NoReturn:
-    """Calls `main` and exits: 0 done, 2 a mistake in flags or data (one line), 1 a crash, 130 Ctrl-C or a signal.
+    """Calls `main` and exits: 0 done, 2 a mistake in flags or data (one line), 1 a crash, 130 Ctrl-C or a signal,
+    141 where nobody reads any more what is printed (`| head`), without a word.
 
     A training run that has begun saves a checkpoint at a signal and exits with 0 (see keju.training.stopping).
 
@@ -54,9 +55,12 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
     handle_signals()
     # What DeepSpeed calls in torch.distributed
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
-    code = run_guarded(main)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        code = run_guarded(main)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except ReaderGone:
+        code = READER_GONE
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         if code:
             # Collectives that other processes still wait in would keep this one from ending, and print over our lines.
@@ -72,6 +76,8 @@ def run_guarded(main: Callable[[], None]) -> int:
     except Stopped as stopped:
         if process_index() == 0:
             _say([str(stopped)])
+    except ReaderGone:
+        return READER_GONE
     except SystemExit as error:  # argparse: it has said its line
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:  # noqa: BLE001  (reported below, whatever it is)

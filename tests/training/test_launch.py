@@ -177,3 +177,28 @@ def test_a_signal_ends_with_130_and_no_traceback_in_the_face(tmp_path):
         process.kill()
     assert process.returncode == 130
     assert "Stopped from outside" in err and "Traceback" not in err
+
+
+PRINTS = """
+import sys
+from rich.console import Console
+from keju.training.launch import run_stage
+def main():
+    say = Console().print if sys.argv[1] == "rich" else print
+    for number in range(200_000):
+        say(number)
+run_stage(main)
+"""
+
+
+@pytest.mark.parametrize("how", ["print", "rich"])
+def test_who_stops_reading_ends_the_stage_without_a_word(tmp_path, how):
+    """As `... | head -1`: exit code 141, which a shell gives for SIGPIPE."""
+    script = tmp_path / "stage.py"
+    script.write_text(PRINTS)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert (process.wait(timeout=60), process.stderr.read()) == (141, b"")
