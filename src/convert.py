@@ -36,7 +36,7 @@ from keju.conversion.vocabulary import (
     read_tokens,
     vocabulary_weights,
 )
-from keju.errors import UserError
+from keju.errors import UserError, renamed_options
 from keju.models.architecture import without_weights
 from keju.models.checkpoint_files import read_object
 from keju.models.configurations import load_config
@@ -84,6 +84,7 @@ class ConvertArguments:
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the model in --output_dir."})
 
 
+@renamed_options(tokenizer_name="model_name_or_path")
 def main() -> None:
     (args,) = parse_arguments(ConvertArguments, description=__doc__.splitlines()[0])
     source, output = Path(args.model_name_or_path), Path(args.output_dir)
@@ -95,7 +96,7 @@ def main() -> None:
             f"MODEL={source} OUTPUT_DIR=... bash examples/merge.sh"
         )
     check_output(output, source, overwrite=args.overwrite_output_dir)
-    with only_writer(output, flag="--output_dir", own=own_files), tempfile.TemporaryDirectory() as scratch:
+    with only_writer(output, own=own_files), tempfile.TemporaryDirectory() as scratch:
         convert(args, Path(scratch))
 
 
@@ -106,10 +107,10 @@ def convert(args: ConvertArguments, scratch: Path) -> None:
     config = load_config(str(source))
     checkpoint = Checkpoint(source, DTYPES.get(args.dtype))
     has_tokenizer = any((source / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
-    tokenizer = read_tokenizer(str(source), flag="--model_name_or_path") if has_tokenizer else None
+    tokenizer = read_tokenizer(str(source)) if has_tokenizer else None
     skeleton = without_weights(AutoModelForCausalLM, config)
     if tokenizer is not None:
-        check_vocabulary(skeleton, tokenizer, flag="--model_name_or_path")
+        check_vocabulary(skeleton, tokenizer)
     tokenizer, extension = with_more_tokens(tokenizer, args, scratch)
 
     target, tensors = converted(args.to, config, checkpoint, skeleton)
@@ -119,7 +120,7 @@ def convert(args: ConvertArguments, scratch: Path) -> None:
     model, _ = load_checked(
         type(skeleton).from_pretrained,
         None,
-        where=f"--model_name_or_path: {source}",
+        where=str(source),
         config=config,
         state_dict=dict(checkpoint),
         dtype=torch.float32,

@@ -19,11 +19,12 @@ from keju.encoding.refusals import Unencodable
 from keju.encoding.template_check import check_against_template, trained_text
 from keju.encoding.token_store import totals_of
 from keju.models.architecture import check_row
-from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.models.loading import load_causal_lm
 from keju.records.reading import iterate_records
 from keju.tokenizers.family import answer_end_id
 from keju.training.arguments import ChatTrainingArguments, DataArguments, StartArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.ranges import PositiveInt
 from keju.training.stage import inspect, num_shared
 from keju.training.tree_guard import verify_trees
@@ -54,12 +55,10 @@ def main() -> None:
     model_args, data, stage = parse_arguments(StartArguments, DoctorArguments, StageArguments, description=__doc__)
     form = FORMS[stage.stage]
     data.check_stage(stage.stage)
-    name = model_args.tokenizer_name or model_args.model_name_or_path
-    flag = "--tokenizer_name" if model_args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
+    tokenizer = tokenizer_of(model_args, model_args.chat_template)
     encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
     filename = data.train_filename or FILES.get(form, "prompts_train.jsonl")
-    encoded = read_trees(data, filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples)
+    encoded = read_trees(data, filename, encoder, form, option="train_filename", max_samples=data.max_train_samples)
     model = load_causal_lm(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
@@ -69,7 +68,7 @@ def main() -> None:
         base=model_args.base_model,
     )
     inspect(encoded, tokenizer, model, form=form)
-    check_row(model.config, totals_of(encoded.trees).deepest, flag="--max_length")
+    check_row(model.config, totals_of(encoded.trees).deepest)
     verify_trees(model, gradients=True)
     compared = compare_with_template(data, filename, encoder, form)
     table = figures(encoded, form, tokenizer, model)

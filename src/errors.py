@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A wrong setting, file, checkpoint or record: said in one line, exit code 2 (see keju.training.launch).
@@ -24,3 +27,17 @@ class UserError(ValueError):
     def in_flags(self) -> str:
         """The error as one who gave flags reads it."""
         return f"--{self}" if self.option else str(self)
+
+
+@contextmanager
+def renamed_options(**names: str) -> Iterator[None]:
+    """In here a UserError about the option of the first name is one about that of the second.
+
+    `with renamed_options(model_name_or_path="reward_model_path"):` for a stage with a flag of another name than the
+    parameter that a function blames.
+    """
+    try:
+        yield
+    except UserError as error:
+        error.option = names.get(error.option, error.option)
+        raise

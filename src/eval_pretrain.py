@@ -25,12 +25,13 @@ from keju.eval.served_model import ServedModel, check_url
 from keju.eval.table import print_results
 from keju.eval.task import expand_tasks, load_task
 from keju.models.architecture import check_row, row_limit
-from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.models.loading import load_causal_lm
 from keju.records.url_keys import url_without_key
 from keju.records.writing import write_json, write_jsonl
 from keju.report.evaluations import write_evaluation_report
 from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.plots import plot_bars
 from keju.training.progress import Progress
 from keju.training.provenance import describe_versions
@@ -114,10 +115,7 @@ def main() -> None:
         overwrite=args.overwrite_output_dir,
         goes_on=("model_name_or_path", "base_model", "tokenizer_name", "chat_template", "server_url", "dtype", "seed"),
     )
-    flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(
-        args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
-    )
+    tokenizer = tokenizer_of(args, args.chat_template)
     model, key, max_length = load_examinee(args, tokenizer)
     folder.begin()
     recorded = RecordedModel(model, folder.path / "scores.jsonl", key)
@@ -194,7 +192,7 @@ def load_examinee(args: EvalArguments, tokenizer) -> tuple[Examinee, str, int]:
     rows = row_limit(model.config)
     if rows is not None:  # of what the layers see alike in trees and in rows
         limit = min(limit or rows.length, rows.length)
-        check_row(model.config, args.max_length or 0, flag="--max_length")
+        check_row(model.config, args.max_length or 0)
     max_length = args.max_length or limit or args.token_budget or ROW
     token_budget = args.token_budget or max(ROW, min(max_length, LONG_ROW))
     verify_trees(model)

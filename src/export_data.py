@@ -20,7 +20,7 @@ from keju.data_prepare.corpora import records
 from keju.data_prepare.corpus import BadRow, Item
 from keju.data_prepare.exporting import LAYOUTS, PAIRS, Choices, columns, export
 from keju.data_prepare.formats.row_files import row_file
-from keju.errors import UserError
+from keju.errors import UserError, renamed_options
 from keju.records.locks import only_writer
 from keju.records.reading import ON_BAD_LINE
 from keju.training.arguments import parse_arguments
@@ -48,11 +48,12 @@ class ExportDataArguments:
                 raise UserError(f"--{name} {getattr(self, name)}: expected one of {', '.join(choices)}")
 
 
+@renamed_options(raw_dir="input_files", output_dir="output_file")
 def main() -> None:
     (args,) = parse_arguments(ExportDataArguments, description=__doc__.splitlines()[0])
     output, choices = Path(args.output_file), Choices(args.pairs, args.conversational)
     console = Console(highlight=False)
-    with only_writer(output, flag="--output_file"):
+    with only_writer(output):
         export_all(args, output, choices, console)
 
 
@@ -96,10 +97,7 @@ def items(inputs: list[str], console: Console) -> Iterator[tuple[str, Item | Bad
     """(file:line, item) of all inputs, one after the other."""
     pieces = []
     for name in inputs:
-        try:
-            pieces += [(Path(name), piece) for piece in records.pieces(name, PIECE_BYTES)]
-        except UserError as error:
-            raise UserError(str(error).replace("--raw_dir", "--input_files", 1)) from error
+        pieces += [(Path(name), piece) for piece in records.pieces(name, PIECE_BYTES)]
     for path, piece in track(pieces, description="exporting", console=console, transient=True):
         root = path.parent if path.is_file() else path
         for found in records.read(path, piece):

@@ -20,13 +20,14 @@ from keju.encoding.refusals import Unencodable, placed
 from keju.errors import UserError
 from keju.eval.text_metrics import compare, describe
 from keju.models.generation import Response, generate_responses
-from keju.models.loading import load_causal_lm, load_tokenizer
+from keju.models.loading import load_causal_lm
 from keju.records.reading import first_records, read_records
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 from keju.records.turns import turn_of
 from keju.records.writing import write_json, write_jsonl
 from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.progress import Progress
 from keju.training.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, PositiveShare, Seed
 from keju.training.run_folder import RunFolder
@@ -72,10 +73,7 @@ class PredArguments(ThinkingArguments):
 def main() -> None:
     (args,) = parse_arguments(PredArguments, description=__doc__.splitlines()[0])
     folder = RunFolder(args.output_dir, "pred_pretrain", arguments=[args], overwrite=args.overwrite_output_dir)
-    flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(
-        args.tokenizer_name or args.model_name_or_path, flag=flag, chat_template=args.chat_template
-    )
+    tokenizer = tokenizer_of(args, args.chat_template)
     set_seed(args.seed)
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, base=args.base_model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,7 +18,7 @@ from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import totals_of
 from keju.errors import UserError
 from keju.models.architecture import check_row
-from keju.models.loading import load_scalar_model, load_tokenizer
+from keju.models.loading import load_scalar_model
 from keju.records.formats import detect
 from keju.records.reading import iterate_rows
 from keju.records.record import Answer, ChatRecord, RankedRecord
@@ -26,6 +26,7 @@ from keju.records.writing import write_json, write_jsonl
 from keju.training.answer_scores import answer_rewards
 from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
 from keju.training.ranges import PositiveInt
@@ -62,8 +63,7 @@ class PredRewardArguments(ThinkingArguments):
 def main() -> None:
     (args,) = parse_arguments(PredRewardArguments, description=__doc__.splitlines()[0])
     folder = RunFolder(args.output_dir, "pred_reward", arguments=[args], overwrite=args.overwrite_output_dir)
-    flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
-    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path, flag=flag)
+    tokenizer = tokenizer_of(args)
     model = load_scalar_model(
         args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True, base=args.base_model
     )
@@ -73,7 +73,7 @@ def main() -> None:
     records = [ranked_record(fields, where) for where, fields in located]
     encoder = Encoder(tokenizer, args.max_length, on_long=args.on_long, chats=args.chat_settings())
     trees, owners = share_prompts([encoder.ranked_tree(record) for record in records], args.token_budget)
-    check_row(model.config, totals_of(trees).deepest, flag="--max_length")
+    check_row(model.config, totals_of(trees).deepest)
     with Progress(len(trees), "score answers", unit="prompts") as bar:
         scored = answer_rewards(model, trees, token_budget=args.token_budget, on_tree=bar.advance)
     rewards: list[list[float]] = [[] for _ in records]

@@ -160,7 +160,7 @@ def main() -> None:
     }
     if Path(args.output_dir).is_file():
         raise UserError(f"--output_dir {args.output_dir}: is a file, expected a folder")
-    with only_writer(args.output_dir, flag="--output_dir", own=own_files):
+    with only_writer(args.output_dir, own=own_files):
         report = reusable_report(args.output_dir, made_from, args.overwrite_output_dir)
         if report is not None:
             console.print(f"{args.output_dir} already holds this data set; nothing to do.", soft_wrap=True)

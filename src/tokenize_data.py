@@ -15,11 +15,11 @@ from typing import Literal
 
 from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import DamagedStore, open_store
-from keju.models.loading import load_tokenizer
 from keju.records.folds import Fold
 from keju.records.shards import record_files
 from keju.training.arguments import ChatTrainingArguments, DataArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.progress import compact
 from keju.training.tree_reading import TreeRequest
 
@@ -65,9 +65,7 @@ def main() -> None:
     tokenizer_args, data = parse_arguments(
         TokenizerArguments, TokenizeArguments, description=__doc__, takes_any_config=True
     )
-    flag = "--tokenizer_name" if tokenizer_args.tokenizer_name else "--model_name_or_path"
-    name = tokenizer_args.tokenizer_name or tokenizer_args.model_name_or_path
-    tokenizer = load_tokenizer(name, flag=flag, chat_template=tokenizer_args.chat_template)
+    tokenizer = tokenizer_of(tokenizer_args, tokenizer_args.chat_template)
     encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
     # The reward stage takes a part of its training records; the others, and held-out records, are whole.
     fold = Fold(data.fold) if data.stage == "reward" else None

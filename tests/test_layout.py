@@ -273,6 +273,21 @@ def test_who_names_a_flag_blames_the_user():
     assert not found, "\n".join(found)
 
 
+def test_libraries_name_parameters():
+    """Stages call them by their flags; these may have others. What is about flags themselves is in keju.training."""
+    stages = {*stage_scripts(), *sources("src/training"), REPO / "src/rl/arguments.py"} - {
+        *sources("src/training/objectives")
+    }
+    found = [
+        f"{path}:{line}: {message}"
+        for path in sources("src", "data_prepare", "eval", "tokenizers")
+        if path not in stages
+        for line, _, message in raised(path)
+        if re.match("f?[\"']--", message)
+    ]
+    assert not found, "\n".join(found)
+
+
 def test_plain_errors_that_name_a_flag_are_seen(tmp_path):
     path = tmp_path / "module.py"
     for code, seen in (

@@ -28,12 +28,14 @@ def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
     """
     output, source = output.resolve(), source.resolve()
     if output == source or output in source.parents or source in output.parents:
-        raise UserError(f"--output_dir {output}: must lie apart from the folder that is converted, {source}")
+        raise UserError(f"{output} must lie apart from the folder that is converted, {source}", option="output_dir")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not output.is_dir():
-        raise UserError(f"--output_dir {output}: is a file, expected a folder")
+        raise UserError(f"{output} is a file, expected a folder", option="output_dir")
     if not overwrite:
-        raise UserError(f"--output_dir {output}: is not empty; name another or replace it with --overwrite_output_dir")
+        raise UserError(
+            f"{output} is not empty; name another or replace it with --overwrite_output_dir", option="output_dir"
+        )
     if not (output / "config.json").is_file():
-        raise UserError(f"--output_dir {output}: holds no model (no config.json), so that it is not replaced")
+        raise UserError(f"{output} holds no model (no config.json), so that it is not replaced", option="output_dir")

@@ -19,7 +19,7 @@ def parse_size(text: str) -> int:
     """5GB -> 5 * 10**9 bytes. Raises UserError for anything else than a number and KB, MB, GB or TB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)", text.strip(), flags=re.IGNORECASE)
     if match is None or float(match.group(1)) == 0:
-        raise UserError(f"--max_shard_size {text}: give a number and a unit, such as 5GB")
+        raise UserError(f"give a number and a unit, such as 5GB, not {text}", option="max_shard_size")
     return int(float(match.group(1)) * UNITS[match.group(2).upper()])
 
 

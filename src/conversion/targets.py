@@ -36,4 +36,4 @@ def find_pair(config: PreTrainedConfig, to: str) -> tuple[Pair, bool]:
                 return pair, forward
             ways.append(f"{origin.__name__.removesuffix('Config')} to {target.model_type}")
     reason = WITHOUT_EQUAL.get(type(config), f"there is {', '.join(ways)}")
-    raise UserError(f"--to {to}: no exact equal of {type(config).__name__.removesuffix('Config')}: {reason}")
+    raise UserError(f"{to}: no exact equal of {type(config).__name__.removesuffix('Config')}: {reason}", option="to")

@@ -49,9 +49,9 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, plain: Sequence[str], special
     known = tokenizer.get_vocab()  # keys of Qwen's are bytes
     for number, token in enumerate(tokens):
         if not token.strip() or token in tokens[:number]:
-            raise UserError(f"--add_tokens: {token!r} is blank or there twice")
+            raise UserError(f"{token!r} is blank or there twice", option="add_tokens")
         if token in known or token.encode() in known:
-            raise UserError(f"--add_tokens: {token!r} is a token of this {type(tokenizer).__name__} already")
+            raise UserError(f"{token!r} is a token of this {type(tokenizer).__name__} already", option="add_tokens")
     num_old = max(known.values()) + 1
     pieces = tuple(tuple(tokenizer.encode(token, add_special_tokens=False)) for token in tokens)
     tokenizer.add_tokens(list(plain))
@@ -72,19 +72,20 @@ def add_pieces(
     vocab_file = getattr(tokenizer, "vocab_file", None)
     if not isinstance(tokenizer, SentencePieceFamily) or len(tokenizer) != tokenizer.sp_model.get_piece_size():
         raise UserError(
-            f"--add_pieces: the tokens of this {type(tokenizer).__name__} are not those of one SentencePiece file"
+            f"the tokens of this {type(tokenizer).__name__} are not those of one SentencePiece file",
+            option="add_pieces",
         )
     old, other = sentencepiece_model_pb2.ModelProto(), sentencepiece_model_pb2.ModelProto()
     old.ParseFromString(Path(vocab_file).read_bytes())
     try:
         other.ParseFromString(Path(path).read_bytes())
     except Exception as error:  # protobuf's DecodeError
-        raise UserError(f"--add_pieces: {path} is not a SentencePiece model") from error
+        raise UserError(f"{path} is not a SentencePiece model", option="add_pieces") from error
     known = {piece.piece for piece in old.pieces}
     normal = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
     new = [piece.piece for piece in other.pieces if piece.type == normal and piece.piece not in known]
     if not new:
-        raise UserError(f"--add_pieces: {path} has no piece that is new")
+        raise UserError(f"{path} has no piece that is new", option="add_pieces")
     pieces = tuple(tuple(tokenizer.sp_model.encode(piece.replace("\u2581", " "))) for piece in new)
     for piece in new:
         old.pieces.add(piece=piece, score=0.0)
@@ -96,7 +97,7 @@ def add_pieces(
 def check_pieces(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> None:
     """Raises UserError unless the pieces have the ids that their rows have."""
     if tokenizer.convert_tokens_to_ids(list(extension.plain)) != list(range(extension.num_old, extension.num_tokens)):
-        raise UserError("--add_pieces: the saved tokenizer does not have the new pieces where their rows are")
+        raise UserError("the saved tokenizer does not have the new pieces where their rows are", option="add_pieces")
 
 
 def check_saved(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> None:
@@ -106,7 +107,7 @@ def check_saved(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> Non
         if kept and token in extension.plain:
             kept = tokenizer.encode(token, add_special_tokens=False) == [index]
         if not kept:
-            raise UserError(f"--add_tokens: a {type(tokenizer).__name__} does not keep {token!r} as one token")
+            raise UserError(f"a {type(tokenizer).__name__} does not keep {token!r} as one token", option="add_tokens")
 
 
 def vocabulary_weights(model: PreTrainedModel) -> set[str]:

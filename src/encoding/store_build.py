@@ -47,7 +47,7 @@ class Block:
     totals: list[TreeTotals]  # of each record
     bad: list[tuple[int, int, int, str]] = field(default_factory=list)  # records before, file, line, reason
     skipped: list[tuple[int, int, int, str]] = field(default_factory=list)
-    error: tuple[int, str] | None = None  # records before, what ends the run
+    error: tuple[int, UserError] | None = None  # records before, what ends the run
 
 
 def encode_block(rows: list[Row], encoder: Encoder, form: str, on_bad_line: str, fold: Fold | None) -> Block:
@@ -60,7 +60,7 @@ def encode_block(rows: list[Row], encoder: Encoder, form: str, on_bad_line: str,
             record = parse_row(raw, where)
         except UserError as error:
             if on_bad_line == "error":
-                block.error = (done, f"{where}: {error}")
+                block.error = (done, UserError(f"{where}: {error}"))
                 break
             block.bad.append((done, number, line, str(error)))
             continue
@@ -72,7 +72,7 @@ def encode_block(rows: list[Row], encoder: Encoder, form: str, on_bad_line: str,
             if on_bad_line == "skip" and isinstance(error, Unencodable):
                 block.bad.append((done, number, line, str(error).removeprefix(f"{where}: ")))
                 continue
-            block.error = (done, str(error))
+            block.error = (done, error)
             break
         if isinstance(found, str):
             block.skipped.append((done, number, line, found.removeprefix(f"{where}: ")))
@@ -172,7 +172,7 @@ class _Writer:
                 if inside(records):
                     into.add(*event)
         if block.error is not None and inside(block.error[0]):
-            raise UserError(block.error[1])
+            raise block.error[1]
         numbers = np.array([self._number(name) for name in columns.names] or [0], np.uint16)
         for name, rows in columns.arrays.items():
             if name.endswith("_names"):

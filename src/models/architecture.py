@@ -111,13 +111,13 @@ def row_limit(config: PretrainedConfig) -> RowLimit | None:
     return min(limits, default=None)
 
 
-def check_row(config: PretrainedConfig, length: int, *, flag: str) -> None:
-    """Raises UserError naming `flag` for rows of `length` tokens where token trees would not equal them."""
+def check_row(config: PretrainedConfig, length: int) -> None:
+    """Raises UserError (max_length) for rows of `length` tokens where token trees would not equal them."""
     limit = row_limit(config)
     if limit is not None and length > limit.length:
         raise UserError(
-            f"{flag}: rows of up to {length} tokens, but {limit.reason}; in token trees rows have at most "
-            f"{limit.length}"
+            f"rows of up to {length} tokens, but {limit.reason}; in token trees rows have at most {limit.length}",
+            option="max_length",
         )
 
 

@@ -72,7 +72,7 @@ def tree_hidden_states(model: nn.Module, batch) -> torch.Tensor:
     limited = {}
     if row_limit(unwrapped(model).config) is not None:
         limited["longest_row"] = int(batch.position_ids.max()) + 1
-        check_row(unwrapped(model).config, limited["longest_row"], flag=type(backbone).__name__)
+        check_row(unwrapped(model).config, limited["longest_row"])
     output = backbone(
         input_ids=batch.input_ids,
         position_ids=position_ids,

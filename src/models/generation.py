@@ -128,20 +128,20 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _check(model, prompts, max_new_tokens, num_responses, temperature, top_p, do_sample, batch_size) -> None:
-    for flag, number in (
-        ("--max_new_tokens", max_new_tokens),
-        ("--num_return_sequences", num_responses),
-        ("--batch_size", batch_size),
+    for option, number in (
+        ("max_new_tokens", max_new_tokens),
+        ("num_return_sequences", num_responses),
+        ("batch_size", batch_size),
     ):
         if number < 1:
-            raise UserError(f"{flag} {number}: must be at least 1")
+            raise UserError(f"must be at least 1, got {number}", option=option)
     if do_sample and temperature <= 0:
-        raise UserError(f"--temperature {temperature}: sampling needs one above 0")
+        raise UserError(f"sampling needs one above 0, got {temperature}", option="temperature")
     if not 0 < top_p <= 1:
-        raise UserError(f"--top_p {top_p}: must be above 0 and at most 1")
+        raise UserError(f"must be above 0 and at most 1, got {top_p}", option="top_p")
     if not do_sample and num_responses > 1:
         raise UserError(
-            f"--num_return_sequences {num_responses}: without sampling (--temperature 0) all would be equal"
+            f"{num_responses}: without sampling (a temperature of 0) all would be equal", option="num_return_sequences"
         )
     if not all(map(len, prompts)):
         raise UserError("an empty prompt: there is no token to go on from")
@@ -149,6 +149,7 @@ def _check(model, prompts, max_new_tokens, num_responses, temperature, top_p, do
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and longest + max_new_tokens > positions:
         raise UserError(
-            f"a prompt of {longest} tokens and --max_new_tokens {max_new_tokens} exceed the {positions} positions of "
-            "the model; lower --max_new_tokens or shorten the prompts"
+            f"{max_new_tokens} tokens after a prompt of {longest} exceed the {positions} positions of the model; lower "
+            "it or shorten the prompts",
+            option="max_new_tokens",
         )

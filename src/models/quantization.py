@@ -19,10 +19,10 @@ SETTINGS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_do
 BLOCK_SIZE = 64
 
 
-def nf4(compute_dtype: torch.dtype, *, flag: str = "--load_in_4bit") -> BitsAndBytesConfig:
+def nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     """What from_pretrained takes; products are computed in `compute_dtype`. UserError without bitsandbytes."""
     if find_spec("bitsandbytes") is None:
-        raise UserError(f"{flag}: 4-bit weights need bitsandbytes (pip install bitsandbytes)")
+        raise UserError("4-bit weights need bitsandbytes (pip install bitsandbytes)", option="load_in_4bit")
     return BitsAndBytesConfig(**SETTINGS, bnb_4bit_compute_dtype=compute_dtype)
 
 
@@ -44,8 +44,8 @@ def trained_in_4bit(folder: str | Path) -> bool | None:
     return "base_quantization" in described
 
 
-def check_4bit(model: PreTrainedModel, *, flag: str) -> PreTrainedModel:
-    """A model as loaded, made fit for the CPU. Raises UserError naming `flag` where bitsandbytes computes wrongly."""
+def check_4bit(model: PreTrainedModel) -> PreTrainedModel:
+    """A model as loaded, made fit for the CPU. Raises UserError where bitsandbytes computes wrongly."""
     for name, layer in model.named_modules():
         if not hasattr(layer, "support_avx512bf16_for_cpu"):  # bitsandbytes' own layers
             continue
@@ -53,7 +53,8 @@ def check_4bit(model: PreTrainedModel, *, flag: str) -> PreTrainedModel:
         layer.support_avx512bf16_for_cpu = False
         if layer.weight.device.type == "cpu" and layer.in_features % BLOCK_SIZE:
             raise UserError(
-                f"{flag}: on the CPU, bitsandbytes reads rows wrongly that are no multiple of {BLOCK_SIZE} wide; "
-                f"{name} has {layer.in_features} inputs"
+                f"on the CPU, bitsandbytes reads rows wrongly that are no multiple of {BLOCK_SIZE} wide; {name} has "
+                f"{layer.in_features} inputs",
+                option="load_in_4bit",
             )
     return model

@@ -18,13 +18,11 @@ LEFTOVER = r"\.[0-9a-f]{8}\.(part|old)"  # after "." and the name; see `keju.rec
 
 
 @contextlib.contextmanager
-def only_writer(
-    path: str | Path, *, flag: str, own: Callable[[Path], Iterable[Path]] = lambda folder: ()
-) -> Iterator[None]:
+def only_writer(path: str | Path, *, own: Callable[[Path], Iterable[Path]] = lambda folder: ()) -> Iterator[None]:
     """Nobody else who asks is writing to `path` (a file or a folder, there or not) until the block ends.
 
     The system frees the lock when a process dies. What killed writers left beside `path` is removed; a folder that one
-    of them had just moved away comes back. own: as for `whole_folder`. flag: named in messages.
+    of them had just moved away comes back. own: as for `whole_folder`.
     Raises UserError where another process is writing, and where nothing can be written.
     """
     path = Path(path).absolute()
@@ -33,9 +31,11 @@ def only_writer(
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(lock)
     except BlockingIOError:
-        raise UserError(f"{flag}: another process is writing to {path} now; choose another, or wait for it") from None
+        raise UserError(
+            f"another process is writing to {path} now; choose another, or wait for it", option="output_dir"
+        ) from None
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"{flag} {path}: nothing can be written to {path.parent} ({error.strerror})") from error
+        raise UserError(f"nothing can be written to {path.parent} ({error.strerror})", option="output_dir") from error
     try:
         _clear_away(path, own)
         yield

@@ -221,7 +221,7 @@ class PPOArguments:
             if getattr(self, name) is None:
                 setattr(self, name, default)
         if self.kl_in_loss and self.kl_estimator == "k1":
-            raise UserError(KL_IN_LOSS)
+            raise UserError(KL_IN_LOSS, option="kl_in_loss")
         if self.on_alarm == "rollback" and self.save_strategy == "no":
             raise UserError("--on_alarm rollback goes back to a checkpoint; it needs --save_strategy steps")
         if self.num_mini_batches > self.rollout_batch_size:
@@ -230,6 +230,14 @@ class PPOArguments:
             )
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise UserError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
+
+
+def options_of(role: str) -> dict[str, str]:
+    """What a stage with several models calls the options of one, for `renamed_options`; its tokenizer is its own."""
+    if role == "actor":
+        return {"tokenizer_name": "model_name_or_path"}
+    path = f"{role}_model_path"
+    return {"model_name_or_path": path, "tokenizer_name": path, "base_model": f"{role}_base_model"}
 
 
 def same_names(arguments: PPOArguments, kind: type) -> dict[str, object]:

@@ -89,7 +89,7 @@ def load_checkpoint(trainer: PPOTrainer, folder: Path, made_with: Mapping[str, A
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--resume_from_checkpoint: {folder} does not fit this run: {reason}") from error
+        raise UserError(f"{folder} does not fit this run: {reason}", option="resume_from_checkpoint") from error
     trainer.step = state["global_step"]
     for name, learner in trainer.learners.items():
         learner.scheduler.load_state_dict(state["schedulers"][name])

@@ -11,7 +11,7 @@ from keju.rl.mismatch import rollout_mismatch
 from keju.rl.rewards import FixedKLController, RunningMoments, kl_estimate, shape_scores, token_rewards
 from keju.rl.scoring import Scored
 
-KL_IN_LOSS = "--kl_in_loss: the gradient of --kl_estimator k1 is 0 in expectation; choose k2 or k3"
+KL_IN_LOSS = "the gradient of --kl_estimator k1 is 0 in expectation; choose k2 or k3"
 
 
 @dataclass
@@ -70,7 +70,7 @@ class RewardShaping:
 
     def __post_init__(self) -> None:
         if self.kl_in_loss and self.kl_estimator == "k1":
-            raise UserError(KL_IN_LOSS)
+            raise UserError(KL_IN_LOSS, option="kl_in_loss")
 
     def experience(self, scored: Scored) -> Experience:
         # 1. Scores in units of their own running deviation, then clipped, then penalised.

@@ -73,5 +73,5 @@ PPO_MODES = {
 
 def rules_of(name: str) -> Mode:
     if name not in PPO_MODES:
-        raise UserError(f"--ppo_mode {name}: choose from {', '.join(PPO_MODES)}")
+        raise UserError(f"{name}: choose from {', '.join(PPO_MODES)}", option="ppo_mode")
     return PPO_MODES[name]

@@ -53,7 +53,7 @@ def lay_out(
         trees += branch_trees(rollout.prompt, rows, token_budget)
         actions += [found for _, found in chosen]
     if not actions:
-        raise UserError(f"--ppo_mode {mode}: every response is empty, nothing is left to learn from")
+        raise UserError(f"{mode}: every response is empty, nothing is left to learn from", option="ppo_mode")
     mask = torch.zeros(len(actions), max(len(found.tokens) for found in actions), dtype=torch.bool)
     loss_mask = torch.zeros_like(mask)
     for row, found in enumerate(actions):
@@ -76,8 +76,9 @@ def branch_trees(prompt: Sequence[int], responses: Mapping[int, Sequence[int]], 
     longest = len(prompt) + max(map(len, responses.values()))
     if longest > token_budget:
         raise UserError(
-            f"--token_budget {token_budget} does not hold a prompt of {len(prompt)} tokens with a response, {longest} "
-            "together; raise it, or lower --max_prompt_length or --max_new_tokens"
+            f"{token_budget} does not hold a prompt of {len(prompt)} tokens with a response, {longest} together; raise "
+            "it, or lower --max_prompt_length or --max_new_tokens",
+            option="token_budget",
         )
     tree = Segment(prompt)
     for row, ids in responses.items():

@@ -138,8 +138,9 @@ def _check_positions(model: nn.Module, trees: Sequence[Segment]) -> None:
     longest = max(len(tree.tokens) + max(len(branch.tokens) for branch in tree.branches) for tree in trees)
     if positions is not None and longest > positions:
         raise UserError(
-            f"--max_new_tokens: a prompt and its response are {longest} tokens in the tokenizer of a reward model that "
-            f"has {positions} positions; lower it, or --max_prompt_length"
+            f"a prompt and its response are {longest} tokens in the tokenizer of a reward model that has {positions} "
+            "positions; lower it, or --max_prompt_length",
+            option="max_new_tokens",
         )
 
 

@@ -35,7 +35,7 @@ class VllmSampler(Sampler):
         try:
             import vllm
         except ImportError as error:
-            raise UserError("--rollout vllm: vLLM is not installed (pip install vllm, for a GPU)") from error
+            raise UserError("vLLM is not installed (pip install vllm, for a GPU)", option="rollout") from error
         self.engine = vllm.LLM(
             model=self.folder,
             gpu_memory_utilization=self.gpu_memory,
@@ -53,7 +53,7 @@ class VllmSampler(Sampler):
     ) -> list[Rollout]:
         """As Sampler.sample, with log-probs. Raises UserError for a family of ours, which vLLM does not know."""
         if isinstance(unwrapped(model), CausalLM):
-            raise UserError(f"--rollout vllm: vLLM does not know {type(unwrapped(model)).__name__}; leave it out")
+            raise UserError(f"vLLM does not know {type(unwrapped(model)).__name__}; take keju", option="rollout")
         self.push(model)
         stop_ids = stop_token_ids(model, self.tokenizer)
         settings = [

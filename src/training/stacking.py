@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from keju.errors import UserError
+from keju.errors import UserError, renamed_options
 from keju.models.adapter_folder import SETTINGS, WEIGHTS
 from keju.models.checkpoint_files import read_object
 from keju.models.configurations import base_of
@@ -58,7 +58,6 @@ def load_stacked(
     base: str | None,
     dtype: str,
     quantization: BitsAndBytesConfig | None,
-    flag: str = "--model_name_or_path",
     **settings,
 ) -> nn.Module:
     """The base of the adapters in `name`, with these on it under the name START, frozen, in a PEFT wrapper.
@@ -69,17 +68,23 @@ def load_stacked(
 
     in_4bit = trained_in_4bit(name)
     if quantization is not None and not in_4bit:
-        raise UserError(f"--load_in_4bit: the adapters in {name} were trained on a base of whole weights")
+        raise UserError(f"the adapters in {name} were trained on a base of whole weights", option="load_in_4bit")
     if in_4bit and quantization is None:
-        quantization = nf4(DTYPES[dtype], flag=f"{flag}: {name}")
-    model = load(base_of(name, flag, base), dtype=dtype, quantization=quantization, **settings)
+        with renamed_options(load_in_4bit="model_name_or_path"):  # these adapters ask for it, and no option
+            quantization = nf4(DTYPES[dtype])
+    model = load(base_of(name, base), dtype=dtype, quantization=quantization, **settings)
     stacked = get_peft_model(model.requires_grad_(False), LoraConfig.from_pretrained(name), adapter_name=START)
     state, own = load_file(Path(name) / WEIGHTS), get_peft_model_state_dict(stacked, adapter_name=START)
     for key in sorted(state.keys() | own.keys()):
         if key not in state or key not in own or state[key].shape != own[key].shape:
-            raise UserError(f"{flag}: {name}: {key} is not that of these adapters on their base; take --adapters merge")
+            raise UserError(
+                f"{name}: {key} is not that of these adapters on their base; take --adapters merge",
+                option="model_name_or_path",
+            )
         if ".lora_" not in key and not torch.equal(state[key], own[key].to(state[key])):
-            raise UserError(f"{flag}: {name}: {key} is not that of the base; take --adapters merge")
+            raise UserError(
+                f"{name}: {key} is not that of the base; take --adapters merge", option="model_name_or_path"
+            )
     set_peft_model_state_dict(stacked, state, adapter_name=START)
     return stacked.requires_grad_(False)
 

@@ -22,9 +22,9 @@ from keju.encoding.store_key import tokenizer_digest
 from keju.encoding.token_store import totals_of
 from keju.errors import UserError
 from keju.models.backbone import backbone_of, num_embeddings, tree_layout
-from keju.models.configurations import base_flag, check_model, check_rows
+from keju.models.configurations import base_option, check_model, check_rows
 from keju.models.gathering import in_pieces
-from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_tokenizer
+from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model
 from keju.models.quantization import is_quantized, nf4
 from keju.records.folds import Fold
 from keju.training.adapters import add_lora, has_adapters, train_on
@@ -36,6 +36,7 @@ from keju.training.engines import autocast_dtype, readable
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
 from keju.training.op_builds import survive_killed_builds
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.plots import plot_loss
 from keju.training.processes import start_deepspeed
 from keju.training.progress import RunCallback
@@ -86,10 +87,7 @@ def prepare(folder: RunFolder, model_args: ModelArguments, data: DataArguments, 
         survive_killed_builds()
         _ = training.device  # its first use starts the process group
         start_deepspeed()
-    name, flag = model_args.model_name_or_path, "--model_name_or_path"
-    if model_args.tokenizer_name:
-        name, flag = model_args.tokenizer_name, "--tokenizer_name"
-    tokenizer = load_tokenizer(name, flag=flag, chat_template=model_args.chat_template)
+    tokenizer = tokenizer_of(model_args, model_args.chat_template)
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(training.deepspeed, model_args))
     return tokenizer, Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
 
@@ -98,7 +96,7 @@ def start_of(deepspeed: str | None, models: Any, *flags: str) -> dict[str, str]:
     """{flag: hash} of the models of a run (--model_name_or_path and those in `flags` that are given) and of its
     DeepSpeed configuration, for RunFolder.identify."""
     given = {flag: getattr(models, flag) for flag in ("model_name_or_path", *flags)}
-    bases = {flag: vars(models).get(base_flag(f"--{flag}").removeprefix("--")) for flag in given}
+    bases = {flag: vars(models).get(base_option(flag)) for flag in given}
     digests = {flag: model_digest(name, DIGESTS, bases[flag]) for flag, name in given.items() if name}
     if deepspeed:
         path = Path(deepspeed).expanduser()

@@ -50,7 +50,7 @@ class Row(NamedTuple):
     first: torch.Tensor
 
 
-def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--model_name_or_path") -> None:
+def verify_trees(model: nn.Module, *, gradients: bool = False) -> None:
     """Raises UserError, naming the kind of layer, unless values over trees equal those of single rows.
 
     model: a model, or what takes its passes (see StageModel; a DeepSpeed engine under ZeRO-3, where only values are
@@ -66,7 +66,7 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
     try:
         check_head(inner)
     except UserError as error:
-        raise UserError(f"{flag}: {name}: {error}") from error
+        raise UserError(f"{name}: {error}", option="model_name_or_path") from error
     try:
         trees, rows = _probe(inner)
         batch = PackedBatch.from_trees(trees)
@@ -80,15 +80,16 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
     except Exception as error:  # whatever an architecture that is not made for this raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{flag}: {name} does not compute token trees ({_raised_in(error) or name}: {reason}); this architecture "
-            "is not supported"
+            f"{name} does not compute token trees ({_raised_in(error) or name}: {reason}); this architecture is not "
+            "supported",
+            option="model_name_or_path",
         ) from error
     if problem == NOT_FINITE:
         precision = str(autocast_of(passes) or _dtype(inner)).removeprefix("torch.")
         why = "; its weights are broken" if precision == "float32" else f" in {precision}; try another precision"
-        raise UserError(f"{flag}: the model's own outputs are not finite{why}")
+        raise UserError(f"the model's own outputs are not finite{why}", option="model_name_or_path")
     if problem:
-        raise UserError(f"{flag}: {name}: {problem}; this architecture is not supported")
+        raise UserError(f"{name}: {problem}; this architecture is not supported", option="model_name_or_path")
 
 
 # -- what is compared --------------------------------------------------------------------------------------------------

@@ -54,14 +54,14 @@ def read_trees(
     encoder: Encoder,
     form: str,
     *,
-    flag: str,
+    option: str,
     max_samples: int | None,
     fold: Fold | None = None,
 ) -> EncodedRecords:
     """Reads and encodes record files with a progress bar, and says what was left out and why.
 
     Large files, and those that have been tokenised before, are not read into memory: their trees are on disk then
-    (`--token_cache`). fold: only the records of this part of the file.
+    (`--token_cache`). option: which one names the file. fold: only the records of this part of it.
     """
     path = data.path(filename)
     try:
@@ -69,25 +69,25 @@ def read_trees(
     except UserError as error:
         if path.exists() or any(path.parent.glob(f"{path.name.split('.')[0]}*")):
             raise
-        raise UserError(f"{flag}: {path} does not exist{_instead(path, flag)}") from error
+        raise UserError(f"{path} does not exist{_instead(path, option)}", option=option) from error
     request = TreeRequest(path, files, encoder, form, data.on_bad_line, max_samples, fold)
     is_large = data.token_cache == "on" or (data.token_cache == "auto" and text_bytes(files) >= LARGE)
     stored = None
     if is_large or (data.token_cache == "auto" and _has_stores(data)):
         stored = request.stored(Path(data.token_cache_dir).expanduser(), data.num_workers, build=is_large)
     found = stored or request.encoded()
-    cap = "--max_eval_samples" if flag == "--eval_filename" else "--max_train_samples"
+    cap = "--max_eval_samples" if option == "eval_filename" else "--max_train_samples"
     request.show_cap(found, cap, Path(data.token_cache_dir).expanduser())
     found.digest = digest_of(request.digests(Path(data.token_cache_dir).expanduser()))
     return found
 
 
-def _instead(path: Path, flag: str) -> str:
+def _instead(path: Path, option: str) -> str:
     """What to give for a file that is not there."""
     shards = re.compile(r"-\d+-of-\d+")
     names = sorted({shards.sub("", found.name) for found in path.parent.glob("*.jsonl*")})
     there = f"; this folder has {', '.join(names)}" if names else ""
-    return there + ('; --eval_filename "" trains without held-out records' if flag == "--eval_filename" else "")
+    return there + ('; --eval_filename "" trains without held-out records' if option == "eval_filename" else "")
 
 
 def read_splits(
@@ -95,12 +95,12 @@ def read_splits(
 ) -> tuple[EncodedRecords, EncodedRecords | None]:
     """Training records (of a part of them, see read_trees) and, where --eval_filename names some, held-out ones."""
     records = read_trees(
-        data, data.train_filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples, fold=fold
+        data, data.train_filename, encoder, form, option="train_filename", max_samples=data.max_train_samples, fold=fold
     )
     if not data.eval_filename:
         return records, None
     return records, read_trees(
-        data, data.eval_filename, encoder, form, flag="--eval_filename", max_samples=data.max_eval_samples
+        data, data.eval_filename, encoder, form, option="eval_filename", max_samples=data.max_eval_samples
     )
 
 
