@@ -40,5 +40,5 @@ def corpus_module(name: str) -> ModuleType:
     """Import `corpora/<name>.py`. Raises UserError with the right names for a wrong one."""
     names = sorted(module.name for module in pkgutil.iter_modules(corpora.__path__))
     if name not in names:
-        raise UserError(f"--corpus {name!r} is unknown; there are: {', '.join(names)}")
+        raise UserError(f"{name!r} is unknown; there are: {', '.join(names)}", option="corpus")
     return importlib.import_module(f"{corpora.__name__}.{name}")

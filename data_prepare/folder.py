@@ -20,7 +20,7 @@ def reusable_report(folder: str | Path, made_from: dict[str, Any], overwrite: bo
     """
     folder = Path(folder)
     if folder.is_file():
-        raise UserError(f"--output_dir {folder}: is a file, expected a folder")
+        raise UserError(f"{folder} is a file, expected a folder", option="output_dir")
     if overwrite or not folder.is_dir() or not any(folder.iterdir()):
         return None
     report = _read_report(folder)
@@ -35,7 +35,9 @@ def reusable_report(folder: str | Path, made_from: dict[str, Any], overwrite: bo
         wrong = "holds a data set whose files were changed"
     else:
         return report
-    raise UserError(f"--output_dir {folder}: {wrong}; name another folder or write there with --overwrite_output_dir")
+    raise UserError(
+        f"{folder} {wrong}; name another folder or write there with --overwrite_output_dir", option="output_dir"
+    )
 
 
 def own_files(folder: Path) -> list[Path]:

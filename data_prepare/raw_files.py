@@ -30,7 +30,7 @@ def wrong_folder(folder: Path, expected: str, download: str) -> UserError:
     what = "no such folder"
     if folder.exists():
         what = "nothing of this corpus in this folder" if folder.is_dir() else "is a file; give the folder it lies in"
-    return UserError(f"--raw_dir {folder}: {what}; expected {expected}; to download it: {download}")
+    return UserError(f"{folder}: {what}; expected {expected}; to download it: {download}", option="raw_dir")
 
 
 def file_pieces(folder: Path, paths: Iterable[Path], piece_bytes: int | None = None) -> list[Piece]:

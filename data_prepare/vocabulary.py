@@ -38,7 +38,7 @@ def train_sentencepiece(texts: Sequence[str], vocab_size: int) -> bytes:
     if coverage < MIN_COVERAGE:
         needed = next(n for n, covered in enumerate(accumulate(counts), start=1) if covered >= MIN_COVERAGE * total)
         smallest = reserved + math.ceil((needed + 1) / CHARACTER_SHARE)
-        raise UserError(f"--vocab_size must be at least {smallest} for the characters of these texts")
+        raise UserError(f"must be at least {smallest} for the characters of these texts", option="vocab_size")
     vocab_size = min(vocab_size, reserved + math.ceil(num_characters / CHARACTER_SHARE))
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -85,7 +85,9 @@ def write_evaluation_ngrams(
         sources.append(np.full(len(hashes[-1]), len(places), dtype=np.uint32))
         places.append(where)
     if not hashes:
-        raise UserError(f"--decontaminate {folders[0]}: no text of {length} characters or words is in its files")
+        raise UserError(
+            f"{folders[0]}: no text of {length} characters or words is in its files", option="decontaminate"
+        )
     all_hashes, all_sources = np.concatenate(hashes), np.concatenate(sources)
     order = np.argsort(all_hashes, kind="stable")  # so that the first of equal ones is of the first text
     values, first, counts = np.unique(all_hashes[order], return_index=True, return_counts=True)

@@ -21,10 +21,10 @@ def evaluation_texts(folder: Path) -> Iterator[tuple[str, str]]:
     Raises UserError if the folder has no such file, or one that cannot be read as what its name says.
     """
     if not folder.is_dir():
-        raise UserError(f"--decontaminate {folder}: no such folder; name one with the files of evaluation sets")
+        raise UserError(f"{folder}: no such folder; name one with the files of evaluation sets", option="decontaminate")
     paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     if not paths:
-        raise UserError(f"--decontaminate {folder}: has no file that ends in {', '.join(SUFFIXES)}")
+        raise UserError(f"{folder} has no file that ends in {', '.join(SUFFIXES)}", option="decontaminate")
     for path in paths:
         name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
         check_encoding(path)

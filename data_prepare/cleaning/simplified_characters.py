@@ -24,7 +24,7 @@ def _converter() -> tuple[re.Pattern[str], Callable[[str], str]]:
     try:
         from opencc import OpenCC
     except ImportError as error:
-        raise UserError("--simplify true needs the package opencc: pip install opencc") from error
+        raise UserError("true needs the package opencc: pip install opencc", option="simplify") from error
     convert = OpenCC("t2s").convert
     # Between line ends no two characters make up a phrase.
     characters = [chr(code) for codes in _IDEOGRAPHS for code in codes]

@@ -45,7 +45,7 @@ def pieces(folder: str | Path, piece_bytes: int, document: str = "line") -> list
     Raises UserError where there is no such file, or one is not what its name says.
     """
     if document not in DOCUMENTS:
-        raise UserError(f"--document must be one of {', '.join(DOCUMENTS)}, not {document!r}")
+        raise UserError(f"must be one of {', '.join(DOCUMENTS)}, not {document!r}", option="document")
     root, names = _files(Path(folder))
     found: list[Piece] = []
     for name in names:
@@ -85,15 +85,15 @@ def _files(folder: Path) -> tuple[Path, list[str]]:
     """(root, the names below it)."""
     if folder.is_file():
         if not kind_of(folder):
-            raise UserError(f"--raw_dir {folder}: expected a file of {_suffixes()}")
+            raise UserError(f"{folder}: expected a file of {_suffixes()}", option="raw_dir")
         return folder.parent, [folder.name]
     if not folder.is_dir():
-        raise UserError(f"--raw_dir {folder}: no such file or folder")
+        raise UserError(f"{folder}: no such file or folder", option="raw_dir")
     left_out = not_read(folder)
     names = [name for name in raw_files(folder)[0] if name not in left_out]
     if not names:
         there = next((f"; {name} {why}" for name, why in left_out.items()), "")
-        raise UserError(f"--raw_dir {folder}: has no file of {_suffixes()}{there}")
+        raise UserError(f"{folder} has no file of {_suffixes()}{there}", option="raw_dir")
     return folder, names
 
 

@@ -51,7 +51,7 @@ def collect(plan: Plan, folder: Path) -> dict[str, Any]:
         dropped.sort(key=lambda item: -item[1]["rows"])
         reasons = [f"{found['rows']} dropped: {reason}; as {found['examples'][0]}" for reason, found in dropped[:2]]
         why, total = "; ".join(reasons) or "no other rows", steps(plan)[0]["rows_in"]
-        raise UserError(f"--raw_dir {plan.raw_dir}: nothing to train on is left of {total} rows ({why})")
+        raise UserError(f"{plan.raw_dir}: nothing to train on is left of {total} rows ({why})", option="raw_dir")
     files = {name: files[name] for name in sorted(files, key=_reading_order) if files[name]["rows"]}
     patterns = {}
     for name in files:
