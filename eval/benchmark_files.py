@@ -55,10 +55,10 @@ class Files:
         subjects: Collection[str] | None = None,
     ) -> None:
         if on_bad_row not in ("error", "skip"):
-            raise UserError(f"--on_bad_row {on_bad_row}: choose from error, skip")
+            raise UserError(f"{on_bad_row}: choose from error, skip", option="on_bad_row")
         root = Path(data_dir).expanduser()
         if not root.is_dir():
-            raise UserError(f"--data_dir: {root} does not exist")
+            raise UserError(f"{root} does not exist", option="data_dir")
         self.folder = next((root / name for name in names if (root / name).is_dir()), root)
         self.on_bad_row = on_bad_row
         self.subjects = subjects
@@ -76,7 +76,7 @@ class Files:
             if (self.folder / name).is_file():
                 return self.folder / name
         others = f" (nor {', '.join(names[1:])})" if len(names) > 1 else ""
-        raise UserError(f"--data_dir: {self.folder / names[0]} does not exist{others}")
+        raise UserError(f"{self.folder / names[0]} does not exist{others}", option="data_dir")
 
     def json_lines(self, path: Path) -> Iterator[Row]:
         """A row for each line, which must be a JSON object."""

@@ -39,7 +39,7 @@ def pick_shots(
         usable = by_group.get(group, [])
         if len(usable) < num_shots:
             of_group = f" of {group}" if group else ""
-            raise UserError(f"--num_shots {num_shots}: there are only {len(usable)} examples{of_group} to show")
+            raise UserError(f"{num_shots}: there are only {len(usable)} examples{of_group} to show", option="num_shots")
         chosen[group] = usable[:num_shots] if first else random.Random(f"{seed} {group}").sample(usable, num_shots)
     return chosen
 

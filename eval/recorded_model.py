@@ -74,7 +74,7 @@ class RecordedModel:
 def _finite(answer: Any) -> Any:
     """Raises UserError for log-probabilities that are none: they would be remembered."""
     if isinstance(answer, list) and not all(map(math.isfinite, answer)):
-        raise UserError(f"--model_name_or_path: the model's log-probabilities are not finite: {answer[:8]}")
+        raise UserError(f"the model's log-probabilities are not finite: {answer[:8]}", option="model_name_or_path")
     return answer
 
 

@@ -127,7 +127,7 @@ def bundle(questions: Sequence[Question], token_budget: int, *, shares_prompts: 
         room = token_budget - shared
         if max(lengths) > room:
             raise UserError(
-                f"--token_budget {token_budget}: a question takes {shared + max(lengths)} tokens with a choice"
+                f"{token_budget}: a question takes {shared + max(lengths)} tokens with a choice", option="token_budget"
             )
         bundles += [Bundle(shared, tuple(members[place] for place in part)) for part in pack(lengths, room)]
     return bundles

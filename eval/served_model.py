@@ -73,7 +73,7 @@ class ServedModel:
             if not all(isinstance(choice.get("text"), str) for choice in choices):
                 raise NoAnswer('a choice without "text"')
         except NoAnswer as error:
-            raise UserError(f"--server_url {url_without_key(self.url)}: {error}") from error
+            raise UserError(f"{url_without_key(self.url)}: {error}", option="server_url") from error
         return [by_row[number] for number in range(len(rows))]
 
 
@@ -81,17 +81,23 @@ def check_url(url: str) -> None:
     """Raises UserError unless `url` is one of http or https."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UserError(f"--server_url {url_without_key(url)}: expected something like http://127.0.0.1:8000/v1")
+        raise UserError(
+            f"{url_without_key(url)}: expected something like http://127.0.0.1:8000/v1", option="server_url"
+        )
 
 
 def _sum_logprobs(choice: dict[str, Any], first: int, end: int, url: str) -> float:
     """The summed log-probabilities of the tokens `first`..`end` of an echoed prompt."""
     given = choice.get("logprobs")
     logprobs = given.get("token_logprobs") if isinstance(given, dict) else None
-    place = f"--server_url {url_without_key(url)}"
+    place = url_without_key(url)
     if not isinstance(logprobs, list) or len(logprobs) < end:
-        raise UserError(f"{place}: the server gives no log-probabilities of the prompt (echo with logprobs)")
+        raise UserError(
+            f"{place}: the server gives no log-probabilities of the prompt (echo with logprobs)", option="server_url"
+        )
     numbers = logprobs[first:end]
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and -math.inf < x <= 1e-3 for x in numbers):
-        raise UserError(f"{place}: the server gives log-probabilities that are none: {numbers[:8]}")
+        raise UserError(
+            f"{place}: the server gives log-probabilities that are none: {numbers[:8]}", option="server_url"
+        )
     return sum(numbers)

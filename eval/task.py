@@ -130,7 +130,7 @@ class Task(ABC):
         for name in names:
             if name not in parts:
                 known = ", ".join(reversed(parts)) or "none"
-                raise UserError(f"--subjects {name}: the subjects of {type(self).__name__} are {known}")
+                raise UserError(f"{name}: the subjects of {type(self).__name__} are {known}", option="subjects")
         chosen = {subject for name in names for subject in parts[name]}
         return [subject for subject in self.categories if subject in chosen]
 
@@ -157,7 +157,7 @@ def task_names() -> list[str]:
 def load_task(name: str) -> Task:
     """The task of `eval/tasks/<name>.py`. Raises UserError listing the right names."""
     if name not in task_names():
-        raise UserError(f"--tasks {name}: choose from {', '.join(task_names())}")
+        raise UserError(f"{name}: choose from {', '.join(task_names())}", option="tasks")
     return importlib.import_module(f"{tasks.__name__}.{name}").TASK
 
 
@@ -170,5 +170,5 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
     unknown = [name for name in names if name not in tasks_there and name not in suites]
     if unknown:
         known = ", ".join([*tasks_there, *(f"{suite} (all of its tasks)" for suite in suites)])
-        raise UserError(f"--tasks {unknown[0]}: choose from {known}")
+        raise UserError(f"{unknown[0]}: choose from {known}", option="tasks")
     return list(dict.fromkeys(task for name in names for task in suites.get(name, [name])))
