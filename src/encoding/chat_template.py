@@ -66,7 +66,7 @@ class ChatTemplate:
         self._settings = {}
         if enable_thinking is not None:
             if not re.search(r"\benable_thinking\b", self._source):
-                raise UserError(f"--enable_thinking: {self._name} does not read enable_thinking")
+                raise UserError(f"{self._name} does not read enable_thinking", option="enable_thinking")
             self._settings["enable_thinking"] = enable_thinking
         self._reads_reasoning = bool(re.search(r"reasoning_content|\bthinking\b", self._source))
         self._has_warned = False  # of thoughts that are left out

@@ -70,7 +70,7 @@ class Encoder(TextEncoder):
             names = list(map(str, tokenizer.convert_ids_to_tokens(sorted(self.special_ids))))
             self.template = ChatTemplate(tokenizer, names, self.chats.enable_thinking)
         elif self.chats.enable_thinking is not None:
-            raise UserError("--enable_thinking: the tokenizer has no chat template that would read it")
+            raise UserError("the tokenizer has no chat template that would read it", option="enable_thinking")
         self.renders_ids = renders_ids(tokenizer)  # its conversations are not the tokens of any text
 
     # -- prompts and answers -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ class Fold:
     def __init__(self, text: str) -> None:
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise UserError(f"--fold {text}: expected a part as 1/2 or 2/2")
+            raise UserError(f"expected a part as 1/2 or 2/2, got {text}", option="fold")
         self.number, self.count = int(found[1]), int(found[2])
 
     def holds(self, record: RankedRecord) -> bool:

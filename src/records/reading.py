@@ -92,7 +92,7 @@ def iterate_records(
 
 def check_on_bad_line(on_bad_line: str) -> None:
     if on_bad_line not in ON_BAD_LINE:
-        raise UserError(f"--on_bad_line must be one of {', '.join(ON_BAD_LINE)}, not {on_bad_line!r}")
+        raise UserError(f"must be one of {', '.join(ON_BAD_LINE)}, not {on_bad_line!r}", option="on_bad_line")
 
 
 def raw_rows(file: Path) -> Iterator[tuple[int, Any]]:

@@ -70,7 +70,7 @@ def pack_arrays(lengths: Sequence[int] | np.ndarray, budget: int, max_items: int
     lengths = np.asarray(lengths, np.int64)
     if len(lengths) and (longest := int(lengths.max())) > budget:
         raise UserError(
-            f"an item of {longest} tokens does not fit --token_budget {budget}; raise it or lower --max_length"
+            f"an item of {longest} tokens does not fit {budget}; raise it or lower --max_length", option="token_budget"
         )
     frees: list[int] = []  # what open packs have left, each number once, sorted
     open_packs: dict[int, list[int]] = {}  # free tokens -> a heap of the packs that have so many left

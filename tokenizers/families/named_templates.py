@@ -26,5 +26,5 @@ def chat_template(name: str) -> str:
     """The Jinja text of a named template, or of the file `name`. Raises UserError listing the names."""
     path = TEMPLATES / f"{name}.jinja" if name in template_names() else Path(name).expanduser()
     if not path.is_file():
-        raise UserError(f"--chat_template {name}: neither a file nor one of {', '.join(template_names())}")
+        raise UserError(f"{name}: neither a file nor one of {', '.join(template_names())}", option="chat_template")
     return path.read_text(encoding="utf-8").strip()
