@@ -7,7 +7,7 @@ kernels of keju.kernels take their Triton route: they allocate what they would t
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import torch
 
@@ -35,8 +35,13 @@ def rehearse(step: Step) -> Rehearsal:
     """Raises UserError for lengths that do not fit each other, or for a model that cannot be built."""
     step.workload.check(step.stage)
     if step.stage not in STAGES:
-        raise UserError(f"--stage {step.stage}: choose from {', '.join(STAGES)}")
-    with rehearsal() if step.on_gpu else nullcontext(), warnings.catch_warnings():
+        raise UserError(f"{step.stage}: choose from {', '.join(STAGES)}", option="stage")
+    with ExitStack() as stack, warnings.catch_warnings():
+        if step.on_gpu:
+            try:
+                stack.enter_context(rehearsal())
+            except ValueError as error:  # a kernel does not know whose mistake it is
+                raise UserError(f"{error}; --use_cpu plans without it") from error
         warnings.simplefilter("ignore")  # of deprecated names in PEFT and transformers
         return rehearse_policy(step) if step.stage == "rlhf" else _rehearse_objective(step)
 

@@ -80,7 +80,7 @@ def model_config(name: str, overrides: dict[str, object] | None = None, base: st
     config = load_config(name, base)
     for key, value in (overrides or {}).items():
         if not hasattr(config, key):
-            raise UserError(f"--config_overrides: {type(config).__name__} has no field {key!r}")
+            raise UserError(f"{type(config).__name__} has no field {key!r}", option="config_overrides")
         setattr(config, key, value)
     return config
 

@@ -35,7 +35,7 @@ class Workload:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 1:
-                raise UserError(f"--{name}: must be at least 1, got {value}")
+                raise UserError(f"must be at least 1, got {value}", option=name)
 
     def longest(self, stage: str) -> int:
         """Tokens of the largest record, all of its answers with it; of rlhf, of a prompt with one response."""
@@ -48,13 +48,14 @@ class Workload:
         """Raises UserError naming the flag whose value the stage cannot work with."""
         if stage in ("sft", *RANKED) and self.max_prompt_length >= self.max_length:
             raise UserError(
-                f"--max_prompt_length {self.max_prompt_length}: leaves nothing of --max_length {self.max_length} "
-                "to an answer"
+                f"{self.max_prompt_length} leaves nothing of --max_length {self.max_length} to an answer",
+                option="max_prompt_length",
             )
         if self.longest(stage) > self.token_budget:
             raise UserError(
-                f"--token_budget {self.token_budget}: one record may have {self.longest(stage)} tokens "
-                f"({'--max_prompt_length and --max_new_tokens' if stage == 'rlhf' else '--max_length'})"
+                f"{self.token_budget} is too small: one record may have {self.longest(stage)} tokens "
+                f"({'--max_prompt_length and --max_new_tokens' if stage == 'rlhf' else '--max_length'})",
+                option="token_budget",
             )
 
     def trees(self, stage: str, vocab_size: int) -> list[Segment]:
