@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -27,6 +28,8 @@ USAGE, CRASH, INTERRUPTED, READER_GONE = 2, 1, 130, 141  # the last two as of pr
 # Mistakes that the operating system finds: a missing file is the user's wherever it is opened.
 FILE_MISTAKES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 NAME_MISTAKES = (errno.ENAMETOOLONG, errno.ELOOP)
+# How torch begins, and ends with the line "class: message", what it makes of an error in another process.
+IN_A_WORKER = re.compile(r"Caught \w+ in DataLoader worker")
 # Nothing is sent or fetched that was not asked for; the environment covers child processes.
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -124,6 +127,8 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     text = (error.in_flags() if isinstance(error, UserError) else str(error)).strip()
+    if isinstance(error, UserError) and IN_A_WORKER.match(text):
+        text = text.splitlines()[-1].partition(": ")[2]
     return text.splitlines()[0][:2000] if text else type(error).__name__
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from keju.encoding.array_file import DamagedFile
 from keju.errors import UserError
 from keju.models.layers import RMSNorm
 from keju.rl.rewards import check_prefix_mask
@@ -83,6 +84,21 @@ def broken_invariants():
 def test_a_broken_invariant_is_a_crash(capsys, function):
     assert run_guarded(function) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+class Damaged(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise DamagedFile("tokens.npy: bytes 0 to 9 are not what was written; delete tokens, and it is made anew")
+
+
+def test_a_mistake_that_a_data_worker_found_is_the_same_line(capsys):
+    loader = torch.utils.data.DataLoader(Damaged(), num_workers=1)
+    assert run_guarded(lambda: list(loader)) == 2
+    said = "tokens.npy: bytes 0 to 9 are not what was written; delete tokens, and it is made anew"
+    assert capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_a_mistake_travels_between_processes():
