@@ -136,7 +136,7 @@ class PrepareDataArguments:
             raise UserError(f"--own_splits must be one of {', '.join(OWN_SPLITS)}, not {self.own_splits!r}")
         if self.executor not in EXECUTORS:
             raise UserError(f"--executor must be one of {', '.join(EXECUTORS)}, not {self.executor!r}")
-        self.executor_settings = parsed_object("executor_settings", self.executor_settings)
+        parsed_object("executor_settings", self.executor_settings)
         shares = (self.prompts_share, self.dev_share, self.test_share)
         if min(shares) < 0 or sum(shares) >= 1:
             raise UserError(
@@ -336,7 +336,7 @@ def run_pipeline(args: PrepareDataArguments, plan: Plan, console: Console) -> bo
     if args.executor == "here":
         engine.run_here(plan, args.num_workers or usable_cores(), stage_bar)
         return True
-    engine.run_with_datatrove(plan, args.executor, args.executor_settings)
+    engine.run_with_datatrove(plan, args.executor, parsed_object("executor_settings", args.executor_settings))
     if not engine.is_done(plan):
         console.print("The jobs are submitted. Give the same command again when they have ended.")
         return False

@@ -114,6 +114,7 @@ def test_the_same_arguments_reuse_the_folder(folder, monkeypatch, capsys):
     [
         (["--seed", "6"], "holds a data set with another seed; name another folder or write there with --overwrite_"),
         (["--corpus", "idom"], "--corpus: 'idom' is unknown; there are: baike_qa, classical_modern, couplet, idiom"),
+        (["--executor_settings", "{"], "--executor_settings: not JSON"),
         (["--max_idiom", "9"], "unknown flag --max_idiom; did you mean --max_idioms?"),
     ],
 )
