@@ -64,10 +64,10 @@ class Files:
         self.subjects = subjects
         self.rejected: list[str] = []
 
-    def reject(self, where: str | Path, message: str | Exception) -> None:
+    def reject(self, where: str | Path, message: str | Exception, option: str | None = None) -> None:
         """Raises UserError naming the place, or counts it."""
         if self.on_bad_row == "error":
-            raise UserError(f"{where}: {message}")
+            raise UserError(f"{where}: {message}", option=option)
         self.rejected.append(f"{where}: {message}")
 
     def path(self, *names: str) -> Path:
