@@ -190,7 +190,7 @@ def test_responses_that_never_end_stop_the_run(monkeypatch, data, tmp_path, caps
         ({"reward_model_path": "{data}/actor"}, "--reward_model_path"),
         ({"rollout": "vllm"}, "--rollout: vLLM is not installed"),
         ({"kl_in_loss": "true"}, "--kl_in_loss"),
-        ({"alarm_window": 1}, "--alarm_window 1"),
+        ({"alarm_window": 1}, "--alarm_window: must be at least 2 steps, got 1"),
         ({"enable_joint_optimization": "true"}, "--ranked_filename"),
         (
             {
