@@ -6,7 +6,7 @@ To add a corpus, write one file `data_prepare/corpora/<name>.py`; its name is wh
     DOWNLOAD = "git clone https://..."         # how a person gets the raw data; shown where it is missing
     SIMPLIFY = True                            # only where its texts are in traditional characters
     WRONG = ((0, 2), (-1, 2))                  # wrong answers that are drawn, see below; () for none
-    def pieces(folder, piece_bytes) -> list[Piece]      # raises ValueError for a folder of something else
+    def pieces(folder, piece_bytes) -> list[Piece]      # raises UserError for a folder of something else
     def read(folder, piece) -> Iterator[Item | BadRow]  # the items of one piece, in the order of the file
 
 Pieces are read by several processes, in any order, each without knowing the others: an item must not depend on

@@ -21,6 +21,7 @@ from typing import Any
 
 from keju.data_prepare import corpora
 from keju.data_prepare.step import Step
+from keju.errors import UserError
 
 Track = Callable[[Iterable, str], Iterable]
 
@@ -36,8 +37,8 @@ class DataSet:
 
 
 def corpus_module(name: str) -> ModuleType:
-    """Import `corpora/<name>.py`. Raises ValueError with the right names for a wrong one."""
+    """Import `corpora/<name>.py`. Raises UserError with the right names for a wrong one."""
     names = sorted(module.name for module in pkgutil.iter_modules(corpora.__path__))
     if name not in names:
-        raise ValueError(f"--corpus {name!r} is unknown; there are: {', '.join(names)}")
+        raise UserError(f"{name!r} is unknown; there are: {', '.join(names)}", option="corpus")
     return importlib.import_module(f"{corpora.__name__}.{name}")

@@ -1,6 +1,6 @@
 """Records as rows of the formats that other toolkits read: one small function a layout.
 
-To add a layout, write its function and a line in `LAYOUTS` with its columns. A function raises ValueError, without the
+To add a layout, write its function and a line in `LAYOUTS` with its columns. A function raises UserError, without the
 place, where the layout cannot hold a record, and names in `left_out` what the rows do not tell of a record they hold.
 """
 
@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from keju.data_prepare.formats.canonical import plain_context, tools_field, turns
+from keju.errors import UserError
 from keju.records.formats import detect
 from keju.records.record import CONTRADICTION, Answer, ChatRecord, Message, RankedRecord, Record, TextRecord
 from keju.records.turns import turn_of
@@ -78,7 +79,7 @@ def preference(record: Record, choices: Choices) -> Exported:
     better = [(one, other) for one in answers for other in answers if one.score > other.score]
     if not better:
         why = "all answers have the same score" if len(answers) > 1 else "there is one answer alone"
-        raise ValueError(f"{why}, so that there is no pair")
+        raise UserError(f"{why}, so that there is no pair")
     left_out = ""
     if choices.pairs == "best_worst":
         left_out = "answers between the best and the worst" if len(answers) > 2 else ""
@@ -96,7 +97,7 @@ def kto(record: Record, choices: Choices) -> Exported:
         *context, last = _conversation(record)[0]
         _check_ends(last)
         if last.tool_calls or last.weight != 1:
-            raise ValueError("kto has no field for calls of tools, nor for the weight of an answer")
+            raise UserError("kto has no field for calls of tools, nor for the weight of an answer")
         answers, context = (Answer(last.content, 1.0, reasoning=last.reasoning),), tuple(context)
     else:
         answers, context = _answers(record), record.messages
@@ -110,7 +111,7 @@ def kto(record: Record, choices: Choices) -> Exported:
     ]
     labelled = labelled or ([(answers[0], True)] if len(answers) == 1 else [])
     if not labelled:
-        raise ValueError("all answers have the same score, so that none is good or bad")
+        raise UserError("all answers have the same score, so that none is good or bad")
     prompt = _prompt(context, choices, record.tools)
     rows = [{**prompt, "completion": _reply(answer, choices), "label": good} for answer, good in labelled]
     return Exported(rows, "unmarked answers of the mean score" if len(rows) < len(answers) else "")
@@ -125,9 +126,9 @@ def ranked(record: Record, choices: Choices) -> Exported:
         return Exported([], CONTRADICTION)
     _check_plain(record, record.messages)
     if any(answer.reasoning for answer in answers):
-        raise ValueError(f"{NO_FIELD} reasoning; export as messages")
+        raise UserError(f"{NO_FIELD} reasoning; export as messages")
     if any(one.score == other.score for one, other in pairwise(answers)):
-        raise ValueError("two answers have the same score, which a ranked list cannot tell")
+        raise UserError("two answers have the same score, which a ranked list cannot tell")
     return Exported([{**_instruction(record.messages), "output": [answer.text for answer in answers]}])
 
 
@@ -138,14 +139,14 @@ def prompts(record: Record, choices: Choices) -> Exported:
         return Exported([_prompt((Message("user", text or record.text),), choices)])
     context = record.prompt if isinstance(record, ChatRecord) else record.messages
     if not context:
-        raise ValueError("a conversation that begins with its answer has no prompt")
+        raise UserError("a conversation that begins with its answer has no prompt")
     return Exported([_prompt(context, choices, record.tools)])
 
 
 def text(record: Record, choices: Choices) -> Exported:
     """{"text"}."""
     if not isinstance(record, TextRecord):
-        raise ValueError("turns become a text only by a model's chat template; export them as messages")
+        raise UserError("turns become a text only by a model's chat template; export them as messages")
     return Exported([{"text": record.text}], "where the label begins" if record.label else "")
 
 
@@ -179,14 +180,14 @@ def columns(layout: str, choices: Choices) -> dict[str, str]:
 
 
 def export(row: Row, layout: str, choices: Choices) -> Exported:
-    """The rows of a record that is given as the row of an Item. Raises ValueError where the layout cannot hold it."""
+    """The rows of a record that is given as the row of an Item. Raises UserError where the layout cannot hold it."""
     return Exported([row]) if layout == "records" else LAYOUTS[layout].rows(detect(row), choices)
 
 
 def _conversation(record: Record) -> tuple[tuple[Message, ...], str]:
     """(turns, what they leave out): of ranked answers the best is the last turn; none where that is no good one."""
     if isinstance(record, TextRecord):
-        raise ValueError("a text has no turns; export it as text")
+        raise UserError("a text has no turns; export it as text")
     if isinstance(record, RankedRecord):
         best = record.best
         left_out = "answers other than the best" if len(_answers(record)) > 1 else ""
@@ -194,15 +195,15 @@ def _conversation(record: Record) -> tuple[tuple[Message, ...], str]:
             return (), CONTRADICTION if record.contradicts_itself else ALL_BAD
         return (*record.messages, Message("assistant", best.text, best.reasoning)), left_out
     if all(message.role != "assistant" for message in record.messages):
-        raise ValueError("a prompt without an answer; export it as prompts")
+        raise UserError("a prompt without an answer; export it as prompts")
     return record.messages, ""
 
 
 def _answers(record: Record) -> tuple[Answer, ...]:
     if not isinstance(record, RankedRecord):
-        raise ValueError("ranked answers are needed here")
+        raise UserError("ranked answers are needed here")
     if record.prefix:
-        raise ValueError('no field for the "prefix" of the answers; only the layout records has one')
+        raise UserError('no field for the "prefix" of the answers; only the layout records has one')
     return record.answers
 
 
@@ -214,23 +215,23 @@ def _parted(messages: Sequence[Message]) -> tuple[Row, Sequence[Message]]:
 
 def _check_ends(last: Message) -> None:
     if last.role != "assistant":
-        raise ValueError("the conversation does not end with an answer")
+        raise UserError("the conversation does not end with an answer")
 
 
 def _check_plain(record: ChatRecord | RankedRecord, messages: Sequence[Message]) -> None:
-    """Raises ValueError where something is more than a text that somebody says."""
+    """Raises UserError where something is more than a text that somebody says."""
     found = {name for message in messages for name in turn_of(message)} - {"role", "content"}
     if found or record.tools:
-        raise ValueError(f'{NO_FIELD} "{min(found, default="tools")}"; export as messages')
+        raise UserError(f'{NO_FIELD} "{min(found, default="tools")}"; export as messages')
 
 
 def _sharegpt_turn(message: Message) -> Row:
     if message.reasoning:
-        raise ValueError(f"{NO_FIELD} reasoning; export as messages")
+        raise UserError(f"{NO_FIELD} reasoning; export as messages")
     if message.tool_calls and message.content:
-        raise ValueError("a turn of sharegpt says something or calls tools, not both; export as messages")
+        raise UserError("a turn of sharegpt says something or calls tools, not both; export as messages")
     if message.weight not in (0, 1):
-        raise ValueError("a turn of sharegpt is trained or not, without a weight; export as messages")
+        raise UserError("a turn of sharegpt is trained or not, without a weight; export as messages")
     loss = {} if message.weight else {"loss": False}
     if message.tool_calls:
         calls = [call["function"] for call in json.loads(message.tool_calls)]
@@ -245,7 +246,7 @@ def _instruction(context: Sequence[Message]) -> Row:
     *earlier, question = rest or [Message("assistant", "")]
     expected = ["user", "assistant"] * (len(earlier) // 2) + ["user"]
     if [message.role for message in rest] != expected:
-        raise ValueError("alpaca holds questions and answers in turn, the last of them an answer; export as messages")
+        raise UserError("alpaca holds questions and answers in turn, the last of them an answer; export as messages")
     pairs = [[one.content, other.content] for one, other in zip(earlier[::2], earlier[1::2], strict=True)]
     return {"instruction": question.content, "input": "", **system, **({"history": pairs} if pairs else {})}
 
@@ -255,7 +256,7 @@ def _prompt(context: Sequence[Message], choices: Choices, tools: str = "") -> Ro
         return {"prompt": turns(context), **tools_field(tools)}
     plain = plain_context(context)
     if plain is None or "system" in plain or tools:
-        raise ValueError("a plain prompt holds neither a system turn nor tools nor earlier turns; use --conversational")
+        raise UserError("a plain prompt holds neither a system turn nor tools nor earlier turns; use --conversational")
     return plain
 
 
@@ -263,5 +264,5 @@ def _reply(answer: Answer, choices: Choices) -> str | list[Row]:
     if choices.conversational:
         return turns([Message("assistant", answer.text, answer.reasoning)])
     if answer.reasoning:
-        raise ValueError("a plain answer holds no reasoning; use --conversational")
+        raise UserError("a plain answer holds no reasoning; use --conversational")
     return answer.text

@@ -6,17 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from keju.errors import UserError
+
 REPORT = "report.json"
 
 
 def reusable_report(folder: str | Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """The report of the data set in `folder` if it was made from the same, None if a new one is to be written there.
 
-    made_from: everything that decides the contents. Raises ValueError if something else is there, unless `overwrite`.
+    made_from: everything that decides the contents. Raises UserError if something else is there, unless `overwrite`.
     """
     folder = Path(folder)
     if folder.is_file():
-        raise ValueError(f"--output_dir {folder}: is a file, expected a folder")
+        raise UserError(f"{folder} is a file, expected a folder", option="output_dir")
     if overwrite or not folder.is_dir() or not any(folder.iterdir()):
         return None
     report = _read_report(folder)
@@ -31,7 +33,9 @@ def reusable_report(folder: str | Path, made_from: dict[str, Any], overwrite: bo
         wrong = "holds a data set whose files were changed"
     else:
         return report
-    raise ValueError(f"--output_dir {folder}: {wrong}; name another folder or write there with --overwrite_output_dir")
+    raise UserError(
+        f"{folder} {wrong}; name another folder or write there with --overwrite_output_dir", option="output_dir"
+    )
 
 
 def own_files(folder: Path) -> list[Path]:

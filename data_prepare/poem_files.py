@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from keju.data_prepare.raw_json import checked_text, text_field
+from keju.errors import UserError
 
 PROSE, DRAMA = "经书", "曲"
 OTHER_FOLDERS = {"error", "strains", "rank"}  # have files of the same names
@@ -80,7 +81,7 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def poem(kind: Kind, fields: dict[str, Any]) -> Poem:
-    """Raises ValueError (without the place) if there is no text, or characters of it are missing."""
+    """Raises UserError (without the place) if there is no text, or characters of it are missing."""
     lines = _lines(kind, fields)
     author = text_field(fields, "author") or kind.author
     chapter, section = text_field(fields, "chapter"), text_field(fields, "section")
@@ -99,16 +100,16 @@ def poem(kind: Kind, fields: dict[str, Any]) -> Poem:
 def _lines(kind: Kind, fields: dict[str, Any]) -> list[str]:
     value = next((fields[name] for name in ("paragraphs", "content", "para") if fields.get(name)), None)
     if not isinstance(value, list):
-        raise ValueError("no text in paragraphs, content or para")
+        raise UserError("no text in paragraphs, content or para")
     lines = [checked_text(line, f"line {number}") for number, line in enumerate(value, start=1)]
     if kind.genre != DRAMA:  # whose brackets are stage directions
         lines = NOTE.sub("", NOTE.sub("", "\n".join(lines))).split("\n")  # a note may hold a note, or go over lines
     lines = [line.strip() for line in lines if any(map(str.isalnum, line))]
     text = "".join(lines)
     if not lines or text.rstrip("。") in NO_TEXT:
-        raise ValueError("no text in paragraphs, content or para")
+        raise UserError("no text in paragraphs, content or para")
     if missing := MISSING.search(text):
-        raise ValueError(f"characters are missing from the text ({missing[0]})")
+        raise UserError(f"characters are missing from the text ({missing[0]})")
     if kind.genre != DRAMA and (note := LEFT_NOTE.search(text)):
-        raise ValueError(f"notes stand in the text ({note[0]})")
+        raise UserError(f"notes stand in the text ({note[0]})")
     return lines

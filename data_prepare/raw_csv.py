@@ -9,27 +9,28 @@ from pathlib import Path
 
 from keju.data_prepare.corpus import BadRow, Piece
 from keju.data_prepare.raw_files import numbered_texts
+from keju.errors import UserError
 
 MAX_ROW_LINES = 100_000  # of one row, by line breaks inside quotes
 MAX_CELL = 1 << 24  # characters
 
-NumberedLine = tuple[int, str | ValueError]
+NumberedLine = tuple[int, str | UserError]
 
 
 def csv_rows(folder: Path, piece: Piece, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]] | BadRow]:
     """("file:line", fields by column) of every row of a whole file that begins with the line of its columns.
 
-    A row of other columns is a BadRow; see `csv_cells`. Raises ValueError if the file begins with something else than
+    A row of other columns is a BadRow; see `csv_cells`. Raises UserError if the file begins with something else than
     its columns.
     """
     rows = csv_cells(numbered_texts(folder / piece.path, piece))
     first, header = next(rows, (1, []))
-    if first != 1 or isinstance(header, ValueError) or tuple(header) != columns:
-        found = header if isinstance(header, ValueError) else repr(",".join(header)[:80])
-        raise ValueError(f"{folder / piece.path}:1: expected the columns {','.join(columns)}, found {found}")
+    if first != 1 or isinstance(header, UserError) or tuple(header) != columns:
+        found = header if isinstance(header, UserError) else repr(",".join(header)[:80])
+        raise UserError(f"{folder / piece.path}:1: expected the columns {','.join(columns)}, found {found}")
     for number, cells in rows:
         where = f"{piece.path}:{number}"
-        if isinstance(cells, ValueError):
+        if isinstance(cells, UserError):
             yield BadRow(where, str(cells))
         elif len(cells) != len(columns):
             found = f"{len(cells)} cells instead of {len(columns)} ({','.join(columns)})"
@@ -38,7 +39,7 @@ def csv_rows(folder: Path, piece: Piece, columns: tuple[str, ...]) -> Iterator[t
             yield where, dict(zip(columns, cells, strict=True))
 
 
-def csv_cells(lines: Iterator[NumberedLine]) -> Iterator[tuple[int, list[str] | ValueError]]:
+def csv_cells(lines: Iterator[NumberedLine]) -> Iterator[tuple[int, list[str] | UserError]]:
     """(line where a row begins, its cells or what is wrong with it) of every row that is not blank.
 
     A row may go over lines inside quotes. Where it is broken, reading goes on at its second line. A row that holds a
@@ -52,7 +53,7 @@ def csv_cells(lines: Iterator[NumberedLine]) -> Iterator[tuple[int, list[str] | 
     def texts() -> Iterator[str]:
         while len(taken) < MAX_ROW_LINES and (line := waiting.popleft() if waiting else next(lines, None)):
             taken.append(line)
-            if isinstance(line[1], ValueError):
+            if isinstance(line[1], UserError):
                 broken.append(line)
                 yield "\n"
             else:
@@ -65,7 +66,7 @@ def csv_cells(lines: Iterator[NumberedLine]) -> Iterator[tuple[int, list[str] | 
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield taken[0][0], ValueError(_reason(str(error)))
+            yield taken[0][0], UserError(_reason(str(error)))
             waiting.extendleft(reversed(taken[1:]))
             reader = csv.reader(texts(), strict=True)
             continue

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from keju.data_prepare.corpus import BadRow, Piece
+from keju.errors import UserError
 from keju.records.opening import BEGINNING, BLOCK, MAX_LINE, decoded, numbered_lines, read_bytes
 
 logger = logging.getLogger(__name__)
@@ -24,18 +25,18 @@ UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 Line = tuple[str, str]  # ("file:line", text without its end)
 
 
-def wrong_folder(folder: Path, expected: str, download: str) -> ValueError:
+def wrong_folder(folder: Path, expected: str, download: str) -> UserError:
     """The error to raise where `folder` holds something else than a corpus."""
     what = "no such folder"
     if folder.exists():
         what = "nothing of this corpus in this folder" if folder.is_dir() else "is a file; give the folder it lies in"
-    return ValueError(f"--raw_dir {folder}: {what}; expected {expected}; to download it: {download}")
+    return UserError(f"{folder}: {what}; expected {expected}; to download it: {download}", option="raw_dir")
 
 
 def file_pieces(folder: Path, paths: Iterable[Path], piece_bytes: int | None = None) -> list[Piece]:
     """Pieces of files under `folder`, in the order of their names: whole files if `piece_bytes` is None.
 
-    A file without content is warned about and left out. Raises ValueError if every file is empty, or one is UTF-16.
+    A file without content is warned about and left out. Raises UserError if every file is empty, or one is UTF-16.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in paths)
     pieces: list[Piece] = []
@@ -46,7 +47,7 @@ def file_pieces(folder: Path, paths: Iterable[Path], piece_bytes: int | None = N
         check_encoding(folder / name)
         pieces += [Piece(name)] if piece_bytes is None else line_pieces(folder / name, name, piece_bytes)
     if not pieces:
-        raise ValueError(f"{folder / names[0]}: this file is empty{', and so are all others' if names[1:] else ''}")
+        raise UserError(f"{folder / names[0]}: this file is empty{', and so are all others' if names[1:] else ''}")
     return pieces
 
 
@@ -62,7 +63,7 @@ CLEARLY = 0.15  # by which Big5 has to be likelier
 
 
 def check_encoding(path: Path) -> None:
-    """Warn of a file that is read as GBK. Raises ValueError for UTF-16, with the command that converts it."""
+    """Warn of a file that is read as GBK. Raises UserError for UTF-16, with the command that converts it."""
     if encoding_of(path) != "utf-8":
         logger.warning("%s: this is GBK (GB18030), not UTF-8, and is read as such", path)
 
@@ -70,7 +71,7 @@ def check_encoding(path: Path) -> None:
 def encoding_of(path: Path) -> str:
     """ "utf-8" or "gb18030", whichever more lines of the file's beginning are.
 
-    Raises ValueError for UTF-16, Big5 and Windows-1252, with the command that converts them.
+    Raises UserError for UTF-16, Big5 and Windows-1252, with the command that converts them.
     """
     sample = read_bytes(path, BEGINNING)
     if sample.startswith(UTF16_MARKS):
@@ -98,7 +99,7 @@ def encoding_of(path: Path) -> str:
 def _refuse(path: Path, encoding: str) -> NoReturn:
     source, target = shlex.quote(str(path)), shlex.quote(f"{path}.utf8")
     convert = f"iconv -f {encoding} -t utf-8 {source} > {target}"
-    raise ValueError(f"{path}: this is {encoding.upper()}, not UTF-8; convert it: {convert}")
+    raise UserError(f"{path}: this is {encoding.upper()}, not UTF-8; convert it: {convert}")
 
 
 def _share_of_usual(sample: bytes, encoding: str) -> float:
@@ -185,32 +186,32 @@ def _finish_line(file: BinaryIO) -> bool:
     return False
 
 
-def whole_text(path: Path) -> str | ValueError:
+def whole_text(path: Path) -> str | UserError:
     """The text of a file, whose lines end in "\n", or why it is none."""
     encoding, data = encoding_of(path), read_bytes(path, MAX_FILE + 1)
     if len(data) > MAX_FILE:
-        return ValueError(f"a text of more than {MAX_FILE >> 20} MiB; cut it")
+        return UserError(f"a text of more than {MAX_FILE >> 20} MiB; cut it")
     try:
         return data.removeprefix(codecs.BOM_UTF8).decode(encoding).replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        return ValueError(f"not {encoding.upper()} text ({error.reason} at byte {error.start})")
+        return UserError(f"not {encoding.upper()} text ({error.reason} at byte {error.start})")
 
 
 def text_lines(folder: Path, piece: Piece) -> Iterator[Line | BadRow]:
     """All lines of a piece, blank ones too, without "\r" at their ends; see `numbered_texts`."""
     for number, line in numbered_texts(folder / piece.path, piece):
         where = f"{piece.path}:{number}"
-        yield BadRow(where, str(line)) if isinstance(line, ValueError) else (where, line)
+        yield BadRow(where, str(line)) if isinstance(line, UserError) else (where, line)
 
 
-def numbered_texts(path: Path, piece: Piece, ends: bytes = b"\r\n") -> Iterator[tuple[int, str | ValueError]]:
+def numbered_texts(path: Path, piece: Piece, ends: bytes = b"\r\n") -> Iterator[tuple[int, str | UserError]]:
     """(number, text without `ends` at its end) of all lines of a piece.
 
-    A line that is not of the file's encoding, has a NUL byte, or is longer than MAX_LINE is a ValueError in its place.
+    A line that is not of the file's encoding, has a NUL byte, or is longer than MAX_LINE is a UserError in its place.
     """
     encoding = encoding_of(path)
     for number, raw in numbered_lines(path, piece.start, piece.end, piece.first_line):
         text = decoded(raw, encoding, ends)
         if isinstance(text, str) and "\0" in text:
-            text = ValueError("a NUL byte in the text")
+            text = UserError("a NUL byte in the text")
         yield number, text

@@ -18,6 +18,8 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 from transformers import PreTrainedTokenizerFast
 
+from keju.errors import UserError
+
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")  # ids 0, 1, 2, 3
 NUM_BYTES = 256
 SPACE = "\u2581"  # how SentencePiece writes a space
@@ -27,7 +29,7 @@ MIN_COVERAGE = 0.98  # of all characters in the texts, which SentencePiece asks 
 
 def train_sentencepiece(texts: Sequence[str], vocab_size: int) -> bytes:
     """The trained model file, of at most `vocab_size` pieces: fewer where the texts have few different characters, so
-    that words never outnumber them. Raises ValueError if the characters need more."""
+    that words never outnumber them. Raises UserError if the characters need more."""
     counts = [count for _, count in Counter(character for text in texts for character in text).most_common()]
     total = sum(counts)
     reserved = len(SPECIAL_TOKENS) + NUM_BYTES
@@ -36,7 +38,7 @@ def train_sentencepiece(texts: Sequence[str], vocab_size: int) -> bytes:
     if coverage < MIN_COVERAGE:
         needed = next(n for n, covered in enumerate(accumulate(counts), start=1) if covered >= MIN_COVERAGE * total)
         smallest = reserved + math.ceil((needed + 1) / CHARACTER_SHARE)
-        raise ValueError(f"--vocab_size must be at least {smallest} for the characters of these texts")
+        raise UserError(f"must be at least {smallest} for the characters of these texts", option="vocab_size")
     vocab_size = min(vocab_size, reserved + math.ceil(num_characters / CHARACTER_SHARE))
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keju.errors import UserError
 from keju.records.reading import json_lines, row_value
 
 
-class BadRow(ValueError):
+class BadRow(UserError):
     """What is wrong with a row; whoever reads the file knows where it stands."""
 
 
@@ -43,7 +44,7 @@ class Files:
     """The folder of one benchmark, and what happens to its bad rows.
 
     data_dir: `--data_dir`. names: folders in it that the benchmark may lie in, the first that is there counts; without
-    any, data_dir itself. on_bad_row: "error" raises ValueError with `file:line`; "skip" leaves the row out and keeps
+    any, data_dir itself. on_bad_row: "error" raises UserError with `file:line`; "skip" leaves the row out and keeps
     the line in `rejected`. subjects: those that are read (None: all).
     """
 
@@ -55,28 +56,28 @@ class Files:
         subjects: Collection[str] | None = None,
     ) -> None:
         if on_bad_row not in ("error", "skip"):
-            raise ValueError(f"--on_bad_row {on_bad_row}: choose from error, skip")
+            raise UserError(f"{on_bad_row}: choose from error, skip", option="on_bad_row")
         root = Path(data_dir).expanduser()
         if not root.is_dir():
-            raise ValueError(f"--data_dir: {root} does not exist")
+            raise UserError(f"{root} does not exist", option="data_dir")
         self.folder = next((root / name for name in names if (root / name).is_dir()), root)
         self.on_bad_row = on_bad_row
         self.subjects = subjects
         self.rejected: list[str] = []
 
-    def reject(self, where: str | Path, message: str | Exception) -> None:
-        """Raises ValueError naming the place, or counts it."""
+    def reject(self, where: str | Path, message: str | Exception, option: str | None = None) -> None:
+        """Raises UserError naming the place, or counts it."""
         if self.on_bad_row == "error":
-            raise ValueError(f"{where}: {message}")
+            raise UserError(f"{where}: {message}", option=option)
         self.rejected.append(f"{where}: {message}")
 
     def path(self, *names: str) -> Path:
-        """The first of `names` that is a file. Raises ValueError when none is."""
+        """The first of `names` that is a file. Raises UserError when none is."""
         for name in names:
             if (self.folder / name).is_file():
                 return self.folder / name
         others = f" (nor {', '.join(names[1:])})" if len(names) > 1 else ""
-        raise ValueError(f"--data_dir: {self.folder / names[0]} does not exist{others}")
+        raise UserError(f"{self.folder / names[0]} does not exist{others}", option="data_dir")
 
     def json_lines(self, path: Path) -> Iterator[Row]:
         """A row for each line, which must be a JSON object."""
@@ -92,11 +93,11 @@ class Files:
                 yield Row(where, fields)
 
     def json(self, path: Path) -> Any:
-        """The whole file as one JSON value. Raises ValueError: there is no row to skip."""
+        """The whole file as one JSON value. Raises UserError: there is no row to skip."""
         try:
             return json.loads(_text(path))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: malformed JSON ({error})") from error
+            raise UserError(f"{path}: malformed JSON ({error})") from error
 
     def csv(self, path: Path, columns: Sequence[str], *, header: bool = True, group: str = "") -> Iterator[Row]:
         """A row for each record; cells are text, whatever they look like ("None", "NA"), and may hold line breaks.
@@ -107,14 +108,14 @@ class Files:
             records = csv.reader(file, strict=True)
             names = next(records, []) if header else list(columns)
             if missing := [name for name in columns if name not in names]:
-                raise ValueError(f"{path}:1: there is no column {', '.join(missing)}")
+                raise UserError(f"{path}:1: there is no column {', '.join(missing)}")
             last_line = records.line_num
             while True:
                 where = f"{path}:{last_line + 1}"
                 try:
                     cells = next(records, None)
                 except (csv.Error, UnicodeDecodeError) as error:
-                    raise ValueError(f"{where}: malformed CSV ({error})") from error
+                    raise UserError(f"{where}: malformed CSV ({error})") from error
                 last_line = records.line_num
                 if cells is None:
                     return
@@ -128,4 +129,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error

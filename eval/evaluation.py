@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from keju.encoding.encoder import Encoder
+from keju.errors import UserError
 from keju.eval.answers import Asked, Counter, Examinee, OnProgress, chosen_rows, written_rows
 from keju.eval.averages import benchmark_figures
 from keju.eval.benchmark_files import Files
@@ -72,19 +73,19 @@ def prepare_task(
 
     protocol, split: by default the first that the task knows. subjects: only those, or categories of them. max_items: a
     random part of the items. on_bad_row: what a row does that is wrong or too long, "error" or "skip" (and count).
-    Raises ValueError naming the flag or `file:line`.
+    Raises UserError naming the flag or `file:line`.
     """
     task = load_task(name)
     protocol = _chosen("protocol", protocol, name, list(task.protocols))
     split = _chosen("split", split, name, task.splits)
     rules = task.protocols[protocol]
     if apply_chat_template and rules.scored == "template":
-        raise ValueError(f"--apply_chat_template: {name} {protocol} scores a filled template, which has no turns")
+        raise UserError(f"{name} {protocol} scores a filled template, which has no turns", option="apply_chat_template")
     chosen = task.chosen_subjects(subjects)
     files = Files(data_dir, task.folders, on_bad_row, chosen)
     items = task.items(files, protocol, split)
     if not items:
-        raise ValueError(f"--tasks {name}: there are no items in {files.folder}{_why(files)}")
+        raise UserError(f"{name}: there are no items in {files.folder}{_why(files)}", option="tasks")
     # Bad rows of the pool are left out and counted whatever --on_bad_row says: nobody's score hangs on them.
     pool = Files(data_dir, task.folders, "skip", chosen)
     shots = task.shots(pool, protocol) if num_shots else []
@@ -105,7 +106,7 @@ def examine(
     max_length: int,
     on_progress: OnProgress = lambda done, total, num_tokens, accuracy: None,
 ) -> TaskResult:
-    """What `model` makes of an prepared. max_length: tokens that it reads. Raises ValueError naming `file:line`."""
+    """What `model` makes of an prepared. max_length: tokens that it reads. Raises UserError naming `file:line`."""
     start = time.perf_counter()
     rules, files = prepared.rules, prepared.files
     prompter = Prompter(encoder, prepared.task, prepared.protocol, prepared.conversation, max_length)
@@ -121,7 +122,7 @@ def examine(
             asked.questions.append(_compact(question))
             asked.dropped.append(dropped)
     if not asked.items:
-        raise ValueError(f"--tasks {prepared.name}: not one question can be asked{_why(files)}")
+        raise UserError(f"{prepared.name}: not one question can be asked{_why(files)}", option="tasks")
     counter = Counter(on_progress, len(asked.items))
     if rules.scored == "written":
         rows = written_rows(model, prompter, asked, counter)
@@ -152,8 +153,9 @@ def examine(
     }
     submission = prepared.task.submission(rows)
     if summary["accuracy"] is None and submission is None:
-        raise ValueError(
-            f"--split {prepared.split}: no item of {prepared.name} has a known answer, there is nothing to compare with"
+        raise UserError(
+            f"{prepared.split}: no item of {prepared.name} has a known answer, there is nothing to compare with",
+            option="split",
         )
     first = asked.questions[0] if rules.scored == "written" else asked.questions[0].prompt
     return TaskResult(summary, rows, encoder.tokenizer.decode(list(first)), submission)
@@ -204,9 +206,9 @@ def _count_among_shots(items: Sequence[Item], shots: dict[str, list[Item]]) -> i
     return sum(item.question in shown[item.group] for item in items)
 
 
-def _chosen(flag: str, value: str | None, name: str, known: Sequence[str]) -> str:
+def _chosen(option: str, value: str | None, name: str, known: Sequence[str]) -> str:
     if value is not None and value not in known:
-        raise ValueError(f"--{flag} {value}: {name} knows {', '.join(known)}")
+        raise UserError(f"{value}: {name} knows {', '.join(known)}", option=option)
     return known[0] if value is None else value
 
 

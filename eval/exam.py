@@ -47,7 +47,9 @@ class Exam(Task):
                 yield from files.csv(path, required, header=self.header, group=subject)
             else:
                 files.reject(
-                    f"--data_dir: {path} does not exist", f"the subject {subject} is missing{self._other(files)}"
+                    f"{path} does not exist",
+                    f"the subject {subject} is missing{self._other(files)}",
+                    option="data_dir",
                 )
 
     def read_shots(self, files: Files) -> Iterator[Row]:

@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import TypeVar
 
 from keju.encoding.encoder import Encoder
+from keju.errors import UserError
 from keju.eval.scoring import Question
 from keju.eval.task import Item, Protocol, Task
 from keju.records.record import Message
@@ -16,7 +17,7 @@ from keju.records.record import Message
 Asked = TypeVar("Asked")
 
 
-class NoRoom(ValueError):
+class NoRoom(UserError):
     """A question that is longer than what the model reads."""
 
 
@@ -26,7 +27,7 @@ def pick_shots(
     """`num_shots` examples of the pool for each group of the scored items, the same for all items of the group.
 
     first: the first ones in the order of the pool, which a benchmark has chosen; otherwise `seed` draws among those
-    whose question is not scored. Raises ValueError for a pool that is too small.
+    whose question is not scored. Raises UserError for a pool that is too small.
     """
     questions = set() if first else {item.question for item in scored}
     by_group: dict[str, list[Item]] = {}
@@ -38,7 +39,7 @@ def pick_shots(
         usable = by_group.get(group, [])
         if len(usable) < num_shots:
             of_group = f" of {group}" if group else ""
-            raise ValueError(f"--num_shots {num_shots}: there are only {len(usable)} examples{of_group} to show")
+            raise UserError(f"{num_shots}: there are only {len(usable)} examples{of_group} to show", option="num_shots")
         chosen[group] = usable[:num_shots] if first else random.Random(f"{seed} {group}").sample(usable, num_shots)
     return chosen
 
@@ -59,12 +60,12 @@ class Prompter:
 
     def question(self, item: Item, shots: Sequence[Item]) -> tuple[Question, int]:
         """(token ids, number of shots left out). Whole shots are left out, farthest from the question first, until
-        prompt and longest choice fit max_length. Raises NoRoom if they do not even alone, ValueError for a choice
+        prompt and longest choice fit max_length. Raises NoRoom if they do not even alone, UserError for a choice
         without tokens."""
 
         def longest(question: Question) -> int:
             if not all(question.choices):
-                raise ValueError(f"{item.where}: a choice has no tokens, there is nothing to score")
+                raise UserError(f"{item.where}: a choice has no tokens, there is nothing to score")
             return len(question.prompt) + max(map(len, question.choices))
 
         return self._fit(item, shots, lambda kept: self._question(item, item.prompt, kept), longest)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from keju.errors import UserError
 from keju.eval.answers import Examinee
 from keju.eval.scoring import OnBatch, Question
 from keju.records.journal import Journal
@@ -72,9 +73,9 @@ class RecordedModel:
 
 
 def _finite(answer: Any) -> Any:
-    """Raises ValueError for log-probabilities that are none: they would be remembered."""
+    """Raises UserError for log-probabilities that are none: they would be remembered."""
     if isinstance(answer, list) and not all(map(math.isfinite, answer)):
-        raise ValueError(f"--model_name_or_path: the model's log-probabilities are not finite: {answer[:8]}")
+        raise UserError(f"the model's log-probabilities are not finite: {answer[:8]}", option="model_name_or_path")
     return answer
 
 

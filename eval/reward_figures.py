@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keju.errors import UserError
 from keju.eval.statistics import wilson_interval
 
 
@@ -52,14 +53,14 @@ class RankedAnswers:
 
 def reward_figures(records: Sequence[RankedAnswers]) -> dict[str, Any]:
     """Pairwise accuracy with its 95% interval, loss, margins, how often the best answer comes first, and the rewards of
-    each score. Raises ValueError when no two answers of a prompt differ in score.
+    each score. Raises UserError when no two answers of a prompt differ in score.
 
     Pairs of a prompt share answers, which makes the interval of `accuracy` somewhat too narrow; `best_first` has one
     decision a prompt.
     """
     ranked = [record for record in records if record.pairs()]
     if not ranked:
-        raise ValueError("all answers of every prompt have the same score: there is nothing to compare")
+        raise UserError("all answers of every prompt have the same score: there is nothing to compare")
     pairs = [pair for record in ranked for pair in record.pairs()]
     right, first = sum(pair.credit for pair in pairs), sum(record.best_first() for record in ranked)
     return {

@@ -14,6 +14,7 @@ from itertools import groupby
 import torch
 from torch import nn
 
+from keju.errors import UserError
 from keju.models.backbone import backbone_of, head_logprobs, tree_hidden_states
 from keju.models.evaluating import evaluating
 from keju.models.prefix_lm import PrefixLM
@@ -66,7 +67,7 @@ def score_questions(
     """Summed log-probability (natural) of each choice of each question, in their order.
 
     `token_budget`: tokens of a row, the bound of memory. `on_batch` is told the scores of each row by the questions'
-    indices, as soon as all of its choices are there, and its tokens. Raises ValueError when a question does not fit the
+    indices, as soon as all of its choices are there, and its tokens. Raises UserError when a question does not fit the
     budget with a single choice.
     """
     pieces: list[Question] = []
@@ -124,8 +125,8 @@ def bundle(questions: Sequence[Question], token_budget: int, *, shares_prompts: 
         lengths = [questions[index].length_after(shared) for index in members]
         room = token_budget - shared
         if max(lengths) > room:
-            raise ValueError(
-                f"--token_budget {token_budget}: a question takes {shared + max(lengths)} tokens with a choice"
+            raise UserError(
+                f"{token_budget}: a question takes {shared + max(lengths)} tokens with a choice", option="token_budget"
             )
         bundles += [Bundle(shared, tuple(members[place] for place in part)) for part in pack(lengths, room)]
     return bundles

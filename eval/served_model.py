@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keju.errors import UserError
 from keju.eval.http_json import NoAnswer, post_json
 from keju.eval.scoring import OnBatch, Question
 from keju.records.url_keys import url_without_key
@@ -58,7 +59,7 @@ class ServedModel:
         return texts
 
     def _complete(self, rows: list[list[int]], **settings: Any) -> list[dict[str, Any]]:
-        """The choices of one request, in the order of `rows`. Raises ValueError for a server that does not answer, or
+        """The choices of one request, in the order of `rows`. Raises UserError for a server that does not answer, or
         not what was asked."""
         body = {"model": self.name, "prompt": rows, "temperature": 0, **settings}
         try:
@@ -72,25 +73,31 @@ class ServedModel:
             if not all(isinstance(choice.get("text"), str) for choice in choices):
                 raise NoAnswer('a choice without "text"')
         except NoAnswer as error:
-            raise ValueError(f"--server_url {url_without_key(self.url)}: {error}") from error
+            raise UserError(f"{url_without_key(self.url)}: {error}", option="server_url") from error
         return [by_row[number] for number in range(len(rows))]
 
 
 def check_url(url: str) -> None:
-    """Raises ValueError unless `url` is one of http or https."""
+    """Raises UserError unless `url` is one of http or https."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"--server_url {url_without_key(url)}: expected something like http://127.0.0.1:8000/v1")
+        raise UserError(
+            f"{url_without_key(url)}: expected something like http://127.0.0.1:8000/v1", option="server_url"
+        )
 
 
 def _sum_logprobs(choice: dict[str, Any], first: int, end: int, url: str) -> float:
     """The summed log-probabilities of the tokens `first`..`end` of an echoed prompt."""
     given = choice.get("logprobs")
     logprobs = given.get("token_logprobs") if isinstance(given, dict) else None
-    place = f"--server_url {url_without_key(url)}"
+    place = url_without_key(url)
     if not isinstance(logprobs, list) or len(logprobs) < end:
-        raise ValueError(f"{place}: the server gives no log-probabilities of the prompt (echo with logprobs)")
+        raise UserError(
+            f"{place}: the server gives no log-probabilities of the prompt (echo with logprobs)", option="server_url"
+        )
     numbers = logprobs[first:end]
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and -math.inf < x <= 1e-3 for x in numbers):
-        raise ValueError(f"{place}: the server gives log-probabilities that are none: {numbers[:8]}")
+        raise UserError(
+            f"{place}: the server gives log-probabilities that are none: {numbers[:8]}", option="server_url"
+        )
     return sum(numbers)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from keju.errors import UserError
 from keju.eval import tasks
 from keju.eval.benchmark_files import BadRow, Files, Row
 
@@ -106,7 +107,7 @@ class Task(ABC):
         return ""
 
     def items(self, files: Files, protocol: str, split: str) -> list[Item]:
-        """Raises ValueError naming `file:line`, unless `files` skips bad rows."""
+        """Raises UserError naming `file:line`, unless `files` skips bad rows."""
         return self._items(self.read(files, split), files, protocol)
 
     def shots(self, files: Files, protocol: str) -> list[Item]:
@@ -121,7 +122,7 @@ class Task(ABC):
     def chosen_subjects(self, names: Sequence[str] | None) -> list[str] | None:
         """The subjects that `names` stand for, which may be categories and subsets too; None: all.
 
-        Raises ValueError listing the right names.
+        Raises UserError listing the right names.
         """
         if names is None:
             return None
@@ -129,7 +130,7 @@ class Task(ABC):
         for name in names:
             if name not in parts:
                 known = ", ".join(reversed(parts)) or "none"
-                raise ValueError(f"--subjects {name}: the subjects of {type(self).__name__} are {known}")
+                raise UserError(f"{name}: the subjects of {type(self).__name__} are {known}", option="subjects")
         chosen = {subject for name in names for subject in parts[name]}
         return [subject for subject in self.categories if subject in chosen]
 
@@ -154,14 +155,14 @@ def task_names() -> list[str]:
 
 
 def load_task(name: str) -> Task:
-    """The task of `eval/tasks/<name>.py`. Raises ValueError listing the right names."""
+    """The task of `eval/tasks/<name>.py`. Raises UserError listing the right names."""
     if name not in task_names():
-        raise ValueError(f"--tasks {name}: choose from {', '.join(task_names())}")
+        raise UserError(f"{name}: choose from {', '.join(task_names())}", option="tasks")
     return importlib.import_module(f"{tasks.__name__}.{name}").TASK
 
 
 def expand_tasks(names: Iterable[str]) -> list[str]:
-    """Names of tasks and of suites ("clue") -> names of tasks, each once. Raises ValueError listing the right ones."""
+    """Names of tasks and of suites ("clue") -> names of tasks, each once. Raises UserError listing the right ones."""
     tasks_there, suites = task_names(), {}
     for name in tasks_there:
         for suite in load_task(name).suites:
@@ -169,5 +170,5 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
     unknown = [name for name in names if name not in tasks_there and name not in suites]
     if unknown:
         known = ", ".join([*tasks_there, *(f"{suite} (all of its tasks)" for suite in suites)])
-        raise ValueError(f"--tasks {unknown[0]}: choose from {known}")
+        raise UserError(f"{unknown[0]}: choose from {known}", option="tasks")
     return list(dict.fromkeys(task for name in names for task in suites.get(name, [name])))

@@ -173,6 +173,6 @@ def test_published_configurations_are_taken_or_refused_in_one_line(cases, tmp_pa
         if kind not in REFUSED:
             check_model(str(tmp_path))
             continue
-        with pytest.raises(ValueError, match="--model_name_or_path: ") as error:
+        with pytest.raises(ValueError, match="^model_name_or_path: ") as error:
             check_model(str(tmp_path))
         assert REFUSED[kind] in str(error.value) and "\n" not in str(error.value), kind

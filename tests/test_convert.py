@@ -272,7 +272,12 @@ def test_flags_that_cannot_be_followed(tmp_path, monkeypatch, capsys):
     assert_refused(run(monkeypatch, tmp_path / "no", output), capsys, tmp_path, "no is not a folder")
     assert_refused(run(monkeypatch, source, output, "--to", "llama"), capsys, tmp_path, "ALiBi")
     assert_refused(run(monkeypatch, source, output, "--add_tokens", "一"), capsys, tmp_path, "'一' is a token")
-    assert_refused(run(monkeypatch, source, output, "--max_shard_size", "5"), capsys, tmp_path, "--max_shard_size 5")
+    assert_refused(
+        run(monkeypatch, source, output, "--max_shard_size", "5"),
+        capsys,
+        tmp_path,
+        "--max_shard_size: give a number and a unit, such as 5GB, not 5",
+    )
     for path in source.glob("tokenizer*"):
         path.unlink()
     assert_refused(run(monkeypatch, source, output, "--add_tokens", "新"), capsys, tmp_path, "holds no tokenizer")

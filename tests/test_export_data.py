@@ -70,7 +70,7 @@ def test_what_does_not_fit_stops_with_its_place_or_is_counted(export, tmp_path):
         (["--on_bad_line", "keep"], "--on_bad_line keep: expected one of error, skip"),
         (["--layout", "text", "--on_bad_line", "skip"], "nothing to write: turns become a text only"),
         (["--output_file", "a.doc"], "a.doc: the name must end in .jsonl"),
-        (["--input_files", "absent.jsonl"], "--input_files absent.jsonl: no such file or folder"),
+        (["--input_files", "absent.jsonl"], "--input_files: absent.jsonl: no such file or folder"),
         (["--input", "a"], "unknown flag --input; did you mean --input_files?"),
     ],
 )

@@ -7,6 +7,7 @@ import fnmatch
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,23 +29,24 @@ CONFIGS = str(REPO / "examples" / "configs")
 # Which parts of keju a part may import, and "scripts" for the scripts in src/keju. `keju` itself is its __init__.py.
 ALLOWED = {
     "keju": {"models"},
+    "errors": set(),
     "cli": {"keju", "stages"},
     "stages": {"keju"},
     "__main__": {"cli"},
     "kernels": set(),
-    "tokenizers": set(),
-    "records": set(),
-    "trees": set(),
-    "losses": {"kernels"},
-    "models": {"kernels", "tokenizers"},
-    "conversion": {"models", "tokenizers", "records"},
-    "encoding": {"records", "trees", "tokenizers"},
-    "training": {"keju", "stages", "trees", "losses", "models", "encoding", "records", "conversion"},
-    "rl": {"stages", "kernels", "trees", "losses", "models", "encoding", "records", "training"},
-    "planning": {"stages", "kernels", "trees", "models", "training", "rl"},
-    "eval": {"models", "tokenizers", "trees", "encoding", "records", "kernels"},
-    "data_prepare": {"records"},
-    "report": {"stages", "training", "records", "eval"},
+    "tokenizers": {"errors"},
+    "records": {"errors"},
+    "trees": {"errors"},
+    "losses": {"errors", "kernels"},
+    "models": {"errors", "kernels", "tokenizers"},
+    "conversion": {"errors", "models", "tokenizers", "records"},
+    "encoding": {"errors", "records", "trees", "tokenizers"},
+    "training": {"errors", "keju", "stages", "trees", "losses", "models", "encoding", "records", "conversion"},
+    "rl": {"errors", "stages", "kernels", "trees", "losses", "models", "encoding", "records", "training"},
+    "planning": {"errors", "stages", "kernels", "trees", "models", "training", "rl"},
+    "eval": {"errors", "models", "tokenizers", "trees", "encoding", "records", "kernels"},
+    "data_prepare": {"errors", "records"},
+    "report": {"errors", "stages", "training", "records", "eval"},
 }
 SCRIPTS = {stage.script for stage in stages().values()}
 PLAIN = {"trees": {"torch", "numpy"}, "kernels": {"torch", "triton"}}  # all that these may import from elsewhere
@@ -112,7 +114,7 @@ def part_of(name: str) -> str:
 
 def stage_scripts() -> list[Path]:
     """Each has a command; what else lies in src/keju is no script."""
-    names = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__", "cli"}
+    names = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__", "cli", "errors"}
     assert names == SCRIPTS
     return [PACKAGE / f"{name}.py" for name in sorted(names)]
 
@@ -241,6 +243,64 @@ def test_dangers_are_seen(tmp_path):
         path = tmp_path / f"{number}.py"
         path.write_text(code)
         assert [found for _, found in dangers(path)] == ([what] if what else [])
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+OURS = {"ValueError", "TypeError", "KeyError", "RuntimeError", "NotImplementedError", "SystemExit", "Exception"}
+NAMES_A_FLAG = re.compile(r"--[a-z]\w+|\{(flag|option)\}")
+
+
+def raised(path: Path) -> Iterator[tuple[int, str, str]]:
+    """(line, class, message) of every `raise` that makes an error."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            yield node.lineno, ast.unparse(node.exc.func), ", ".join(map(ast.unparse, node.exc.args))
+
+
+def test_kernels_blame_nobody():
+    assert not [path for path in sources("kernels/ops") if "UserError" in path.read_text(encoding="utf-8")]
+
+
+def unlike_mistakes(path: Path) -> list[str]:
+    """Messages to one who gave flags in errors that a stage would not take for a mistake of theirs."""
+    return [
+        f"{path}:{line}: {name}({message})"
+        for line, name, message in raised(path)
+        if name in OURS and NAMES_A_FLAG.search(message)
+    ]
+
+
+def test_who_names_a_flag_blames_the_user():
+    found = [line for path in sources("src", "data_prepare", "eval", "tokenizers") for line in unlike_mistakes(path)]
+    assert not found, "\n".join(found)
+
+
+def test_libraries_name_parameters():
+    """Stages call them by their flags; these may have others. What is about flags themselves is in keju.training."""
+    stages = {*stage_scripts(), *sources("src/training"), REPO / "src/rl/arguments.py"} - {
+        *sources("src/training/objectives")
+    }
+    found = [
+        f"{path}:{line}: {message}"
+        for path in sources("src", "data_prepare", "eval", "tokenizers")
+        if path not in stages
+        for line, _, message in raised(path)
+        if re.match("f?[\"']--", message)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_plain_errors_that_name_a_flag_are_seen(tmp_path):
+    path = tmp_path / "module.py"
+    for code, seen in (
+        ('raise ValueError(f"--max_length {number}: too long")', True),
+        ('raise RuntimeError(f"{flag}: {path} does not exist")', True),
+        ('raise UserError("--max_length: too long")', False),
+        ('raise ValueError("input_ids -- those of a row -- must be [batch, time]")', False),
+    ):
+        path.write_text(code)
+        assert bool(unlike_mistakes(path)) == seen
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ def test_weights_that_are_not_those_of_the_adapters(monkeypatch, folder, tmp_pat
     assert run(monkeypatch, merge, tmp_path / "adapters", tmp_path / "out", folder=folder) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: --model_name_or_path: ") and str(tmp_path / "adapters") in line
-    with pytest.raises(ValueError, match="^--model_name_or_path: "):
+    with pytest.raises(ValueError, match="^model_name_or_path: "):
         load_causal_lm(str(tmp_path / "adapters"))
 
 

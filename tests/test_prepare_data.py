@@ -72,9 +72,7 @@ def test_models_that_need_tokens_of_their_own_get_a_tokenizer(folder, size):
     model = load_causal_lm(f"{size}-tiny", tokenizer=tokenizer)
     assert model.config.eos_token_id == answer_end_id(tokenizer)
     assert model.get_input_embeddings().num_embeddings >= len(tokenizer)
-    with pytest.raises(
-        ValueError, match=f"^--tokenizer_name: {size}-tiny needs a .*in the folder tokenizer-{size}-tiny"
-    ):
+    with pytest.raises(ValueError, match=f"^tokenizer_name: {size}-tiny needs a .*in the folder tokenizer-{size}-tiny"):
         load_causal_lm(f"{size}-tiny", tokenizer=plain)
 
 
@@ -115,7 +113,8 @@ def test_the_same_arguments_reuse_the_folder(folder, monkeypatch, capsys):
     ("flags", "message"),
     [
         (["--seed", "6"], "holds a data set with another seed; name another folder or write there with --overwrite_"),
-        (["--corpus", "idom"], "--corpus 'idom' is unknown; there are: baike_qa, classical_modern, couplet, idiom"),
+        (["--corpus", "idom"], "--corpus: 'idom' is unknown; there are: baike_qa, classical_modern, couplet, idiom"),
+        (["--executor_settings", "{"], "--executor_settings: not JSON"),
         (["--max_idiom", "9"], "unknown flag --max_idiom; did you mean --max_idioms?"),
     ],
 )

@@ -184,7 +184,7 @@ def test_responses_that_never_end_stop_the_run(monkeypatch, data, tmp_path, caps
     ("flags", "said"),
     [
         ({"max_prompt_length": 2}, "--max_prompt_length 2: all 12 prompts are longer"),
-        ({"token_budget": 12}, "--token_budget 12"),
+        ({"token_budget": 12}, "--token_budget: 12 does not hold"),
         ({"num_mini_batches": 5}, "--num_mini_batches 5 exceeds --rollout_batch_size 4"),
         ({"ppo_mode": "trl"}, "--ppo_mode"),
         ({"kl_coeff": 0.2}, "--kl_coef"),
@@ -192,9 +192,9 @@ def test_responses_that_never_end_stop_the_run(monkeypatch, data, tmp_path, caps
         ({"train_filename": "none.jsonl"}, "--train_filename"),
         ({"max_new_tokens": 300}, "--max_new_tokens 300"),
         ({"reward_model_path": "{data}/actor"}, "--reward_model_path"),
-        ({"rollout": "vllm"}, "--rollout vllm: vLLM is not installed"),
+        ({"rollout": "vllm"}, "--rollout: vLLM is not installed"),
         ({"kl_in_loss": "true"}, "--kl_in_loss"),
-        ({"alarm_window": 1}, "--alarm_window 1"),
+        ({"alarm_window": 1}, "--alarm_window: must be at least 2 steps, got 1"),
         ({"enable_joint_optimization": "true"}, "--ranked_filename"),
         (
             {

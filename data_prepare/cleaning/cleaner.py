@@ -16,6 +16,7 @@ from keju.data_prepare.cleaning.row_texts import RowText, Unusable, texts_of, wi
 from keju.data_prepare.cleaning.settings import CleaningSettings
 from keju.data_prepare.corpus import Item
 from keju.data_prepare.step import Step
+from keju.errors import UserError
 
 _SHOWN_CHARS = 80
 _AROUND = 20  # characters beside a change that are shown with it
@@ -35,7 +36,7 @@ class Cleaner:
 
     evaluation_ngrams: a folder of `write_evaluation_ngrams`; rows that share n-grams with it are dropped.
     Settings that say nothing are those for texts of the web.
-    Raises ValueError if the settings need a package or a folder that is not there.
+    Raises UserError if the settings need a package or a folder that is not there.
     """
 
     def __init__(self, settings: CleaningSettings, evaluation_ngrams: str | None = None) -> None:
@@ -53,8 +54,8 @@ class Cleaner:
         """
         try:
             texts = texts_of(item.row)
-        except ValueError as error:
-            raise ValueError(f"{item.where}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{item.where}: {error}") from error
         plain = all(is_plain(text.text) for text in texts)
         any_changed, before = False, _by_place(texts)
         for one, step in self._passes:

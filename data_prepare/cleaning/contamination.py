@@ -25,6 +25,7 @@ from keju.data_prepare.cleaning.evaluation_texts import evaluation_texts
 from keju.data_prepare.cleaning.ngrams import SEPARATOR, count_units, ngram_hashes, runs_at
 from keju.data_prepare.cleaning.set_phrases import without_set_phrases
 from keju.data_prepare.cleaning.unicode_form import normal_form
+from keju.errors import UserError
 from keju.records.writing import whole_folder, write_json
 
 LENGTH = 13
@@ -64,7 +65,7 @@ def write_evaluation_ngrams(
     """Read the evaluation sets in `folders` and write their n-grams to the folder `output`, for `EvaluationNgrams`.
 
     length: of a run, in Han characters or words. max_texts: a run in more different texts than this is left out.
-    Raises ValueError for a folder without evaluation sets, or with a file that cannot be read.
+    Raises UserError for a folder without evaluation sets, or with a file that cannot be read.
     """
     folders = [Path(folder) for folder in folders]
     places: list[str] = []
@@ -84,7 +85,9 @@ def write_evaluation_ngrams(
         sources.append(np.full(len(hashes[-1]), len(places), dtype=np.uint32))
         places.append(where)
     if not hashes:
-        raise ValueError(f"--decontaminate {folders[0]}: no text of {length} characters or words is in its files")
+        raise UserError(
+            f"{folders[0]}: no text of {length} characters or words is in its files", option="decontaminate"
+        )
     all_hashes, all_sources = np.concatenate(hashes), np.concatenate(sources)
     order = np.argsort(all_hashes, kind="stable")  # so that the first of equal ones is of the first text
     values, first, counts = np.unique(all_hashes[order], return_index=True, return_counts=True)
@@ -107,7 +110,7 @@ def write_evaluation_ngrams(
 class EvaluationNgrams:
     """The n-grams in a folder of `write_evaluation_ngrams`; processes on one machine share their memory.
 
-    length: of a run. Raises ValueError if the folder holds something else.
+    length: of a run. Raises UserError if the folder holds something else.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -118,7 +121,7 @@ class EvaluationNgrams:
             self._hashes, self._sources, self._sizes, self._filter = map(np.asarray, arrays)
             self.length, self._places = int(description["length"]), list(description["places"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: holds no n-grams of evaluation sets; write them anew") from error
+            raise UserError(f"{folder}: holds no n-grams of evaluation sets; write them anew") from error
 
     def overlap(self, texts: Sequence[str]) -> Overlap | None:
         """The evaluation text of which the texts hold enough runs; of several the one whose run is first."""

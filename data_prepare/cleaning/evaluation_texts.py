@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keju.data_prepare.raw_files import check_encoding, whole_text
+from keju.errors import UserError
 
 SUFFIXES = (".csv", ".json", ".jsonl")
 
@@ -17,19 +18,19 @@ def evaluation_texts(folder: Path) -> Iterator[tuple[str, str]]:
     """("file:row", text) of all files below `folder`, by path. The file begins with the folder's name.
 
     The row is a line of .csv and .jsonl (where it ends), or the number of an element of a JSON array, from 1.
-    Raises ValueError if the folder has no such file, or one that cannot be read as what its name says.
+    Raises UserError if the folder has no such file, or one that cannot be read as what its name says.
     """
     if not folder.is_dir():
-        raise ValueError(f"--decontaminate {folder}: no such folder; name one with the files of evaluation sets")
+        raise UserError(f"{folder}: no such folder; name one with the files of evaluation sets", option="decontaminate")
     paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
     if not paths:
-        raise ValueError(f"--decontaminate {folder}: has no file that ends in {', '.join(SUFFIXES)}")
+        raise UserError(f"{folder} has no file that ends in {', '.join(SUFFIXES)}", option="decontaminate")
     for path in paths:
         name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
         check_encoding(path)
         content = whole_text(path)
-        if isinstance(content, ValueError):
-            raise ValueError(f"{path}: {content}")
+        if isinstance(content, UserError):
+            raise UserError(f"{path}: {content}")
         rows = _csv_rows(path, content) if path.suffix == ".csv" else _json_rows(path, content)
         for number, row in rows:
             for text in _strings(row):
@@ -42,7 +43,7 @@ def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, Any]]:
         for cells in reader:
             yield reader.line_num, cells
     except csv.Error as error:
-        raise ValueError(
+        raise UserError(
             f"{path}:{reader.line_num}: is no line of CSV ({error}); mend it or take the file away"
         ) from error
 
@@ -65,7 +66,7 @@ def _json_lines(path: Path, content: str) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: is no JSON ({error}); mend it or take the file away") from error
+                raise UserError(f"{path}:{number}: is no JSON ({error}); mend it or take the file away") from error
 
 
 def _strings(value: Any) -> Iterator[str]:

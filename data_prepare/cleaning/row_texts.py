@@ -6,6 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from keju.errors import UserError
+
 TEXT, PROMPT, ANSWER, SYSTEM, PREFIX, REASONING, TOOL = KINDS = (
     *("text", "prompt", "answer", "system", "prefix", "reasoning", "tool"),
 )
@@ -51,10 +53,10 @@ class RowText:
 def texts_of(row: dict[str, Any]) -> list[RowText]:
     """All but those of turns that only call tools, or whose tool says nothing.
 
-    Raises ValueError for a row of another layout than {"text"}, {"messages"}, {"prompt", "answers"}.
+    Raises UserError for a row of another layout than {"text"}, {"messages"}, {"prompt", "answers"}.
     """
     if not row.keys() & {"text", "messages", "prompt"}:
-        raise ValueError(f"a row with the fields {', '.join(row)} holds neither text nor messages nor prompt")
+        raise UserError(f"a row with the fields {', '.join(row)} holds neither text nor messages nor prompt")
     texts = []
     for field, value in row.items():
         if isinstance(value, str):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, fields
 
+from keju.errors import UserError
+
 NO_BOUND = 1 << 31  # characters
 # Setting -> its value for texts of the web, for records.
 DEFAULTS = {
@@ -58,7 +60,7 @@ def _by_kind(name: str):
 class CleaningSettings:
     """Plain values, so that they travel to processes and into a report. None: what DEFAULTS say, see `resolved`.
 
-    Raises ValueError for impossible ones.
+    Raises UserError for impossible ones.
     """
 
     normalize_unicode: bool | None = _by_kind("normalize_unicode")
@@ -87,10 +89,10 @@ class CleaningSettings:
     def __post_init__(self) -> None:
         for name in ("max_broken_share", "max_repeated_share", "min_han_share"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected a share from 0 to 1")
+                raise UserError(f"expected a share from 0 to 1, got {getattr(self, name)}", option=name)
         for kind in ("text", "prompt", "answer"):
             least, most = getattr(self, f"min_{kind}_chars"), getattr(self, f"max_{kind}_chars")
             if None not in (least, most) and not 1 <= least <= most:
-                raise ValueError(f"--min_{kind}_chars {least} --max_{kind}_chars {most}: expected 1 <= min <= max")
+                raise UserError(f"must be from 1 to --max_{kind}_chars {most}, got {least}", option=f"min_{kind}_chars")
         for setting in fields(self):
             assert isinstance(getattr(self, setting.name), (bool, int, float, type(None)))

@@ -6,11 +6,13 @@ import functools
 import re
 from collections.abc import Callable
 
+from keju.errors import UserError
+
 _IDEOGRAPHS = (range(0x3400, 0x4DC0), range(0x4E00, 0xA000))
 
 
 def simplified(text: str) -> str:
-    """Raises ValueError if opencc is not installed."""
+    """Raises UserError if opencc is not installed."""
     traditional, convert = _converter()
     # opencc reads UTF-8, which half of a surrogate pair has none of.
     return convert(text.encode("utf-8", "replace").decode()) if traditional.search(text) else text
@@ -22,7 +24,7 @@ def _converter() -> tuple[re.Pattern[str], Callable[[str], str]]:
     try:
         from opencc import OpenCC
     except ImportError as error:
-        raise ValueError("--simplify true needs the package opencc: pip install opencc") from error
+        raise UserError("true needs the package opencc: pip install opencc", option="simplify") from error
     convert = OpenCC("t2s").convert
     # Between line ends no two characters make up a phrase.
     characters = [chr(code) for codes in _IDEOGRAPHS for code in codes]

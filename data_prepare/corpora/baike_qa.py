@@ -10,6 +10,7 @@ from typing import Any
 from keju.data_prepare.corpus import BadRow, Item, Piece
 from keju.data_prepare.raw_files import file_pieces, wrong_folder
 from keju.data_prepare.raw_json import json_lines, text_field
+from keju.errors import UserError
 
 VERSION = 1
 DOWNLOAD = "the link to baike2018qa.zip is in https://github.com/brightmart/nlp_chinese_corpus (百科类问答)"
@@ -29,7 +30,7 @@ def read(folder: Path, piece: Piece) -> Iterator[Item | BadRow]:
     for line in json_lines(folder, piece):
         try:
             yield line if isinstance(line, BadRow) else _item(*line)
-        except ValueError as error:
+        except UserError as error:
             yield BadRow(line[0], str(error))
 
 
@@ -38,11 +39,11 @@ def _item(where: str, fields: dict[str, Any]) -> Item:
         LINE_END.sub("\n", text_field(fields, name)) for name in ("title", "desc", "answer", "category")
     )
     if not answer:
-        raise ValueError('"answer" is empty')
+        raise UserError('"answer" is empty')
     # The description often says the title again.
     prompt = description if title in description else f"{title}\n{description}" if description else title
     if not prompt:
-        raise ValueError('"title" and "desc" are empty')
+        raise UserError('"title" and "desc" are empty')
     top = category.partition("-")[0]
     row = {"prompt": prompt, "answers": [{"answer": answer, "score": 1}]}
     return Item(row, where, group=title or prompt, source=top, keys=(category, top))

@@ -18,6 +18,7 @@ from keju.data_prepare.raw_files import (
     text_lines,
     wrong_folder,
 )
+from keju.errors import UserError
 
 VERSION = 1
 DOWNLOAD = (
@@ -37,10 +38,10 @@ def pieces(folder: Path, piece_bytes: int) -> list[Piece]:
     for first in firsts:
         second = first.with_name("out.txt")
         if not second.is_file():
-            raise ValueError(f"{second}: no such file; it must have the second lines to {first}")
+            raise UserError(f"{second}: no such file; it must have the second lines to {first}")
         num_first, num_second = count_lines(first), count_lines(second)
         if num_first != num_second:
-            raise ValueError(f"{first} has {num_first} lines, {second} has {num_second}: download both again")
+            raise UserError(f"{first} has {num_first} lines, {second} has {num_second}: download both again")
         check_encoding(second)
     return file_pieces(folder, firsts + joined, piece_bytes)
 
@@ -63,7 +64,7 @@ def read(folder: Path, piece: Piece) -> Iterator[Item | BadRow]:
         elif first[1].strip() or second[1].strip():
             try:
                 yield _item(*split(first[1], second[1]), first[0])
-            except ValueError as error:
+            except UserError as error:
                 yield BadRow(first[0], str(error))
 
 
@@ -74,14 +75,14 @@ def _without_spaces(first: str, second: str) -> tuple[str, str]:
 def _halves(line: str, _: str) -> tuple[str, str]:
     half = len(line) // 2
     if len(line) % 2 == 0 or line[half].isalnum():
-        raise ValueError("expected two lines of one length with one character between them that is no letter")
+        raise UserError("expected two lines of one length with one character between them that is no letter")
     return line[:half], line[half + 1 :]
 
 
 def _item(first: str, second: str, where: str) -> Item:
     if not first.strip() or not second.strip():
-        raise ValueError(f"the {'second' if first.strip() else 'first'} line is empty")
+        raise UserError(f"the {'second' if first.strip() else 'first'} line is empty")
     if len(first) != len(second):
-        raise ValueError(f"the first line has {len(first)} characters, the second {len(second)}")
+        raise UserError(f"the first line has {len(first)} characters, the second {len(second)}")
     row = {"prompt": PROMPT.format(first), "answers": [{"answer": second, "score": 1}]}
     return Item(row, where, group=first, source=Path(where).parent.name, keys=(str(len(first)),), content=first)

@@ -17,6 +17,7 @@ from keju.data_prepare.data_set import DataSet, Track
 from keju.data_prepare.idiom_dictionary import Idiom, clean, read_entries, source
 from keju.data_prepare.splitting import finder, group_items, split_groups
 from keju.data_prepare.step import Step
+from keju.errors import UserError
 
 __all__ = ["VERSION", "build", "source"]
 
@@ -49,7 +50,7 @@ class Member(Idiom):
 def build(*, seed: int, max_items: int | None, track: Track) -> DataSet:
     """Rows of all files; `max_items` idioms are drawn from those that are clean (all of them if None)."""
     if max_items is not None and max_items < MIN_IDIOMS:
-        raise ValueError(f"--max_idioms must be at least {MIN_IDIOMS} to fill every split, not {max_items}")
+        raise UserError(f"must be at least {MIN_IDIOMS} to fill every split, not {max_items}", option="max_idioms")
     cleaning, splitting = Step("clean"), Step("split")
     idioms = clean(read_entries(), cleaning, track)
     if max_items is not None and max_items < len(idioms):
@@ -168,7 +169,7 @@ def _multiple_choice(idioms: list[Member], rng: random.Random) -> list[dict[str,
 def _drawn(idioms: list[Member], rng: random.Random, tries: int = 1000) -> Iterator[Member]:
     for _ in range(tries):
         yield rng.choice(idioms)
-    raise ValueError("too few different idioms to draw wrong answers from: raise --max_idioms")
+    raise UserError("too few different idioms to draw wrong answers from: raise it", option="max_idioms")
 
 
 def _add(answers: dict[str, int], score: int, idioms: Iterable[Member], until: int) -> None:

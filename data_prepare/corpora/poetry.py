@@ -11,6 +11,7 @@ from keju.data_prepare.corpus import BadRow, Item, Piece
 from keju.data_prepare.poem_files import PROSE, Kind, kind_of, poem, poem_files
 from keju.data_prepare.raw_files import file_pieces, wrong_folder
 from keju.data_prepare.raw_json import json_file
+from keju.errors import UserError
 
 VERSION = 1
 DOWNLOAD = "git clone --depth 1 https://github.com/chinese-poetry/chinese-poetry"
@@ -39,7 +40,7 @@ def read(folder: Path, piece: Piece) -> Iterator[Item | BadRow]:
     for line in json_file(folder, piece):
         try:
             yield from [line] if isinstance(line, BadRow) else _items(kind, *line)
-        except ValueError as error:
+        except UserError as error:
             yield BadRow(line[0], str(error))
 
 

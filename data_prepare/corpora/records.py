@@ -19,6 +19,7 @@ from keju.data_prepare.formats.layouts import prompt_key, records_of
 from keju.data_prepare.formats.rows import SUFFIXES, Rows, kind_of, pieces_of, row_before, rows_of
 from keju.data_prepare.raw_files import check_encoding, whole_text
 from keju.data_prepare.raw_folder import raw_files
+from keju.errors import UserError
 from keju.records.opening import COMPRESSED
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 
@@ -41,10 +42,10 @@ def pieces(folder: str | Path, piece_bytes: int, document: str = "line") -> list
     """All files of the folder by name but those of `not_read`, or the one file; large ones in parts.
 
     document: what one text of a .txt file is, "line" or "file".
-    Raises ValueError where there is no such file, or one is not what its name says.
+    Raises UserError where there is no such file, or one is not what its name says.
     """
     if document not in DOCUMENTS:
-        raise ValueError(f"--document must be one of {', '.join(DOCUMENTS)}, not {document!r}")
+        raise UserError(f"must be one of {', '.join(DOCUMENTS)}, not {document!r}", option="document")
     root, names = _files(Path(folder))
     found: list[Piece] = []
     for name in names:
@@ -63,7 +64,7 @@ def read(folder: str | Path, piece: Piece, document: str = "line") -> Iterator[I
     path = (folder.parent if folder.is_file() else folder) / piece.path
     if document == "file" and kind_of(path) == ".txt":
         text = whole_text(path)
-        row = text if isinstance(text, ValueError) else {"text": text.strip("\n")}
+        row = text if isinstance(text, UserError) else {"text": text.strip("\n")}
         yield from _items(1, row, piece.path)
         return
     at_start = True
@@ -84,15 +85,15 @@ def _files(folder: Path) -> tuple[Path, list[str]]:
     """(root, the names below it)."""
     if folder.is_file():
         if not kind_of(folder):
-            raise ValueError(f"--raw_dir {folder}: expected a file of {_suffixes()}")
+            raise UserError(f"{folder}: expected a file of {_suffixes()}", option="raw_dir")
         return folder.parent, [folder.name]
     if not folder.is_dir():
-        raise ValueError(f"--raw_dir {folder}: no such file or folder")
+        raise UserError(f"{folder}: no such file or folder", option="raw_dir")
     left_out = not_read(folder)
     names = [name for name in raw_files(folder)[0] if name not in left_out]
     if not names:
         there = next((f"; {name} {why}" for name, why in left_out.items()), "")
-        raise ValueError(f"--raw_dir {folder}: has no file of {_suffixes()}{there}")
+        raise UserError(f"{folder} has no file of {_suffixes()}{there}", option="raw_dir")
     return folder, names
 
 
@@ -131,10 +132,10 @@ def _with_whole_runs(path: Path, piece: Piece) -> Rows:
 def _items(line: int, value: Any, name: str) -> Iterator[Item | BadRow]:
     where = f"{name}:{line}"
     try:
-        if isinstance(value, ValueError):
+        if isinstance(value, UserError):
             raise value
         records = records_of(value)
-    except ValueError as error:
+    except UserError as error:
         yield BadRow(where, str(error))
         return
     for record in records:
@@ -159,7 +160,7 @@ def _ranked(rows: list[tuple[int, Any]], name: str) -> Iterator[Item | BadRow]:
     for line, value in rows:
         try:
             found += [(line, record) for record in records_of(value)]
-        except ValueError as error:
+        except UserError as error:
             yield BadRow(f"{name}:{line}", str(error))
     for _, group in groupby(found, key=lambda entry: replace(entry[1], answers=())):
         numbered = list(group)

@@ -13,6 +13,7 @@ from typing import Any
 from keju.data_prepare.corpus import BadRow, Item, Piece
 from keju.data_prepare.raw_files import file_pieces, wrong_folder
 from keju.data_prepare.raw_json import checked_text, json_lines, text_field
+from keju.errors import UserError
 
 VERSION = 1
 DOWNLOAD = "merge.json is behind http://t.cn/EAH5JxS, the link in arXiv 1812.05407 (Gao et al. 2019), or ask them"
@@ -36,17 +37,17 @@ def read(folder: Path, piece: Piece) -> Iterator[Item | BadRow]:
     for line in json_lines(folder, piece):
         try:
             yield from [line] if isinstance(line, BadRow) else _items(*line)
-        except ValueError as error:
+        except UserError as error:
             yield BadRow(line[0], str(error))
 
 
 def _items(where: str, fields: dict[str, Any]) -> list[Item]:
     article, abstract = (joined(text_field(fields, name)) for name in ("article", "abstract"))
     if not article or not abstract:
-        raise ValueError(f'"{"abstract" if article else "article"}" is empty')
+        raise UserError(f'"{"abstract" if article else "article"}" is empty')
     comments = fields.get("comments") or []
     if not isinstance(comments, list):
-        raise ValueError('"comments" is no list')
+        raise UserError('"comments" is no list')
     likes: dict[str, int] = {}
     for number, comment in enumerate(comments, start=1):
         text, count = _comment(comment, f'comment {number} of "comments"')
@@ -68,10 +69,10 @@ def _items(where: str, fields: dict[str, Any]) -> list[Item]:
 
 def _comment(comment: Any, name: str) -> tuple[str, int]:
     if not isinstance(comment, list) or len(comment) != 2:
-        raise ValueError(f"{name} is no pair [text, likes]")
+        raise UserError(f"{name} is no pair [text, likes]")
     text, likes = joined(checked_text(comment[0], name)), str(comment[1]) if type(comment[1]) is int else comment[1]
     if not (isinstance(likes, str) and likes.strip().isascii() and likes.strip().isdigit() and len(likes) < 16):
-        raise ValueError(f"the likes of {name} are no whole number of 0 or more")
+        raise UserError(f"the likes of {name} are no whole number of 0 or more")
     return text, int(likes)
 
 

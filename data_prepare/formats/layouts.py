@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from keju.errors import UserError
 from keju.records.formats import FORMATS, MARKS, MEANINGFUL, REJECTED, Row, detect, names_of
 from keju.records.record import Record
 from keju.records.values import present, says_nothing
@@ -43,7 +44,7 @@ def conversation(row: Row) -> list[Record]:
     turns = []
     for number, pair in enumerate(_list_of_objects(row, "conversation"), start=1):
         if not {"human", "assistant"} <= pair.keys():
-            raise ValueError(f'turn {number} of "conversation" needs "human" and "assistant"')
+            raise UserError(f'turn {number} of "conversation" needs "human" and "assistant"')
         turns += [{"role": "user", "content": pair["human"]}, {"role": "assistant", "content": pair["assistant"]}]
     return [detect({**_beside(row), "messages": turns})]
 
@@ -52,12 +53,12 @@ def moss(row: Row) -> list[Record]:
     """{"meta_instruction"?, "chat": {"turn_1": {"Human", "MOSS", "Commands"?, ...}, ...}} (MOSS-003)."""
     turns = []
     if not isinstance(row["chat"], dict):
-        raise ValueError('"chat" must be an object of turns')
+        raise UserError('"chat" must be an object of turns')
     for number, turn in enumerate(row["chat"].values(), start=1):
         if not isinstance(turn, dict) or not all(isinstance(turn.get(who), str) for who in ("Human", "MOSS")):
-            raise ValueError(f'turn {number} of "chat" needs "Human" and "MOSS"')
+            raise UserError(f'turn {number} of "chat" needs "Human" and "MOSS"')
         if _spoken(str(turn.get("Commands", ""))) not in ("", "None"):
-            raise ValueError(f'turn {number} of "chat" calls a tool, which no format of Keju holds')
+            raise UserError(f'turn {number} of "chat" calls a tool, which no format of Keju holds')
         turns += [{"role": "user", "content": _spoken(turn["Human"])}]
         turns += [{"role": "assistant", "content": _spoken(turn["MOSS"])}]
     if not says_nothing(row.get("meta_instruction")):
@@ -107,7 +108,7 @@ def prompt_key(value: Any) -> str | None:
 
 
 def records_of(value: Any) -> list[Record]:
-    """The records of one JSON value. Raises ValueError that says what is wrong, without the place."""
+    """The records of one JSON value. Raises UserError that says what is wrong, without the place."""
     if isinstance(value, list):
         return [_alternating(value)]
     if not isinstance(value, dict):
@@ -123,7 +124,7 @@ def records_of(value: Any) -> list[Record]:
             if {question, answer} <= row.keys():
                 return [_answered(row, question, answer)]
         if not row.keys() & {"prompt"}:
-            raise ValueError(f"fields {names_of(row)} are no known format. {EXPECTED}")
+            raise UserError(f"fields {names_of(row)} are no known format. {EXPECTED}")
     return [detect(row)]
 
 
@@ -148,9 +149,9 @@ def _beside(row: Row) -> Row:
 
 def _filled(row: Row, field: str) -> str:
     if not isinstance(row[field], str):
-        raise ValueError(f'"{field}" must be a string')
+        raise UserError(f'"{field}" must be a string')
     if not row[field].strip():
-        raise ValueError(f'"{field}" is empty')
+        raise UserError(f'"{field}" is empty')
     return row[field]
 
 
@@ -178,5 +179,5 @@ def _spoken(text: str) -> str:
 def _list_of_objects(row: Row, field: str) -> list[Row]:
     value = row[field]
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f'"{field}" must be a list of objects, and not empty')
+        raise UserError(f'"{field}" must be a list of objects, and not empty')
     return value

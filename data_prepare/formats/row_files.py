@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from keju.errors import UserError
 from keju.records.writing import whole_file
 
 Row = dict[str, Any]
@@ -25,14 +26,14 @@ def row_file(path: Path, columns: Mapping[str, str]) -> Iterator[Write]:
 
     columns: every field that rows may have, with what it holds: "text", "flag" (true or false), "texts" (a list),
         "turns" ([{"role", "content"}]), "conversation" ([{"from", "value"}]), "history" ([[text, text]]) or "answers"
-        ([{"answer", "score"}]). The function raises ValueError for a row that such a file cannot hold.
-    Raises ValueError where no such file is written, or not with these columns.
+        ([{"answer", "score"}]). The function raises UserError for a row that such a file cannot hold.
+    Raises UserError where no such file is written, or not with these columns.
     """
     suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
-        raise ValueError(f"{path}: the name must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: the name must end in {', '.join(SUFFIXES)}")
     if suffix == ".txt" and list(columns) != ["text"]:
-        raise ValueError(f"{path}: a .txt file holds texts only, a line each")
+        raise UserError(f"{path}: a .txt file holds texts only, a line each")
     with whole_file(path) as aside:
         if suffix == ".parquet":
             with _parquet(aside, columns) as write:
@@ -52,7 +53,7 @@ def _opened(path: Path, suffix: str) -> Iterator[IO[str]]:
             try:
                 import zstandard
             except ModuleNotFoundError as error:
-                raise ValueError(".zst files need the package zstandard: pip install zstandard") from error
+                raise UserError(".zst files need the package zstandard: pip install zstandard") from error
             file = stack.enter_context(zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False))
         yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline=""))
 
@@ -81,16 +82,16 @@ def _csv(file: IO[str], columns: Mapping[str, str]) -> Iterator[Write]:
     names = [name for name, kind in columns.items() if kind in ("text", "flag")]
     writer = csv.writer(file, quoting=csv.QUOTE_ALL)
     if not names:
-        raise ValueError("cells of a .csv file hold texts, not lists of turns; write .jsonl or .parquet")
+        raise UserError("cells of a .csv file hold texts, not lists of turns; write .jsonl or .parquet")
     writer.writerow(names)
 
     def write(row: Row) -> None:
         cells = [row.get(name, "") for name in names]
         nested = [name for name, value in row.items() if isinstance(value, list | dict) or name not in columns]
         if nested:
-            raise ValueError(f'a cell of a .csv file cannot hold "{nested[0]}"; write .jsonl or .parquet')
+            raise UserError(f'a cell of a .csv file cannot hold "{nested[0]}"; write .jsonl or .parquet')
         if any(isinstance(cell, str) and "\0" in cell for cell in cells):
-            raise ValueError("a cell of a .csv file cannot hold a zero byte; write .jsonl or .parquet")
+            raise UserError("a cell of a .csv file cannot hold a zero byte; write .jsonl or .parquet")
         writer.writerow([str(cell).lower() if isinstance(cell, bool) else cell for cell in cells])
 
     yield write
@@ -100,7 +101,7 @@ def _csv(file: IO[str], columns: Mapping[str, str]) -> Iterator[Write]:
 def _txt(file: IO[str], columns: Mapping[str, str]) -> Iterator[Write]:
     def write(row: Row) -> None:
         if "\n" in row["text"] or row["text"].endswith("\r") or row["text"].startswith("\ufeff"):
-            raise ValueError("a line of a .txt file cannot hold a text of several lines; write .jsonl")
+            raise UserError("a line of a .txt file cannot hold a text of several lines; write .jsonl")
         file.write(row["text"] + "\n")
 
     yield write
@@ -133,9 +134,9 @@ def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Write]:
         def write(row: Row) -> None:
             for name, value in row.items():
                 if name not in columns:
-                    raise ValueError(f'a .parquet file of this layout has no column "{name}"; write .jsonl')
+                    raise UserError(f'a .parquet file of this layout has no column "{name}"; write .jsonl')
                 if isinstance(value, str) != (columns[name] == "text"):
-                    raise ValueError(f'the column "{name}" of a .parquet file holds {columns[name]}; write .jsonl')
+                    raise UserError(f'the column "{name}" of a .parquet file holds {columns[name]}; write .jsonl')
                 _check_fields(name, value, types[columns[name]])
             waiting.append(row)
             if len(waiting) == ROWS_A_GROUP:
@@ -146,13 +147,13 @@ def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Write]:
 
 
 def _check_fields(name: str, value: Any, kind: Any) -> None:
-    """Raises ValueError for a field of objects in a list that the type of their column does not have."""
+    """Raises UserError for a field of objects in a list that the type of their column does not have."""
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return
     known = {field.name for field in kind.value_type}
     more = next((field for item in value for field in item if field not in known), None)
     if more is not None:
-        raise ValueError(f'"{name}" of a .parquet file has no field "{more}"; write .jsonl')
+        raise UserError(f'"{name}" of a .parquet file has no field "{more}"; write .jsonl')
 
 
 _WRITERS = {"jsonl": _jsonl, "json": _json, "csv": _csv, "txt": _txt}

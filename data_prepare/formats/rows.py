@@ -1,7 +1,7 @@
 """Files of rows: which parts a file has, and the JSON values of a part with the line (or row) each begins at.
 
 .jsonl or .ndjson, .json (an array, or one value a line), .txt (a document a line), .csv and .tsv, all of them also as
-.gz, .zst or .xz, .parquet and .arrow. A row that cannot be read is given as the ValueError that says why, without the
+.gz, .zst or .xz, .parquet and .arrow. A row that cannot be read is given as the UserError that says why, without the
 place.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 from keju.data_prepare.corpus import Piece
 from keju.data_prepare.formats.tables import Rows, csv_columns, csv_rows, filled_lines, tsv_rows
 from keju.data_prepare.raw_files import check_encoding, encoding_of, line_before, line_pieces
+from keju.errors import UserError
 from keju.records.json_text import array_rows, parsed
 from keju.records.opening import BEGINNING, begins_array, decoded, packing_of, read_bytes
 from keju.records.shards import TABLES
@@ -35,7 +36,7 @@ def kind_of(path: Path) -> str:
 def pieces_of(path: Path, name: str, piece_bytes: int) -> list[Piece]:
     """Parts of a file of about so many bytes, where it can be cut: at lines, or at a Parquet file's row groups.
 
-    Raises ValueError "file: ..." for a file that as a whole is not what its name says.
+    Raises UserError "file: ..." for a file that as a whole is not what its name says.
     """
     kind = kind_of(path)
     if path.stat().st_size == 0:
@@ -48,7 +49,7 @@ def pieces_of(path: Path, name: str, piece_bytes: int) -> list[Piece]:
     if kind == ".csv":
         csv_columns(path)
     if kind == ".json" and _is_one_object(path):
-        raise ValueError(f"{path}: one JSON object; expected an array of records, or one record a line")
+        raise UserError(f"{path}: one JSON object; expected an array of records, or one record a line")
     if packing_of(path) or kind == ".csv" or (kind == ".json" and begins_array(path)):
         return [Piece(name)]
     return line_pieces(path, name, piece_bytes)
@@ -68,10 +69,10 @@ def rows_of(path: Path, piece: Piece) -> Rows:
         return csv_rows(path, piece)
     lines = filled_lines(path, piece)
     if kind == ".txt":
-        return ((number, line if isinstance(line, ValueError) else {"text": line}) for number, line in lines)
+        return ((number, line if isinstance(line, UserError) else {"text": line}) for number, line in lines)
     if kind == ".tsv":
         return tsv_rows(path, lines)
-    return ((number, line if isinstance(line, ValueError) else parsed(line)) for number, line in lines)
+    return ((number, line if isinstance(line, UserError) else parsed(line)) for number, line in lines)
 
 
 def row_before(path: Path, piece: Piece) -> Any:
@@ -82,7 +83,7 @@ def row_before(path: Path, piece: Piece) -> Any:
         rows = deque(table_rows(path, [piece.start - 1]), maxlen=1)
         return rows[0][1] if rows else None
     line = decoded(line_before(path, piece.start), encoding_of(path))
-    if isinstance(line, ValueError) or not line:
+    if isinstance(line, UserError) or not line:
         return None
     # The line with the names of a table is no row.
     return next(tsv_rows(path, iter([(0, line)])), (0, None))[1] if kind_of(path) == ".tsv" else parsed(line)

@@ -10,6 +10,7 @@ from keju.data_prepare.corpus import Piece
 from keju.data_prepare.formats.layouts import KNOWN_FIELDS
 from keju.data_prepare.raw_csv import csv_cells
 from keju.data_prepare.raw_files import numbered_texts
+from keju.errors import UserError
 from keju.records.json_text import parsed
 
 # Columns of a table whose cells are JSON where they begin with a bracket.
@@ -22,7 +23,7 @@ Rows = Iterator[tuple[int, Any]]
 
 def filled_lines(path: Path, piece: Piece) -> Rows:
     """The lines of a piece that are not blank."""
-    return (line for line in numbered_texts(path, piece) if isinstance(line[1], ValueError) or line[1].strip())
+    return (line for line in numbered_texts(path, piece) if isinstance(line[1], UserError) or line[1].strip())
 
 
 def tsv_columns(path: Path) -> list[str]:
@@ -40,7 +41,7 @@ def tsv_rows(path: Path, lines: Rows) -> Rows:
     """The rows of lines that are not blank; quotes are characters as any other."""
     columns = tsv_columns(path)
     for number, line in lines:
-        if isinstance(line, ValueError):
+        if isinstance(line, UserError):
             yield number, line
             continue
         cells = line.split("\t")
@@ -51,12 +52,12 @@ def tsv_rows(path: Path, lines: Rows) -> Rows:
 
 
 def csv_columns(path: Path) -> list[str]:
-    """The names in the first row. Raises ValueError if they are no fields of records."""
+    """The names in the first row. Raises UserError if they are no fields of records."""
     first = next(csv_cells(numbered_texts(path, Piece(""), ends=b"\n")), (1, []))[1]
-    names = [] if isinstance(first, ValueError) else [name.strip() for name in first]
+    names = [] if isinstance(first, UserError) else [name.strip() for name in first]
     if not _are_columns(names):
         example = "prompt,completion or instruction,input,output or text"
-        raise ValueError(f"{path}:1: the first row must name known fields, each once, such as {example}")
+        raise UserError(f"{path}:1: the first row must name known fields, each once, such as {example}")
     return names
 
 
@@ -66,16 +67,16 @@ def csv_rows(path: Path, piece: Piece) -> Rows:
     rows = csv_cells(numbered_texts(path, piece, ends=b"\n"))
     next(rows, None)
     for number, cells in rows:
-        yield number, cells if isinstance(cells, ValueError) else _table_row(columns, cells)
+        yield number, cells if isinstance(cells, UserError) else _table_row(columns, cells)
 
 
 def _table_row(columns: list[str], cells: list[str]) -> Any:
     if len(cells) != len(columns):
-        return ValueError(f"{len(cells)} cells, but the first row names {len(columns)} columns")
+        return UserError(f"{len(cells)} cells, but the first row names {len(columns)} columns")
     row: dict[str, Any] = {name: cell for name, cell in zip(columns, cells, strict=True) if cell != ""}
     for name in NESTED & row.keys():
         if row[name].startswith(("[", "{")):
             row[name] = parsed(row[name])
-            if isinstance(row[name], ValueError):
-                return ValueError(f'"{name}": {row[name]}')
+            if isinstance(row[name], UserError):
+                return UserError(f'"{name}": {row[name]}')
     return row

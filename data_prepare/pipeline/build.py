@@ -12,6 +12,7 @@ from keju.data_prepare.pipeline.plan import PLAN, Plan
 from keju.data_prepare.pipeline.rows import context_of, reply_of
 from keju.data_prepare.pipeline.shards import SAMPLES, file_name, put_together
 from keju.data_prepare.step import Step, merge
+from keju.errors import UserError
 from keju.records.reading import iterate_rows
 
 FILE_KINDS = ("ranked", "chat", "pretrain", "prompts")  # from the one to look at first
@@ -42,7 +43,7 @@ def remove_work(work: Path) -> None:
 def collect(plan: Plan, folder: Path) -> dict[str, Any]:
     """Puts the finished records into `folder` and leaves the work folder as it is; returns what is to be said of them.
 
-    Raises ValueError where nothing is left of the corpus to train on.
+    Raises UserError where nothing is left of the corpus to train on.
     """
     files = _files(plan)
     if not has_training_rows(plan):
@@ -50,7 +51,7 @@ def collect(plan: Plan, folder: Path) -> dict[str, Any]:
         dropped.sort(key=lambda item: -item[1]["rows"])
         reasons = [f"{found['rows']} dropped: {reason}; as {found['examples'][0]}" for reason, found in dropped[:2]]
         why, total = "; ".join(reasons) or "no other rows", steps(plan)[0]["rows_in"]
-        raise ValueError(f"--raw_dir {plan.raw_dir}: nothing to train on is left of {total} rows ({why})")
+        raise UserError(f"{plan.raw_dir}: nothing to train on is left of {total} rows ({why})", option="raw_dir")
     files = {name: files[name] for name in sorted(files, key=_reading_order) if files[name]["rows"]}
     patterns = {}
     for name in files:

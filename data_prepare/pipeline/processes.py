@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+from keju.errors import UserError
+
 POLL_SECONDS = 0.2
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
 
@@ -41,7 +43,7 @@ class Processes:
     def run(self, stage: str, numbers: Iterable[int], advance: Advance) -> Iterator[int]:
         """Does these tasks of a stage; yields from time to time how many have ended meanwhile.
 
-        advance: called from several threads. Raises what a task raised: ValueError for a mistake of the user, OSError,
+        advance: called from several threads. Raises what a task raised: UserError for a mistake of the user, OSError,
         MemoryError, else RuntimeError with its traceback; ChildProcessError where a process was killed.
         """
         running = {self._threads.submit(self._run, stage, number, advance) for number in numbers}
@@ -90,7 +92,7 @@ class _Process:
 
 def _error(told: dict[str, Any]) -> Exception:
     if "mistake" in told:
-        return ValueError(told["mistake"])
+        return UserError(told["mistake"], option=told["option"])
     if "system" in told:
         return OSError(*told["system"])
     if "memory" in told:

@@ -61,6 +61,7 @@ from keju.data_prepare.pipeline.signatures import (
     text_hashes,
 )
 from keju.data_prepare.step import Step
+from keju.errors import UserError
 
 Advance = Callable[[int], None]
 Stats = dict[str, Any]
@@ -108,7 +109,7 @@ def _items(plan: Plan, number: int, corpus: ModuleType, step: Step, cleaner: Cle
         step.rows_in += 1
         if isinstance(item, BadRow):
             if plan.on_bad_line == "error":
-                raise ValueError(f"{item.where}: {item.reason}")
+                raise UserError(f"{item.where}: {item.reason}")
             step.drop(_kind_of_reason(item.reason), f"{item.where}: {item.reason}")
             continue
         step.rows_out += 1

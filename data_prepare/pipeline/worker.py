@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from keju.data_prepare.pipeline.engine import run_task
 from keju.data_prepare.pipeline.plan import Plan
-from keju.records.mistakes import is_raised_by_us
+from keju.errors import UserError
 
 REPORT_SECONDS = 0.2
 
@@ -50,8 +50,8 @@ def _read_tasks(tasks: queue.SimpleQueue[tuple[str, int]]) -> None:
 
 def _told(error: Exception) -> dict[str, Any]:
     """What `processes.py` makes the same error of."""
-    if isinstance(error, ValueError) and is_raised_by_us(error):
-        return {"mistake": str(error)}
+    if isinstance(error, UserError):
+        return {"mistake": error.args[0], "option": error.option}
     if isinstance(error, OSError) and error.errno:
         return {"system": [error.errno, error.strerror, error.filename and str(error.filename)]}
     if isinstance(error, MemoryError):

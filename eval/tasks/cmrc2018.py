@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from keju.errors import UserError
 from keju.eval.benchmark_files import BadRow, Files, Row
 from keju.eval.clue import Clue, clue_folders
 from keju.eval.task import Item, Protocol
@@ -40,7 +41,7 @@ class CMRC2018(Clue):
                 for question in paragraph["qas"]
             ]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not in the format of SQuAD ({error!r} is missing)") from error
+            raise UserError(f"{path}: not in the format of SQuAD ({error!r} is missing)") from error
         return (Row(f"{path}:{row.get('id')}", row) for row in rows)
 
     def item(self, row: Row, protocol: str) -> Item:

@@ -44,6 +44,14 @@ def choice() -> str:
     return value
 
 
+def possible_choice() -> str:
+    """`choice`, known before there is a tensor. Raises ValueError as well for one that no device here could take."""
+    value = choice()
+    if value == "triton" and not (torch.cuda.is_available() or is_interpreted() or _is_rehearsed):
+        raise ValueError("KEJU_KERNELS=triton: there is no GPU here; it needs TRITON_INTERPRET=1 as well")
+    return value
+
+
 @contextmanager
 def rehearsal() -> Iterator[None]:
     """In here ops take the route of a GPU on any device: they allocate what they would there, and launch no kernel.

@@ -36,6 +36,7 @@ from keju.conversion.vocabulary import (
     read_tokens,
     vocabulary_weights,
 )
+from keju.errors import UserError, renamed_options
 from keju.models.architecture import without_weights
 from keju.models.checkpoint_files import read_object
 from keju.models.configurations import load_config
@@ -83,18 +84,19 @@ class ConvertArguments:
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the model in --output_dir."})
 
 
+@renamed_options(tokenizer_name="model_name_or_path")
 def main() -> None:
     (args,) = parse_arguments(ConvertArguments, description=__doc__)
     source, output = Path(args.model_name_or_path), Path(args.output_dir)
     if not source.is_dir():
-        raise ValueError(f"--model_name_or_path: {source} is not a folder")
+        raise UserError(f"--model_name_or_path: {source} is not a folder")
     if (source / "adapter_config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path: {source} holds adapters; make one model of them and their base first: "
             f"MODEL={source} OUTPUT_DIR=... bash examples/merge.sh"
         )
     check_output(output, source, overwrite=args.overwrite_output_dir)
-    with only_writer(output, flag="--output_dir", own=own_files), tempfile.TemporaryDirectory() as scratch:
+    with only_writer(output, own=own_files), tempfile.TemporaryDirectory() as scratch:
         convert(args, Path(scratch))
 
 
@@ -105,10 +107,10 @@ def convert(args: ConvertArguments, scratch: Path) -> None:
     config = load_config(str(source))
     checkpoint = Checkpoint(source, DTYPES.get(args.dtype))
     has_tokenizer = any((source / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
-    tokenizer = read_tokenizer(str(source), flag="--model_name_or_path") if has_tokenizer else None
+    tokenizer = read_tokenizer(str(source)) if has_tokenizer else None
     skeleton = without_weights(AutoModelForCausalLM, config)
     if tokenizer is not None:
-        check_vocabulary(skeleton, tokenizer, flag="--model_name_or_path")
+        check_vocabulary(skeleton, tokenizer)
     tokenizer, extension = with_more_tokens(tokenizer, args, scratch)
 
     target, tensors = converted(args.to, config, checkpoint, skeleton)
@@ -118,7 +120,7 @@ def convert(args: ConvertArguments, scratch: Path) -> None:
     model, _ = load_checked(
         type(skeleton).from_pretrained,
         None,
-        where=f"--model_name_or_path: {source}",
+        where=str(source),
         config=config,
         state_dict=dict(checkpoint),
         dtype=torch.float32,
@@ -169,9 +171,9 @@ def with_more_tokens(
     if not (plain or special or args.add_pieces):
         return tokenizer, None
     if tokenizer is None:
-        raise ValueError(f"--add_tokens: {args.model_name_or_path} holds no tokenizer")
+        raise UserError(f"--add_tokens: {args.model_name_or_path} holds no tokenizer")
     if args.add_pieces and (plain or special):
-        raise ValueError("--add_pieces and --add_tokens: give them one after the other")
+        raise UserError("--add_pieces and --add_tokens: give them one after the other")
     if args.add_pieces:
         return add_pieces(tokenizer, args.add_pieces, scratch)
     return tokenizer, add_tokens(tokenizer, plain, special)
@@ -199,10 +201,10 @@ def converted(
 
 
 def check_unused(names: list[str], skeleton: PreTrainedModel) -> None:
-    """Raises ValueError for a tensor that the converted model would lose, unless the model had no use for it."""
+    """Raises UserError for a tensor that the converted model would lose, unless the model had no use for it."""
     lost = sorted(set(names) & set(skeleton.state_dict()) - set(skeleton.all_tied_weights_keys))
     if lost:
-        raise ValueError(f"--model_name_or_path: the new model has no place for {lost[0]} and {len(lost) - 1} others")
+        raise UserError(f"--model_name_or_path: the new model has no place for {lost[0]} and {len(lost) - 1} others")
 
 
 def without_tied(tensors: Mapping[str, torch.Tensor], model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

@@ -18,12 +18,13 @@ from keju.encoding.refusals import Unencodable
 from keju.encoding.template_check import check_against_template, trained_text
 from keju.encoding.token_store import totals_of
 from keju.models.architecture import check_row
-from keju.models.loading import load_causal_lm, load_stage_tokenizer
+from keju.models.loading import load_causal_lm
 from keju.records.reading import iterate_records
 from keju.stages.spec import stages, stages_with
 from keju.tokenizers.family import answer_end_id
 from keju.training.arguments import ChatTrainingArguments, DataArguments, StartArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.ranges import PositiveInt
 from keju.training.stage import inspect, num_shared
 from keju.training.tree_guard import verify_trees
@@ -50,12 +51,10 @@ def main() -> None:
     model_args, data, stage = parse_arguments(StartArguments, DoctorArguments, StageArguments, description=__doc__)
     form = stages()[stage.stage].form
     data.check_stage(stage.stage)
-    tokenizer = load_stage_tokenizer(
-        model_args.model_name_or_path, model_args.tokenizer_name, chat_template=model_args.chat_template
-    )
+    tokenizer = tokenizer_of(model_args, model_args.chat_template)
     encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
     filename = data.train_filename or stages()[stage.stage].train_file
-    encoded = read_trees(data, filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples)
+    encoded = read_trees(data, filename, encoder, form, option="train_filename", max_samples=data.max_train_samples)
     model = load_causal_lm(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
@@ -65,7 +64,7 @@ def main() -> None:
         base=model_args.base_model,
     )
     inspect(encoded, tokenizer, model, form=form)
-    check_row(model.config, totals_of(encoded.trees).deepest, flag="--max_length")
+    check_row(model.config, totals_of(encoded.trees).deepest)
     verify_trees(model, gradients=True)
     compared = compare_with_template(data, filename, encoder, form)
     table = figures(encoded, form, tokenizer, model)
@@ -78,7 +77,7 @@ def main() -> None:
 
 
 def compare_with_template(data: DoctorArguments, filename: str, encoder: Encoder, form: str) -> int:
-    """How many of the first records have been compared. Raises ValueError for one that differs."""
+    """How many of the first records have been compared. Raises UserError for one that differs."""
     whole = Encoder(encoder.tokenizer, 10**9, chats=encoder.chats)
     compared = 0
     for record in islice(iterate_records(data.path(filename), on_bad_line=data.on_bad_line), COMPARED):

@@ -16,6 +16,7 @@ import torch
 from transformers import set_seed
 
 from keju.encoding.encoder import Encoder
+from keju.errors import UserError
 from keju.eval.answers import Examinee
 from keju.eval.evaluation import SMALL_MASS, PreparedTask, TaskResult, examine, prepare_task
 from keju.eval.local_model import LocalModel
@@ -24,12 +25,13 @@ from keju.eval.served_model import ServedModel, check_url
 from keju.eval.table import print_results
 from keju.eval.task import expand_tasks, load_task
 from keju.models.architecture import check_row, row_limit
-from keju.models.loading import load_causal_lm, load_stage_tokenizer
+from keju.models.loading import load_causal_lm
 from keju.records.url_keys import url_without_key
 from keju.records.writing import write_json, write_jsonl
 from keju.report.evaluations import write_evaluation_report
 from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.plots import plot_bars
 from keju.training.progress import Progress
 from keju.training.provenance import describe_versions
@@ -98,9 +100,9 @@ class EvalArguments(ThinkingArguments):
         if self.server_url is not None:
             check_url(self.server_url)
             if self.tokenizer_name is None:
-                raise ValueError("--tokenizer_name is needed with --server_url: prompts are sent as tokens")
+                raise UserError("--tokenizer_name is needed with --server_url: prompts are sent as tokens")
             if self.base_model is not None:
-                raise ValueError("--base_model: the model on --server_url is whole")
+                raise UserError("--base_model: the model on --server_url is whole")
 
 
 def main() -> None:
@@ -113,7 +115,7 @@ def main() -> None:
         overwrite=args.overwrite_output_dir,
         goes_on=("model_name_or_path", "base_model", "tokenizer_name", "chat_template", "server_url", "dtype", "seed"),
     )
-    tokenizer = load_stage_tokenizer(args.model_name_or_path, args.tokenizer_name, chat_template=args.chat_template)
+    tokenizer = tokenizer_of(args, args.chat_template)
     model, key, max_length = load_examinee(args, tokenizer)
     folder.begin()
     recorded = RecordedModel(model, folder.path / "scores.jsonl", key)
@@ -148,12 +150,12 @@ def plan(args: EvalArguments) -> list[PreparedTask]:
         for value in values:
             if not any(value in getattr(task, f"{flag}s") for task in tasks.values()):
                 known = [f"{name} knows {', '.join(getattr(task, f'{flag}s'))}" for name, task in tasks.items()]
-                raise ValueError(f"--{flag} {value}: {'; '.join(known)}")
+                raise UserError(f"--{flag} {value}: {'; '.join(known)}")
     prepared = []
     for name, task in tasks.items():
         protocols = [protocol for protocol in dict.fromkeys(args.protocol or []) if protocol in task.protocols]
         if args.protocol and not protocols:
-            raise ValueError(f"--protocol {' '.join(args.protocol)}: {name} knows {', '.join(task.protocols)}")
+            raise UserError(f"--protocol {' '.join(args.protocol)}: {name} knows {', '.join(task.protocols)}")
         split = args.split if args.split in task.splits else task.splits[0]
         if args.split not in (None, split):
             print(f"warning: {name} has no split {args.split}, its {split} is scored", file=sys.stderr)
@@ -186,11 +188,11 @@ def load_examinee(args: EvalArguments, tokenizer) -> tuple[Examinee, str, int]:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and args.max_length is not None and args.max_length > limit:
-        raise ValueError(f"--max_length {args.max_length}: the model has {limit} positions")
+        raise UserError(f"--max_length {args.max_length}: the model has {limit} positions")
     rows = row_limit(model.config)
     if rows is not None:  # of what the layers see alike in trees and in rows
         limit = min(limit or rows.length, rows.length)
-        check_row(model.config, args.max_length or 0, flag="--max_length")
+        check_row(model.config, args.max_length or 0)
     max_length = args.max_length or limit or args.token_budget or ROW
     token_budget = args.token_budget or max(ROW, min(max_length, LONG_ROW))
     verify_trees(model)

@@ -19,13 +19,14 @@ from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import totals_of
 from keju.eval.reward_figures import RankedAnswers, reward_figures, rewards_by_score
 from keju.models.architecture import check_row
-from keju.models.loading import load_scalar_model, load_stage_tokenizer
+from keju.models.loading import load_scalar_model
 from keju.records.reading import first_records, read_records
 from keju.records.record import RankedRecord
 from keju.records.writing import write_json, write_jsonl
 from keju.training.answer_scores import answer_rewards
 from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
 from keju.training.ranges import PositiveInt
@@ -54,13 +55,13 @@ class EvalRewardArguments(ThinkingArguments):
 def main() -> None:
     (args,) = parse_arguments(EvalRewardArguments, description=__doc__)
     folder = RunFolder(args.output_dir, "eval_reward", arguments=[args], overwrite=args.overwrite_output_dir)
-    tokenizer = load_stage_tokenizer(args.model_name_or_path, args.tokenizer_name)
+    tokenizer = tokenizer_of(args)
     model = load_scalar_model(
         args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True, base=args.base_model
     )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     encoded = read_ranked(args, Encoder(tokenizer, args.max_length, chats=args.chat_settings()))
-    check_row(model.config, totals_of(encoded.trees).deepest, flag="--max_length")
+    check_row(model.config, totals_of(encoded.trees).deepest)
     verify_trees(model)
 
     with Progress(len(encoded), "score answers", unit="prompts") as bar:

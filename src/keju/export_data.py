@@ -20,6 +20,7 @@ from keju.data_prepare.corpora import records
 from keju.data_prepare.corpus import BadRow, Item
 from keju.data_prepare.exporting import LAYOUTS, PAIRS, Choices, columns, export
 from keju.data_prepare.formats.row_files import row_file
+from keju.errors import UserError, renamed_options
 from keju.records.locks import only_writer
 from keju.records.reading import ON_BAD_LINE
 from keju.training.arguments import parse_arguments
@@ -44,33 +45,34 @@ class ExportDataArguments:
     def __post_init__(self) -> None:
         for name, choices in (("layout", LAYOUTS), ("pairs", PAIRS), ("on_bad_line", ON_BAD_LINE)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected one of {', '.join(choices)}")
+                raise UserError(f"--{name} {getattr(self, name)}: expected one of {', '.join(choices)}")
 
 
+@renamed_options(raw_dir="input_files", output_dir="output_file")
 def main() -> None:
     (args,) = parse_arguments(ExportDataArguments, description=__doc__)
     output, choices = Path(args.output_file), Choices(args.pairs, args.conversational)
     console = Console(highlight=False)
-    with only_writer(output, flag="--output_file"):
+    with only_writer(output):
         export_all(args, output, choices, console)
 
 
 def export_all(args: ExportDataArguments, output: Path, choices: Choices, console: Console) -> None:
     if output.exists() and not args.overwrite:
-        raise ValueError(f"--output_file {output}: is there already; name another or replace it with --overwrite")
+        raise UserError(f"--output_file {output}: is there already; name another or replace it with --overwrite")
     counts, left_out, refused, examples = Counter[str](), Counter[str](), Counter[str](), dict[str, str]()
     with row_file(output, columns(args.layout, choices)) as write:
         for where, found in items(args.input_files, console):
             counts["read"] += 1
             try:
                 if isinstance(found, BadRow):
-                    raise ValueError(found.reason)
+                    raise UserError(found.reason)
                 exported = export(found.row, args.layout, choices)
                 for row in exported.rows:
                     write(row)
-            except ValueError as error:
+            except UserError as error:
                 if args.on_bad_line == "error":
-                    raise ValueError(f"{where}: {error}") from error
+                    raise UserError(f"{where}: {error}") from error
                 refused[str(error)] += 1
                 examples.setdefault(str(error), where)
                 continue
@@ -83,7 +85,7 @@ def export_all(args: ExportDataArguments, output: Path, choices: Choices, consol
                 examples.setdefault(exported.left_out, where)
         if not counts["rows"]:
             first = next(iter(refused.items()), ("no record in the input", 0))[0]
-            raise ValueError(f"--output_file {output}: nothing to write: {first}")
+            raise UserError(f"--output_file {output}: nothing to write: {first}")
     console.print(f"{output}: {counts['rows']} rows of {counts['read']} records as {args.layout}", soft_wrap=True)
     for reason, number in refused.most_common():
         console.print(f"  left out {number}, such as {examples[reason]}: {reason}", markup=False, soft_wrap=True)
@@ -95,10 +97,7 @@ def items(inputs: list[str], console: Console) -> Iterator[tuple[str, Item | Bad
     """(file:line, item) of all inputs, one after the other."""
     pieces = []
     for name in inputs:
-        try:
-            pieces += [(Path(name), piece) for piece in records.pieces(name, PIECE_BYTES)]
-        except ValueError as error:
-            raise ValueError(str(error).replace("--raw_dir", "--input_files", 1)) from error
+        pieces += [(Path(name), piece) for piece in records.pieces(name, PIECE_BYTES)]
     for path, piece in track(pieces, description="exporting", console=console, transient=True):
         root = path.parent if path.is_file() else path
         for found in records.read(path, piece):

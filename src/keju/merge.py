@@ -15,6 +15,7 @@ from typing import Literal
 
 from keju.conversion.merging import merge_adapters
 from keju.conversion.output_folder import check_output, own_files
+from keju.errors import UserError, renamed_options
 from keju.models.adapter_folder import holds_adapters
 from keju.models.loading import read_tokenizer
 from keju.records.locks import only_writer
@@ -33,13 +34,14 @@ class MergeArguments:
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the model in --output_dir."})
 
 
+@renamed_options(tokenizer_name="model_name_or_path")
 def main() -> None:
     (args,) = parse_arguments(MergeArguments, description=__doc__)
     source, output = Path(args.model_name_or_path), Path(args.output_dir)
     if not holds_adapters(str(source)):
-        raise ValueError(f"--model_name_or_path: {source} holds no adapters (no adapter_config.json)")
+        raise UserError(f"{source} holds no adapters (no adapter_config.json)", option="model_name_or_path")
     check_output(output, source, overwrite=args.overwrite_output_dir)
-    with only_writer(output, flag="--output_dir", own=own_files):
+    with only_writer(output, own=own_files):
         merge(args)
 
 
@@ -49,7 +51,7 @@ def merge(args: MergeArguments) -> None:
     merged = merge_adapters(
         str(source),
         output,
-        save_tokenizer=lambda folder: read_tokenizer(str(source), flag="--model_name_or_path").save_pretrained(folder),
+        save_tokenizer=lambda folder: read_tokenizer(str(source)).save_pretrained(folder),
         base=args.base_model,
         dtype=args.dtype,
     )

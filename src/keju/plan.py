@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from rich.console import Console
 from rich.table import Table
 
+from keju.errors import UserError
 from keju.planning.allocations import ACTIVATIONS, CACHE, FROZEN, GRADIENTS, LOGITS, OPTIMIZER, PARAMETERS
 from keju.planning.memory import BUFFERS, ROWS, Memory, memory
 from keju.planning.rehearsal import Rehearsal, rehearse
@@ -92,7 +93,7 @@ class PlanArguments:
 
     def __post_init__(self):
         if self.num_gpus > 1 and self.use_cpu:
-            raise ValueError("--use_cpu: is planned for one process; leave --num_gpus at 1")
+            raise UserError("--use_cpu: is planned for one process; leave --num_gpus at 1")
         parse_overrides(self.config_overrides)
 
 
@@ -138,7 +139,7 @@ def main() -> None:
             if one.fits:
                 break
     if not tried:
-        raise ValueError(f"--zero_stage, --offload: no way to run {plan.stage} on {plan.num_gpus} GPU(s) has these")
+        raise UserError(f"--zero_stage, --offload: no way to run {plan.stage} on {plan.num_gpus} GPU(s) has these")
     found = report(plan, work, tried)
     text = json.dumps(found, ensure_ascii=False, indent=2)
     if plan.output_dir:

@@ -17,15 +17,17 @@ from transformers import set_seed
 from keju.encoding.dataset import nothing_usable
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import Unencodable
+from keju.errors import UserError
 from keju.eval.text_metrics import compare, describe
 from keju.models.generation import Response, generate_responses
-from keju.models.loading import load_causal_lm, load_stage_tokenizer
+from keju.models.loading import load_causal_lm
 from keju.records.reading import first_records, read_records
 from keju.records.record import ChatRecord, RankedRecord, Record, TextRecord
 from keju.records.turns import turn_of
 from keju.records.writing import write_json, write_jsonl
 from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.progress import Progress
 from keju.training.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, PositiveShare, Seed
 from keju.training.run_folder import RunFolder
@@ -71,7 +73,7 @@ class PredArguments(ThinkingArguments):
 def main() -> None:
     (args,) = parse_arguments(PredArguments, description=__doc__)
     folder = RunFolder(args.output_dir, "pred_pretrain", arguments=[args], overwrite=args.overwrite_output_dir)
-    tokenizer = load_stage_tokenizer(args.model_name_or_path, args.tokenizer_name, chat_template=args.chat_template)
+    tokenizer = tokenizer_of(args, args.chat_template)
     set_seed(args.seed)
     model = load_causal_lm(args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, base=args.base_model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -121,7 +123,7 @@ def encoded_prompts(
                 raise
             skipped.append(str(reason))
     if not kept:
-        raise ValueError(nothing_usable(skipped, len(skipped)))
+        raise UserError(nothing_usable(skipped, len(skipped)))
     if skipped:
         print(f"left out {len(skipped)} of {len(records)} records, such as {visible(skipped[0])}")
     return kept, prompts
@@ -133,7 +135,7 @@ def prompt_ids(record: Record, encoder: Encoder, room: int | None, on_long: str)
     if room is None or len(ids) <= room:
         return ids
     if on_long == "error" or room < 2:
-        raise ValueError(
+        raise UserError(
             f"{record.where}: a prompt of {len(ids)} tokens leaves no room for --max_new_tokens in the positions of "
             "the model; lower it, or cut prompts with --on_long truncate"
         )

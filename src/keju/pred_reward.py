@@ -16,8 +16,9 @@ import torch
 
 from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import totals_of
+from keju.errors import UserError
 from keju.models.architecture import check_row
-from keju.models.loading import load_scalar_model, load_stage_tokenizer
+from keju.models.loading import load_scalar_model
 from keju.records.formats import detect
 from keju.records.reading import iterate_rows
 from keju.records.record import Answer, ChatRecord, RankedRecord
@@ -25,6 +26,7 @@ from keju.records.writing import write_json, write_jsonl
 from keju.training.answer_scores import answer_rewards
 from keju.training.arguments import BASE_MODEL_HELP, ThinkingArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.plots import plot_histograms
 from keju.training.progress import Progress
 from keju.training.ranges import PositiveInt
@@ -61,7 +63,7 @@ class PredRewardArguments(ThinkingArguments):
 def main() -> None:
     (args,) = parse_arguments(PredRewardArguments, description=__doc__)
     folder = RunFolder(args.output_dir, "pred_reward", arguments=[args], overwrite=args.overwrite_output_dir)
-    tokenizer = load_stage_tokenizer(args.model_name_or_path, args.tokenizer_name)
+    tokenizer = tokenizer_of(args)
     model = load_scalar_model(
         args.model_name_or_path, dtype=args.dtype, tokenizer=tokenizer, require_head=True, base=args.base_model
     )
@@ -71,7 +73,7 @@ def main() -> None:
     records = [ranked_record(fields, where) for where, fields in located]
     encoder = Encoder(tokenizer, args.max_length, on_long=args.on_long, chats=args.chat_settings())
     trees, owners = share_prompts([encoder.ranked_tree(record) for record in records], args.token_budget)
-    check_row(model.config, totals_of(trees).deepest, flag="--max_length")
+    check_row(model.config, totals_of(trees).deepest)
     with Progress(len(trees), "score answers", unit="prompts") as bar:
         scored = answer_rewards(model, trees, token_budget=args.token_budget, on_tree=bar.advance)
     rewards: list[list[float]] = [[] for _ in records]
@@ -103,22 +105,20 @@ def ranked_record(row: Mapping[str, Any], where: str) -> RankedRecord:
         if texts is None:
             record = detect(row)
         elif not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError('"answer" must be a text, "responses" a list of texts')
+            raise UserError('"answer" must be a text, "responses" a list of texts')
         else:
             # An empty answer is a bad line of training data, but a model may well have given one.
             context = {name: row[name] for name in CONTEXT if name in row}
             record = detect({**context, "answers": [{"answer": "-", "score": 0}]})
             record = replace(record, answers=tuple(Answer(text, 0.0) for text in texts))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     if isinstance(record, ChatRecord) and record.messages[-1].role == "assistant":
         *messages, reply = record.messages
         answer = Answer(reply.content, 0.0, reasoning=reply.reasoning)
         record = RankedRecord(tuple(messages), (answer,), tools=record.tools)
     if not isinstance(record, RankedRecord):
-        raise ValueError(
-            f'{where}: there is no answer to score ("answer", "responses", "answers" or an assistant turn)'
-        )
+        raise UserError(f'{where}: there is no answer to score ("answer", "responses", "answers" or an assistant turn)')
     return replace(record, where=where)
 
 

@@ -10,7 +10,6 @@ run that was interrupted goes on where it was.
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -54,6 +53,7 @@ from keju.data_prepare.raw_folder import (
 )
 from keju.data_prepare.vocabulary import save_tokenizer, train_sentencepiece
 from keju.encoding.workers import usable_cores
+from keju.errors import UserError
 from keju.models.configurations import named_sizes, size_fields
 from keju.models.loading import load_tokenizer
 from keju.records.locks import only_writer
@@ -61,7 +61,7 @@ from keju.records.reading import ON_BAD_LINE, iterate_rows
 from keju.records.writing import whole_folder, write_json, write_jsonl
 from keju.report.corpora import write_corpus_report
 from keju.report.corpora_terminal import show_corpus
-from keju.training.arguments import parse_arguments
+from keju.training.arguments import parse_arguments, parsed_object
 from keju.training.cache_folder import cache_folder
 from keju.training.launch import run_stage
 from keju.training.progress import Progress
@@ -130,14 +130,15 @@ class PrepareDataArguments:
 
     def __post_init__(self) -> None:
         if self.on_bad_line not in ON_BAD_LINE:
-            raise ValueError(f"--on_bad_line must be one of {', '.join(ON_BAD_LINE)}, not {self.on_bad_line!r}")
+            raise UserError(f"--on_bad_line must be one of {', '.join(ON_BAD_LINE)}, not {self.on_bad_line!r}")
         if self.own_splits not in OWN_SPLITS:
-            raise ValueError(f"--own_splits must be one of {', '.join(OWN_SPLITS)}, not {self.own_splits!r}")
+            raise UserError(f"--own_splits must be one of {', '.join(OWN_SPLITS)}, not {self.own_splits!r}")
         if self.executor not in EXECUTORS:
-            raise ValueError(f"--executor must be one of {', '.join(EXECUTORS)}, not {self.executor!r}")
+            raise UserError(f"--executor must be one of {', '.join(EXECUTORS)}, not {self.executor!r}")
+        parsed_object("executor_settings", self.executor_settings)
         shares = (self.prompts_share, self.dev_share, self.test_share)
         if min(shares) < 0 or sum(shares) >= 1:
-            raise ValueError(
+            raise UserError(
                 "--prompts_share, --dev_share, --test_share: none may be negative, and some must be left to train"
             )
 
@@ -157,8 +158,8 @@ def main() -> None:
         "decontaminate": [fingerprint(existing_folder(folder), memory()) for folder in args.decontaminate],
     }
     if Path(args.output_dir).is_file():
-        raise ValueError(f"--output_dir {args.output_dir}: is a file, expected a folder")
-    with only_writer(args.output_dir, flag="--output_dir", own=own_files):
+        raise UserError(f"--output_dir {args.output_dir}: is a file, expected a folder")
+    with only_writer(args.output_dir, own=own_files):
         report = reusable_report(args.output_dir, made_from, args.overwrite_output_dir)
         if report is not None:
             console.print(f"{args.output_dir} already holds this data set; nothing to do.", soft_wrap=True)
@@ -179,7 +180,7 @@ def work_folder(output_dir: str) -> Path:
 
 
 def refuse_what_has_no_effect(args: PrepareDataArguments, corpus: ModuleType) -> None:
-    """Raises ValueError naming a flag that this corpus does not look at."""
+    """Raises UserError naming a flag that this corpus does not look at."""
     given = changed(args)
     if hasattr(corpus, "build"):
         wrong = [name for name in given if name not in (*OF_ALL, "max_idioms")]
@@ -187,7 +188,7 @@ def refuse_what_has_no_effect(args: PrepareDataArguments, corpus: ModuleType) ->
         wrong = [name for name in given if name == "max_idioms"]
     wrong += [name for name in given if args.corpus != "records" and name in OF_RECORDS]
     if wrong:
-        raise ValueError(f"--{wrong[0]} has no effect on --corpus {args.corpus}; leave it out")
+        raise UserError(f"--{wrong[0]} has no effect on --corpus {args.corpus}; leave it out")
 
 
 def changed(settings: Any) -> list[str]:
@@ -213,10 +214,10 @@ def made_from_package(args: PrepareDataArguments, corpus: ModuleType) -> dict[st
 
 def made_from_files(args: PrepareDataArguments, corpus: ModuleType) -> dict[str, Any]:
     if args.raw_dir is None:
-        raise ValueError(f"--raw_dir: --corpus {args.corpus} needs the folder of its raw data: {corpus.DOWNLOAD}")
+        raise UserError(f"--raw_dir: --corpus {args.corpus} needs the folder of its raw data: {corpus.DOWNLOAD}")
     raw = Path(args.raw_dir)
     if not raw.exists():
-        raise ValueError(f"--raw_dir {raw}: does not exist. To get the raw data: {corpus.DOWNLOAD}")
+        raise UserError(f"--raw_dir {raw}: does not exist. To get the raw data: {corpus.DOWNLOAD}")
     names = ("corpus", "seed", "vocab_size", "tokenizer_name", "prompts_share", "dev_share", "test_share")
     names += ("near_duplicates", "on_bad_line", "compress", *OF_RECORDS)
     return {
@@ -260,7 +261,7 @@ def memory() -> Path:
 
 def existing_folder(folder: str) -> Path:
     if not Path(folder).is_dir():
-        raise ValueError(f"--decontaminate {folder}: no such folder")
+        raise UserError(f"--decontaminate {folder}: no such folder")
     return Path(folder)
 
 
@@ -304,7 +305,7 @@ def build_from_files(
         plan = replace(plan, shares=plan.shares | dict.fromkeys(plan.drawn_shares, 0.0))
         run_pipeline(args, plan, console)
     if differ := differing(before, states(raw)):
-        raise ValueError(f"--raw_dir {raw}: {differ[0]} changed while it was read; give the same command again")
+        raise UserError(f"--raw_dir {raw}: {differ[0]} changed while it was read; give the same command again")
     try:
         with whole_folder(args.output_dir, own=own_files) as folder:
             found = collect(plan, folder) | {"not_read": left_out}
@@ -312,7 +313,7 @@ def build_from_files(
             write_page(args, corpus, found, folder)
             report = describe(folder, made_from) | found
             write_json(folder / REPORT, report)
-    except ValueError:  # nothing is left of the data, or a setting does not fit them
+    except UserError:  # nothing is left of the data, or a setting does not fit them
         if not has_training_rows(plan):
             remove_work(Path(plan.work))
         raise
@@ -334,7 +335,7 @@ def run_pipeline(args: PrepareDataArguments, plan: Plan, console: Console) -> bo
     if args.executor == "here":
         engine.run_here(plan, args.num_workers or usable_cores(), stage_bar)
         return True
-    engine.run_with_datatrove(plan, args.executor, json.loads(args.executor_settings))
+    engine.run_with_datatrove(plan, args.executor, parsed_object("executor_settings", args.executor_settings))
     if not engine.is_done(plan):
         console.print("The jobs are submitted. Give the same command again when they have ended.")
         return False

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import DamagedStore, open_store
-from keju.models.loading import load_stage_tokenizer
 from keju.records.folds import Fold
 from keju.records.shards import record_files
 from keju.stages.spec import stages, stages_with
 from keju.training.arguments import ChatTrainingArguments, DataArguments, parse_arguments
 from keju.training.launch import run_stage
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.progress import compact
 from keju.training.tree_reading import TreeRequest
 
@@ -63,9 +63,7 @@ def main() -> None:
     tokenizer_args, data = parse_arguments(
         TokenizerArguments, TokenizeArguments, description=__doc__, takes_any_config=True
     )
-    tokenizer = load_stage_tokenizer(
-        tokenizer_args.model_name_or_path, tokenizer_args.tokenizer_name, chat_template=tokenizer_args.chat_template
-    )
+    tokenizer = tokenizer_of(tokenizer_args, tokenizer_args.chat_template)
     encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
     # The reward stage takes a part of its training records; the others, and held-out records, are whole.
     fold = Fold(data.fold) if data.stage == "reward" else None

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from keju.errors import UserError
 from keju.losses.preference_mix import loss_names
 from keju.losses.preference_pairs import LossSettings
 from keju.models.loading import load_causal_lm
@@ -98,7 +99,7 @@ def main() -> None:
     objective = make_objective(training)
     is_kto = isinstance(objective, KTOObjective)
     if model_args.use_peft and model_args.init_lora_weights == "loftq" and objective.needs_reference:
-        raise ValueError("--init_lora_weights loftq starts away from the 4-bit base, which is the reference")
+        raise UserError("--init_lora_weights loftq starts away from the 4-bit base, which is the reference")
     check_best_metric(training, objective)
     folder = open_run(STAGE.name, model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
@@ -174,12 +175,12 @@ def make_objective(training: DPOArguments) -> PreferenceObjective | KTOObjective
             ld_alpha=training.ld_alpha,
         )
     if len(training.loss_type) > 1:
-        raise ValueError("--loss_type kto compares no pairs; it cannot be mixed with others")
+        raise UserError("--loss_type kto compares no pairs; it cannot be mixed with others")
     for flag in ("reference_free", "label_smoothing", "loss_weights"):
         if getattr(training, flag):
-            raise ValueError(f"--{flag} has no effect with --loss_type kto")
+            raise UserError(f"--{flag} has no effect with --loss_type kto")
     if training.ld_alpha is not None:
-        raise ValueError("--ld_alpha is for pairs, not for --loss_type kto")
+        raise UserError("--ld_alpha is for pairs, not for --loss_type kto")
     return KTOObjective(training.beta, training.desirable_weight, training.undesirable_weight)
 
 

@@ -23,12 +23,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from keju.encoding.encoder import Encoder
 from keju.encoding.store_key import tokenizer_digest
+from keju.errors import UserError, renamed_options
 from keju.models.adapter_folder import holds_adapters
 from keju.models.backbone import DerivedHead
 from keju.models.configurations import check_model, check_positions, check_rows
 from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
 from keju.models.padded_rows import position_by_mask
-from keju.rl.arguments import PromptArguments
+from keju.rl.arguments import PromptArguments, options_of
 from keju.rl.grpo_trainer import ResumableGRPOTrainer
 from keju.rl.response_trees import branch_trees
 from keju.rl.rollout import Rollout, Sampler
@@ -126,55 +127,56 @@ class GRPOArguments:
     def __post_init__(self):
         check_schedule(self.lr_scheduler_type)
         if self.overwrite_output_dir and self.resume_from_checkpoint:
-            raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
+            raise UserError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
 
 
+@renamed_options(tokenizer_name="model_name_or_path", max_length="max_prompt_length")
 def main() -> None:
     models, data, grpo = parse_arguments(GRPOModelArguments, PromptArguments, GRPOArguments, description=__doc__)
     check_adapters(models.adapters, models.model_name_or_path)
     if holds_adapters(models.model_name_or_path) and models.adapters is None:
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path: {models.model_name_or_path} holds adapters, and GRPO trains whole models; "
             "--adapters merge makes one of them first"
         )
     folder = open_run(STAGE.name, models, data, grpo)
     set_seed(grpo.seed)
-    tokenizer = load_tokenizer(
-        models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
-    )
-    others = differences(tokenizer, load_tokenizer(models.reward_model_path, flag="--reward_model_path"))
+    tokenizer = load_tokenizer(models.model_name_or_path, chat_template=models.chat_template)
+    with renamed_options(**options_of("reward")):
+        others = differences(tokenizer, load_tokenizer(models.reward_model_path))
     if others:
-        raise ValueError(
+        raise UserError(
             f"--reward_model_path: GRPO needs a reward model with the policy's tokenizer, PPO does not; this one has "
             f"another {' and '.join(others)}"
         )
     check_model(models.model_name_or_path, base=models.base_model)
     reward_base = models.reward_base_model
-    check_model(models.reward_model_path, flag="--reward_model_path", base=reward_base)
-    longest = data.max_prompt_length + grpo.max_new_tokens
-    check_rows(models.reward_model_path, longest, flag="--max_prompt_length + --max_new_tokens", base=reward_base)
+    with renamed_options(**options_of("reward")):
+        check_model(models.reward_model_path, base=reward_base)
+        check_rows(models.reward_model_path, data.max_prompt_length + grpo.max_new_tokens, base=reward_base)
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(None, models, "reward_model_path"))
     encoder = Encoder(tokenizer, data.max_prompt_length, chats=data.chat_settings())
     records, others = (
-        read_trees(data, name, encoder, STAGE.form, flag=flag, max_samples=count)
-        for name, flag, count in (
-            (data.train_filename, "--train_filename", data.max_train_samples),
-            (data.eval_filename or data.train_filename, "--eval_filename", data.max_eval_samples),
+        read_trees(data, name, encoder, STAGE.form, option=option, max_samples=count)
+        for name, option, count in (
+            (data.train_filename, "train_filename", data.max_train_samples),
+            (data.eval_filename or data.train_filename, "eval_filename", data.max_eval_samples),
         )
     )
     folder.identify(train_filename=records.digest)
     prompts, held_out = RootTokens(records.trees), RootTokens(others.trees)
     if len(prompts) < grpo.rollout_batch_size:
-        raise ValueError(
+        raise UserError(
             f"--rollout_batch_size {grpo.rollout_batch_size}: --train_filename {data.train_filename} has only "
             f"{len(prompts)} prompts"
         )
     longest = max(map(len, [*prompts, *held_out])) + grpo.max_new_tokens
-    for path, flag, base in (
-        (models.model_name_or_path, "--model_name_or_path", models.base_model),
-        (models.reward_model_path, "--reward_model_path", reward_base),
+    for role, path, base in (
+        ("actor", models.model_name_or_path, models.base_model),
+        ("reward", models.reward_model_path, reward_base),
     ):
-        check_positions(path, longest, flag=flag, what=f"prompts and --max_new_tokens {grpo.max_new_tokens}", base=base)
+        with renamed_options(**options_of(role)):
+            check_positions(path, longest, what=f"prompts and --max_new_tokens {grpo.max_new_tokens}", base=base)
     if models.adapters == "merge":
         start = merged_start(
             folder, models.model_name_or_path, base=models.base_model, dtype=models.dtype, tokenizer=tokenizer
@@ -184,15 +186,11 @@ def main() -> None:
     models.freezing().apply(policy)
     check_head(policy)
     position_by_mask(policy)
-    judge = load_scalar_model(
-        models.reward_model_path,
-        dtype=models.dtype,
-        tokenizer=tokenizer,
-        flag="--reward_model_path",
-        require_head=True,
-        base=reward_base,
-    )
-    verify_trees(judge, flag="--reward_model_path")
+    with renamed_options(**options_of("reward")):
+        judge = load_scalar_model(
+            models.reward_model_path, dtype=models.dtype, tokenizer=tokenizer, require_head=True, base=reward_base
+        )
+        verify_trees(judge)
     rewards = Rewards(judge.eval(), data.token_budget)
     sampler = Sampler(tokenizer, grpo.num_responses, grpo.max_new_tokens, temperature=grpo.temperature)
     before = rewards.of_policy(policy, sampler, held_out, grpo.seed)
@@ -247,10 +245,10 @@ class Rewards:
 
 
 def check_head(model: PreTrainedModel) -> None:
-    """Raises ValueError where log-probabilities are not the LM head's weight times the last hidden states."""
+    """Raises UserError where log-probabilities are not the LM head's weight times the last hidden states."""
     verify_trees(model, gradients=True)
     if isinstance(model.get_output_embeddings(), DerivedHead):
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path: TRL multiplies by the weight of the LM head as it is, which is not how "
             f"{type(model).__name__} computes its logits; train_rlhf trains this model"
         )

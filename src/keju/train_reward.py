@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from keju.encoding.token_store import totals_of
+from keju.errors import UserError
 from keju.models.loading import load_scalar_model
 from keju.records.folds import Fold
 from keju.stages.reward import STAGE
@@ -85,7 +86,7 @@ def main() -> None:
     )
     check_best_metric(training, objective)
     if model_args.adapters == "stack":
-        raise ValueError("--adapters stack: the head of a reward model is saved whole; take --adapters merge")
+        raise UserError("--adapters stack: the head of a reward model is saved whole; take --adapters merge")
     folder = open_run(STAGE.name, model_args, data, training)
     tokenizer, encoder = prepare(folder, model_args, data, training)
     records, held_out = read_records(folder, model_args, data, encoder, STAGE.form, fold=Fold(data.fold))

@@ -21,12 +21,13 @@ from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import Unencodable
 from keju.encoding.store_key import tokenizer_digest
-from keju.models.configurations import base_flag, check_model, check_positions, check_rows
+from keju.errors import UserError, renamed_options
+from keju.models.configurations import check_model, check_positions, check_rows
 from keju.models.loading import DTYPES, load_scalar_model, load_tokenizer
 from keju.models.quantization import nf4
 from keju.records.reading import iterate_records, read_records
 from keju.records.record import TextRecord
-from keju.rl.arguments import PPOArguments, PPODataArguments, PPOModelArguments, same_names
+from keju.rl.arguments import PPOArguments, PPODataArguments, PPOModelArguments, options_of, same_names
 from keju.rl.checkpoint import load_checkpoint, save_model
 from keju.rl.experience import RewardShaping
 from keju.rl.four_models import Bases, Lora, load_models
@@ -56,30 +57,25 @@ from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import Chosen, ChosenTrees, RootTokens, lengths_of
 
 
+@renamed_options(tokenizer_name="model_name_or_path", max_length="max_prompt_length")
 def main() -> None:
     models, data, ppo = parse_arguments(PPOModelArguments, PPODataArguments, PPOArguments, description=__doc__)
     check_adapters(models.adapters, models.model_name_or_path)
     folder = open_run(STAGE.name, models, data, ppo)
     set_seed(ppo.seed)
     start_processes(ppo)
-    tokenizer = load_tokenizer(
-        models.model_name_or_path, flag="--model_name_or_path", chat_template=models.chat_template
-    )
+    tokenizer = load_tokenizer(models.model_name_or_path, chat_template=models.chat_template)
     roles = [
-        (models.model_name_or_path, "--model_name_or_path", models.base_model),
-        (models.reward_model_path, "--reward_model_path", models.reward_base_model),
-        (models.critic_model_path, "--critic_model_path", models.critic_base_model),
-        (models.judge_model_path, "--judge_model_path", models.judge_base_model),
+        ("actor", models.model_name_or_path, models.base_model),
+        ("reward", models.reward_model_path, models.reward_base_model),
+        ("critic", models.critic_model_path, models.critic_base_model),
+        ("judge", models.judge_model_path, models.judge_base_model),
     ]
-    roles = [(path, flag, base) for path, flag, base in roles if path]
-    for path, flag, base in roles:
-        check_model(path, flag=flag, base=base)
-    check_rows(
-        models.model_name_or_path,
-        data.max_prompt_length + ppo.max_new_tokens,
-        flag="--max_prompt_length + --max_new_tokens",
-        base=models.base_model,
-    )
+    roles = [(role, path, base) for role, path, base in roles if path]
+    for role, path, base in roles:
+        with renamed_options(**options_of(role)):
+            check_model(path, base=base)
+    check_rows(models.model_name_or_path, data.max_prompt_length + ppo.max_new_tokens, base=models.base_model)
     paths = ("reward_model_path", "critic_model_path", "judge_model_path")
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(ppo.deepspeed, models, *paths))
     records, held_out, ptx, ranked = read_data(data, ppo, tokenizer)
@@ -87,11 +83,10 @@ def main() -> None:
     folder.identify(**{flag: encoded.digest for flag, encoded in files.items()})
     prompts = RootTokens(records.trees)
     longest = max(map(len, [*prompts, *held_out])) + ppo.max_new_tokens
-    for path, flag, base in roles:
-        if flag == "--model_name_or_path" or reads_alike(tokenizer, load_tokenizer(path, flag=flag)):
-            check_positions(
-                path, longest, flag=flag, what=f"prompts and --max_new_tokens {ppo.max_new_tokens}", base=base
-            )
+    for role, path, base in roles:
+        with renamed_options(**options_of(role)):
+            if role == "actor" or reads_alike(tokenizer, load_tokenizer(path)):
+                check_positions(path, longest, what=f"prompts and --max_new_tokens {ppo.max_new_tokens}", base=base)
     is_merged = models.adapters == "merge"
     if is_merged:
         start = merged_start(
@@ -122,9 +117,7 @@ def main() -> None:
         with reward_alone(trainer.reward_model) as state:
             save_model(trainer.reward_model, tokenizer, folder.path / "reward", state)
         # Before and after are read by the same eyes: the reward model as it was.
-        trainer.reward_model = load_reader(
-            models.reward_model_path, "--reward_model_path", models, data, tokenizer
-        ).model
+        trainer.reward_model = load_reader("reward", models, data, tokenizer).model
     after = evaluate(trainer, held_out, ppo, tokenizer, "after") if held_out else {}
     if folder.is_main:
         plot_loss(folder.metrics_path, folder.path / "loss.png", title="Policy loss")
@@ -136,26 +129,22 @@ def main() -> None:
 
 
 def verify_models(trainer: PPOTrainer) -> None:
-    """Raises ValueError unless all models compute token trees as they compute single rows."""
-    flags = {
-        "actor": "--model_name_or_path",
-        "reference": "--model_name_or_path",
-        "critic": "--critic_model_path",
-        "reward_model": "--reward_model_path",
-    }
-    models = {id(model): (model, flag) for role, flag in flags.items() if (model := getattr(trainer, role)) is not None}
-    for model, flag in models.values():
+    """Raises UserError unless all models compute token trees as they compute single rows."""
+    roles = {"actor": "actor", "reference": "actor", "critic": "critic", "reward_model": "reward"}
+    models = {id(model): (model, role) for name, role in roles.items() if (model := getattr(trainer, name)) is not None}
+    for model, role in models.values():
         trained = any(parameter.requires_grad for parameter in model.parameters())
-        verify_trees(trainer.passes(model), gradients=trained, flag=flag)
+        with renamed_options(**options_of(role)):
+            verify_trees(trainer.passes(model), gradients=trained)
 
 
 def start_processes(ppo: PPOArguments) -> None:
-    """Raises ValueError for several processes without what they need."""
+    """Raises UserError for several processes without what they need."""
     count = num_launched()
     if count > 1 and ppo.deepspeed is None:
-        raise ValueError(f"--deepspeed: {count} processes train together under DeepSpeed; give a configuration")
+        raise UserError(f"--deepspeed: {count} processes train together under DeepSpeed; give a configuration")
     if count > 1 and ppo.rollout == "vllm":
-        raise ValueError("--rollout vllm runs in one process; leave it out with several GPUs")
+        raise UserError("--rollout vllm runs in one process; leave it out with several GPUs")
     if ppo.deepspeed is None:
         return
     if torch.cuda.is_available():
@@ -170,14 +159,14 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
     # Whole; what is too long is left out here, by this stage's flags
     encoder = Encoder(tokenizer, 10**9, chats=data.chat_settings())
 
-    def prompts_of(filename: str, flag: str, max_samples: int | None) -> EncodedRecords:
-        encoded = read_trees(data, filename, encoder, STAGE.form, flag=flag, max_samples=max_samples)
-        return fitting(encoded, data.max_prompt_length, "--max_prompt_length")
+    def prompts_of(filename: str, option: str, max_samples: int | None) -> EncodedRecords:
+        encoded = read_trees(data, filename, encoder, STAGE.form, option=option, max_samples=max_samples)
+        return fitting(encoded, data.max_prompt_length)
 
-    prompts = prompts_of(data.train_filename, "--train_filename", data.max_train_samples)
+    prompts = prompts_of(data.train_filename, "train_filename", data.max_train_samples)
     held_out = []
     if data.eval_filename:
-        held_out = RootTokens(prompts_of(data.eval_filename, "--eval_filename", data.max_eval_samples).trees)
+        held_out = RootTokens(prompts_of(data.eval_filename, "eval_filename", data.max_eval_samples).trees)
     ptx = ranked = EncodedRecords()
     if data.ptx_filename:
         longest = min(data.token_budget, data.max_prompt_length + ppo.max_new_tokens)
@@ -185,33 +174,35 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
         path = data.path(data.ptx_filename)
         is_text = isinstance(next(iterate_records(path, on_bad_line=data.on_bad_line), None), TextRecord)
         form = "text" if is_text else "sft"
-        ptx = read_trees(data, data.ptx_filename, encoder, form, flag="--ptx_filename", max_samples=None)
+        ptx = read_trees(data, data.ptx_filename, encoder, form, option="ptx_filename", max_samples=None)
     if ppo.enable_joint_optimization:
         encoder = Encoder(tokenizer, data.token_budget, chats=data.chat_settings())
         ranked = read_trees(
-            data, data.ranked_filename, encoder, "ranked", flag="--ranked_filename", max_samples=data.max_train_samples
+            data, data.ranked_filename, encoder, "ranked", option="ranked_filename", max_samples=data.max_train_samples
         )
     return prompts, held_out, ptx, ranked
 
 
-def fitting(encoded: EncodedRecords, limit: int, flag: str) -> EncodedRecords:
+def fitting(encoded: EncodedRecords, limit: int) -> EncodedRecords:
     kept = np.flatnonzero(lengths_of(encoded.trees) <= limit)
     if not len(kept):
-        raise ValueError(f"{flag} {limit}: all {len(encoded)} prompts are longer; first {encoded.where[0]}")
+        raise UserError(f"--max_prompt_length {limit}: all {len(encoded)} prompts are longer; first {encoded.where[0]}")
     if len(kept) < len(encoded):
-        print(f"left out {len(encoded) - len(kept)} of {len(encoded)} prompts, longer than {flag} {limit}")
+        print(f"left out {len(encoded) - len(kept)} of {len(encoded)} prompts, longer than --max_prompt_length {limit}")
     return EncodedRecords(ChosenTrees(encoded.trees, kept), Chosen(encoded.where, kept), digest=encoded.digest)
 
 
 def reader_settings(
-    path: str, flag: str, data: PPODataArguments, tokenizer: PreTrainedTokenizerBase
+    role: str, models: PPOModelArguments, data: PPODataArguments, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Translation | None, PreTrainedTokenizerBase]:
     """How a reward model reads what the actor writes (None: the very ids), and its tokenizer."""
-    own = load_tokenizer(path, flag=flag)
+    path = getattr(models, f"{role}_model_path")
+    with renamed_options(**options_of(role)):
+        own = load_tokenizer(path)
     others = differences(tokenizer, own)
     if not others:
         return None, own
-    print(f"{flag}: another tokenizer than the actor's ({', '.join(others)}); responses are rendered again as its text")
+    print(f"{path}: another tokenizer than the actor's ({', '.join(others)}); responses are rendered again as its text")
     encoder = Encoder(tokenizer, 10**9, chats=data.chat_settings())
     records = {}
     for name in filter(None, (data.train_filename, data.eval_filename)):
@@ -225,11 +216,12 @@ def reader_settings(
 
 
 def load_reader(
-    path: str, flag: str, models: PPOModelArguments, data: PPODataArguments, tokenizer: PreTrainedTokenizerBase
+    role: str, models: PPOModelArguments, data: PPODataArguments, tokenizer: PreTrainedTokenizerBase
 ) -> Reader:
-    translation, own = reader_settings(path, flag, data, tokenizer)
-    base = getattr(models, base_flag(flag).removeprefix("--"))
-    model = load_scalar_model(path, dtype=models.dtype, tokenizer=own, flag=flag, require_head=True, base=base)
+    path, base = getattr(models, f"{role}_model_path"), getattr(models, f"{role}_base_model")
+    translation, own = reader_settings(role, models, data, tokenizer)
+    with renamed_options(**options_of(role)):
+        model = load_scalar_model(path, dtype=models.dtype, tokenizer=own, require_head=True, base=base)
     return Reader(model.to(home_of(models.offload_reward, models)), translation)
 
 
@@ -247,7 +239,7 @@ def build_trainer(
     ptx: EncodedRecords,
     ranked: EncodedRecords,
 ) -> PPOTrainer:
-    translation, reward_tokenizer = reader_settings(models.reward_model_path, "--reward_model_path", data, tokenizer)
+    translation, reward_tokenizer = reader_settings("reward", models, data, tokenizer)
     deepspeed = read_deepspeed_config(ppo.deepspeed, bf16=models.bf16) if ppo.deepspeed else None
     offloaded = {
         "reference": models.offload_reference,
@@ -292,9 +284,7 @@ def build_trainer(
     return PPOTrainer(
         **four._asdict(),
         translation=translation,
-        judge=load_reader(models.judge_model_path, "--judge_model_path", models, data, tokenizer)
-        if models.judge_model_path
-        else None,
+        judge=load_reader("judge", models, data, tokenizer) if models.judge_model_path else None,
         prompts=RootTokens(records.trees),
         where=records.where,
         ptx_trees=ptx.trees,
@@ -332,7 +322,7 @@ def make_sampler(models: PPOModelArguments, ppo: PPOArguments, tokenizer: PreTra
     if ppo.rollout == "keju":
         return Sampler(tokenizer, **settings)
     if models.load_in_4bit:
-        raise ValueError("--rollout vllm: the weights that vLLM takes over must be whole; leave out --load_in_4bit")
+        raise UserError("--rollout vllm: the weights that vLLM takes over must be whole; leave out --load_in_4bit")
     return VllmSampler(tokenizer, folder=models.model_name_or_path, gpu_memory=ppo.vllm_gpu_memory, **settings)
 
 

@@ -51,7 +51,7 @@ def test_other_files_are_refused(tmp_path, report):
     (tmp_path / "thesis.docx").write_text("years of work")
     if report is not None:
         (tmp_path / REPORT).write_text(report)
-    with pytest.raises(ValueError, match=r"--output_dir .* other files \(.*thesis.docx\).*--overwrite_output_dir"):
+    with pytest.raises(ValueError, match=r"^output_dir: .* other files \(.*thesis.docx\).*--overwrite_output_dir"):
         reusable_report(tmp_path, MADE_FROM, overwrite=False)
 
 

@@ -166,18 +166,18 @@ def test_smallest_size_works_or_says_what_to_raise(build, seed):
     try:
         data_set = build(seed=seed, max_items=idiom.MIN_IDIOMS)
     except ValueError as error:
-        assert "--max_idioms" in str(error)
+        assert "max_idioms: " in str(error)
     else:
         assert sum(data_set.splits.values()) == idiom.MIN_IDIOMS
 
 
 def test_too_few_idioms(build):
-    with pytest.raises(ValueError, match="--max_idioms must be at least 100"):
+    with pytest.raises(ValueError, match="^max_idioms: must be at least 100"):
         build(max_items=99)
 
 
 def test_unknown_corpus_lists_the_right_ones():
-    with pytest.raises(ValueError, match="--corpus 'idom' is unknown; there are: .*idiom"):
+    with pytest.raises(ValueError, match="^corpus: 'idom' is unknown; there are: .*idiom"):
         corpus_module("idom")
     assert corpus_module("idiom") is idiom
 

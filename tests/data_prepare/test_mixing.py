@@ -25,7 +25,7 @@ def test_names_are_sources_file_names_or_folders():
 
 
 BAD = {
-    "alpaca.json": "--mix alpaca.json: expected a name and a weight, such as belle.json:0.5",
+    "alpaca.json": "mix: alpaca.json: expected a name and a weight, such as belle.json:0.5",
     ":2": "expected a name and a weight",
     "alpaca.json:": "the weight must be a number above 0, at most 1000, not ''",
     "alpaca.json:two": "not 'two'",
@@ -43,11 +43,11 @@ BAD = {
 def test_mistakes_name_the_flag(entry):
     with pytest.raises(ValueError) as caught:
         parse_mix([entry], SOURCES)
-    assert str(caught.value).startswith(f"--mix {entry}: ") and BAD[entry] in str(caught.value)
+    assert str(caught.value).startswith(f"mix: {entry}: ") and BAD[entry] in str(caught.value)
 
 
 def test_a_source_has_one_weight():
-    with pytest.raises(ValueError, match=r"^--mix sft:2: sft/belle.json has a weight already$"):
+    with pytest.raises(ValueError, match=r"^mix: sft:2: sft/belle.json has a weight already$"):
         parse_mix(["belle.json:1", "sft:2"], SOURCES)
     with pytest.raises(ValueError, match="there are none"):
         parse_mix(["a:1"], [])

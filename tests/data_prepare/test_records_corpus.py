@@ -251,7 +251,7 @@ def test_a_document_a_file(tmp_path):
     (first, second, *others) = read(tmp_path, 1, document="file")
     assert first.row == {"text": "第一行\n\n第二行"} and first.where == "a/b.txt:1"
     assert isinstance(second, BadRow) and len(others) == 2
-    with pytest.raises(ValueError, match="^--document must be one of line, file, not 'page'$"):
+    with pytest.raises(ValueError, match="^document: must be one of line, file, not 'page'$"):
         records.pieces(tmp_path, 1, document="page")
 
 

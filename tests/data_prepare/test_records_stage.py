@@ -171,7 +171,7 @@ def test_a_file_that_is_cut_off_ends_the_run_in_one_line(prepare, tmp_path, caps
 
 def test_a_second_run_into_one_folder_is_refused(prepare, tmp_path, capsys):
     write(tmp_path / "raw" / "a.jsonl", [row(1)])
-    with only_writer(tmp_path / "out", flag="--output_dir"):
+    with only_writer(tmp_path / "out"):
         assert prepare() == 2
     assert "another process is writing to" in capsys.readouterr().err
     assert prepare() == 0

@@ -109,10 +109,10 @@ def test_few_characters_give_fewer_pieces_than_asked(tokenizer):
 
 
 def test_size_too_small_names_the_flag_and_the_smallest_size(tmp_path):
-    with pytest.raises(ValueError, match=r"--vocab_size must be at least (\d+)") as caught:
+    with pytest.raises(ValueError, match=r"^vocab_size: must be at least (\d+)") as caught:
         train_sentencepiece(TEXTS, 300)
     smallest = int(str(caught.value).split("at least ")[1].split()[0])
     save_tokenizer(train_sentencepiece(TEXTS, smallest), tmp_path)
     assert len(json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]) <= smallest
-    with pytest.raises(ValueError, match="--vocab_size must be at least"):
+    with pytest.raises(ValueError, match="^vocab_size: must be at least"):
         train_sentencepiece(TEXTS, 100)

@@ -99,9 +99,9 @@ def test_thinking_and_what_is_trained_of_it_are_settings():
     assert learned(encoder_of(OPENS, train_thoughts="last"), *messages) == ["二</s>", "数\\n</think>\\n\\n四</s>"]
     assert learned(encoder_of(OPENS, enable_thinking=False), user("一"), said("二")) == ["二</s>"]
     for template in (DROPS, None):
-        with pytest.raises(ValueError, match="^--enable_thinking: "):
+        with pytest.raises(ValueError, match="^enable_thinking: "):
             encoder_of(template, enable_thinking=True)
-    with pytest.raises(ValueError, match="^--train_turns first: choose from all, last"):
+    with pytest.raises(ValueError, match="^train_turns: first: choose from all, last"):
         ChatSettings(train_turns="first")
 
 

@@ -76,7 +76,7 @@ def test_a_long_document_is_cut_without_losing_a_token(tokenizer):
     special = {tokenizer.cls_token_id, tokenizer.gmask_token_id, tokenizer.eos_token_id, tokenizer.sop_token_id}
     read = [token for tree in trees for token in tree.tokens if token not in special]
     assert read == [*pieces(tokenizer, text), tokenizer.eop_token_id]
-    with pytest.raises(ValueError, match="--max_length 2: no room for a token beside the special ones"):
+    with pytest.raises(ValueError, match="max_length: 2 leaves no room for a token beside the special ones"):
         Encoder(tokenizer, 2).text_trees(TextRecord(text, "f:1"))
 
 

@@ -74,7 +74,7 @@ def test_line_numbers_count_line_breaks_in_quotes(ceval, encoder):
 def test_a_missing_subject_is_named_or_counted(ceval, encoder):
     (ceval / "ceval/val/logic_val.csv").unlink()
     with pytest.raises(
-        ValueError, match=r"--data_dir: .*val/logic_val.csv does not exist: the subject logic is missing"
+        ValueError, match=r"^data_dir: .*val/logic_val.csv does not exist: the subject logic is missing"
     ):
         examine(ceval, encoder)
     summary = examine(ceval, encoder, on_bad_row="skip").summary
@@ -85,9 +85,9 @@ def test_a_missing_subject_is_named_or_counted(ceval, encoder):
 def test_a_split_that_is_not_there_names_one_that_is(ceval, encoder):
     with pytest.raises(ValueError, match=r"logic_test.csv does not exist: .* .--split val is there."):
         examine(ceval, encoder, split="test")
-    with pytest.raises(ValueError, match="there are no items in .*ceval; 2 were skipped, such as --data_dir"):
+    with pytest.raises(ValueError, match="there are no items in .*ceval; 2 were skipped, such as .* does not exist"):
         examine(ceval, encoder, split="test", on_bad_row="skip")
-    with pytest.raises(ValueError, match="--split dev: ceval knows val, test"):
+    with pytest.raises(ValueError, match="split: dev: ceval knows val, test"):
         examine(ceval, encoder, split="dev")
 
 
@@ -98,10 +98,10 @@ def test_a_missing_column_is_named(ceval, encoder):
 
 
 def test_pools_that_are_empty_or_too_small(ceval, encoder):
-    with pytest.raises(ValueError, match="--num_shots 5: there are only 3 examples of law to show"):
+    with pytest.raises(ValueError, match="num_shots: 5: there are only 3 examples of law to show"):
         examine(ceval, encoder, num_shots=5)
     write(ceval, "dev", "law", [HEADER])
-    with pytest.raises(ValueError, match="--num_shots 1: there are only 0 examples of law to show"):
+    with pytest.raises(ValueError, match="num_shots: 1: there are only 0 examples of law to show"):
         examine(ceval, encoder, num_shots=1)
 
 
@@ -141,9 +141,9 @@ def test_answers_that_nobody_knows_are_a_submission(ceval, encoder):
 
 
 def test_subjects_must_be_those_of_the_examination(ceval, encoder):
-    with pytest.raises(ValueError, match="--subjects maths: the subjects of CEval are hard.*law"):
+    with pytest.raises(ValueError, match="subjects: maths: the subjects of CEval are hard.*law"):
         examine(ceval, encoder, subjects=["maths"])
-    with pytest.raises(ValueError, match="--subjects law: the subjects of OCNLI are none"):
+    with pytest.raises(ValueError, match="subjects: law: the subjects of OCNLI are none"):
         evaluate("ocnli", Indifferent(), encoder, ceval, num_shots=0, max_length=9, subjects=["law"])
     summary = examine(ceval, encoder, subjects=["Humanities"], on_bad_row="skip").summary
     assert set(summary["subjects"]) == {"law", "logic"} and summary["num_skipped"] == 9
@@ -206,9 +206,9 @@ def test_files_of_other_shapes_are_named(tmp_path):
     (tmp_path / "dev.json").write_bytes("{}甲".encode("gbk"))
     with pytest.raises(ValueError, match="dev.json:1: not UTF-8"):
         load_task("tnews").items(Files(tmp_path), "official", "dev")
-    with pytest.raises(ValueError, match="--data_dir: .*absent does not exist"):
+    with pytest.raises(ValueError, match="^data_dir: .*absent does not exist"):
         Files(tmp_path / "absent")
-    with pytest.raises(ValueError, match="--on_bad_row ignore: choose from error, skip"):
+    with pytest.raises(ValueError, match="on_bad_row: ignore: choose from error, skip"):
         Files(tmp_path, on_bad_row="ignore")
 
 

@@ -161,7 +161,7 @@ def test_shots_are_left_out_of_templates_whole(encoder):
 
 def test_templates_have_no_turns(encoder, tmp_path):
     model = local(build_llama(vocab_size=len(encoder.tokenizer)), encoder)
-    with pytest.raises(ValueError, match="--apply_chat_template: tnews pangu scores a filled template"):
+    with pytest.raises(ValueError, match="^apply_chat_template: tnews pangu scores a filled template"):
         evaluate(
             "tnews", model, encoder, tmp_path, num_shots=0, max_length=99, protocol="pangu", apply_chat_template=True
         )

@@ -117,5 +117,5 @@ def test_choices_that_do_not_fit_together_are_split():
 
 
 def test_a_question_beyond_the_budget_is_an_error(causal_lm):
-    with pytest.raises(ValueError, match="--token_budget 10: a question takes 22 tokens with a choice"):
+    with pytest.raises(ValueError, match="token_budget: 10: a question takes 22 tokens with a choice"):
         score_questions(causal_lm, [Question([1] * 20, [[15, 16, 7], [15, 16, 8]])], token_budget=10)

@@ -128,7 +128,7 @@ def test_answers_are_those_of_the_model(model, encoder):
     ],
 )
 def test_servers_that_cannot_are_named(answer, message):
-    with serving(answer) as url, pytest.raises(ValueError, match=f"--server_url {url}: {message}"):
+    with serving(answer) as url, pytest.raises(ValueError, match=f"^server_url: {url}: {message}"):
         ServedModel(url, "m", tries=1).score(QUESTIONS[:1], lambda done, tokens: None)
 
 
@@ -138,14 +138,14 @@ def choices(count: int, token=-1.0, **fields) -> dict:
 
 
 def test_keys_in_the_url_are_not_said():
-    with pytest.raises(ValueError, match="--server_url http://<hidden>@127.0.0.1:9/v1: no answer") as error:
+    with pytest.raises(ValueError, match="^server_url: http://<hidden>@127.0.0.1:9/v1: no answer") as error:
         ServedModel("http://me:SECRET@127.0.0.1:9/v1", "m", timeout=5, tries=1).write([[1]], 4, lambda *_: None)
     assert "SECRET" not in str(error.value)
 
 
 def test_nobody_there():
-    with pytest.raises(ValueError, match="--server_url http://127.0.0.1:9/v1: no answer"):
+    with pytest.raises(ValueError, match="^server_url: http://127.0.0.1:9/v1: no answer"):
         ServedModel("http://127.0.0.1:9/v1", "m", timeout=5, tries=1).write([[1]], 4, lambda done, tokens: None)
     for url in ("127.0.0.1:8000", "file:///etc/passwd", "ftp://x/v1"):
-        with pytest.raises(ValueError, match=f"--server_url {url}: expected something like http"):
+        with pytest.raises(ValueError, match=f"^server_url: {url}: expected something like http"):
             check_url(url)

@@ -200,7 +200,7 @@ def test_a_cell_that_says_none_is_text(shared):
 def test_suites_and_lists(shared):
     assert len(expand_tasks(["clue"])) == 10
     assert expand_tasks(["mmlu", "clue", "ocnli"])[0] == "mmlu" and len(expand_tasks(["mmlu", "clue", "ocnli"])) == 11
-    with pytest.raises(ValueError, match="--tasks clu: choose from afqmc.*clue .all of its tasks"):
+    with pytest.raises(ValueError, match="tasks: clu: choose from afqmc.*clue .all of its tasks"):
         expand_tasks(["clu"])
 
 

@@ -157,8 +157,8 @@ def test_what_is_not_called_is_refused(case, change, said):
     change(inner if inner is not None else head.modules_to_save["default"])
     with pytest.raises(ValueError, match=said):
         tree_logprobs(model, row(model))
-    with pytest.raises(ValueError, match=f"^--flag: LlamaForCausalLM: {said}"):
-        verify_trees(model, flag="--flag")
+    with pytest.raises(ValueError, match=f"^model_name_or_path: LlamaForCausalLM: {said}"):
+        verify_trees(model)
 
 
 @pytest.mark.parametrize(

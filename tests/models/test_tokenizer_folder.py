@@ -23,7 +23,7 @@ def refusal(folder) -> str:
     with pytest.raises(ValueError) as caught:
         load_tokenizer(str(folder))
     line = str(caught.value)
-    assert "\n" not in line and line.startswith(f"--tokenizer_name: no tokenizer loads from {folder}: ")
+    assert "\n" not in line and line.startswith(f"tokenizer_name: no tokenizer loads from {folder}: ")
     return line
 
 

@@ -20,5 +20,5 @@ def test_every_prompt_is_in_one_part():
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", ""])
 def test_other_texts_are_refused(text):
-    with pytest.raises(ValueError, match="--fold"):
+    with pytest.raises(ValueError, match="^fold: "):
         Fold(text)

@@ -24,7 +24,7 @@ def own(folder):
 folder = Path(sys.argv[1])
 print("begun", flush=True)
 for number in range(10**9):
-    with only_writer(folder, flag="--output_dir", own=own), whole_folder(folder, own=own) as aside:
+    with only_writer(folder, own=own), whole_folder(folder, own=own) as aside:
         for name in ("a", "b"):
             (aside / name).write_text(str(number))
 """
@@ -35,13 +35,13 @@ def own(folder):
 
 
 def test_a_second_writer_is_refused_and_destroys_nothing(tmp_path):
-    with only_writer(tmp_path / "data", flag="--output_dir"):
-        second = only_writer(tmp_path / "data", flag="--output_dir")
-        with pytest.raises(ValueError, match=r"^--output_dir: another process is writing to .*data now"), second:
+    with only_writer(tmp_path / "data"):
+        second = only_writer(tmp_path / "data")
+        with pytest.raises(ValueError, match=r"^output_dir: another process is writing to .*data now"), second:
             raise AssertionError
-        with only_writer(tmp_path / "other", flag="--output_dir"):
+        with only_writer(tmp_path / "other"):
             pass
-    with only_writer(tmp_path / "data", flag="--output_dir"):
+    with only_writer(tmp_path / "data"):
         pass
     assert os.listdir(tmp_path) == []
 
@@ -51,7 +51,7 @@ def test_what_killed_writers_left_goes_and_what_they_moved_away_comes_back(tmp_p
         (tmp_path / name).mkdir()
     (tmp_path / ".data.0123abcd.old" / "mine.txt").write_text("years of work")
     (tmp_path / ".data.89abcdef.part").write_text("half a file")
-    with only_writer(tmp_path / "data", flag="--output_dir"):
+    with only_writer(tmp_path / "data"):
         pass
     assert sorted(os.listdir(tmp_path)) == [".data.mine", ".data2.0123abcd.part", "data"]
     assert (tmp_path / "data" / "mine.txt").read_text() == "years of work"
@@ -71,7 +71,7 @@ def test_own_files_of_a_folder_that_was_replaced_are_carried_over(tmp_path):
     (tmp_path / ".data.0123abcd.old").mkdir()
     (tmp_path / ".data.0123abcd.old" / "mine").mkdir()
     (tmp_path / ".data.0123abcd.old" / "mine" / "thesis").write_text("years of work")
-    with only_writer(tmp_path / "data", flag="--output_dir", own=own):
+    with only_writer(tmp_path / "data", own=own):
         pass
     assert (tmp_path / "data" / "mine" / "thesis").read_text() == "years of work"
     assert os.listdir(tmp_path) == ["data"]
@@ -94,13 +94,13 @@ def test_killed_at_any_moment_nothing_of_the_users_is_lost_or_hidden(tmp_path):
         assert (folder / "mine.txt").read_text() == "mine"
         names = {path.name for path in folder.iterdir()} - {"mine", "mine.txt"}
         assert names in (set(), {"a", "b"}) and len({(folder / name).read_text() for name in names}) <= 1
-    with only_writer(folder, flag="--output_dir", own=own), whole_folder(folder, own=own) as aside:
+    with only_writer(folder, own=own), whole_folder(folder, own=own) as aside:
         (aside / "a").write_text("last")
     assert os.listdir(tmp_path) == ["data"] and sorted(os.listdir(folder)) == ["a", "mine", "mine.txt"]
 
 
 def test_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    writer = only_writer(tmp_path / "file" / "data", flag="--output_dir")
-    with pytest.raises(ValueError, match="^--output_dir .*nothing can be written"), writer:
+    writer = only_writer(tmp_path / "file" / "data")
+    with pytest.raises(ValueError, match="^output_dir: nothing can be written"), writer:
         raise AssertionError

@@ -122,7 +122,7 @@ def test_folder_and_unknown_ending(file_of, tmp_path):
 
 
 def test_on_bad_line_is_checked(file_of):
-    assert "--on_bad_line must be one of error, skip" in error_of(file_of("{}"), on_bad_line="ignore")
+    assert "on_bad_line: must be one of error, skip" in error_of(file_of("{}"), on_bad_line="ignore")
 
 
 def test_kinds(file_of):

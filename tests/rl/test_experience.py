@@ -121,10 +121,10 @@ def test_a_tree_that_does_not_fit_is_split_and_a_response_that_does_not_is_an_er
     trees = list(branch_trees([1, 2], {0: [3, 4], 5: [6, 7], 2: [8]}, token_budget=6))
     assert [[branch.number for branch in tree.branches] for tree in trees] == [[0, 5], [2]]
     assert all(tree.num_tokens <= 6 for tree in trees)
-    with pytest.raises(ValueError, match="--token_budget 3 .* --max_prompt_length or --max_new_tokens"):
+    with pytest.raises(ValueError, match="token_budget: 3 .* --max_prompt_length or --max_new_tokens"):
         list(branch_trees([1, 2], {0: [3, 4]}, token_budget=3))
 
 
 def test_an_unknown_mode_lists_the_right_ones(ppo_models, rollouts):
-    with pytest.raises(ValueError, match="--ppo_mode trl: choose from keju, deepspeed_chat"):
+    with pytest.raises(ValueError, match="ppo_mode: trl: choose from keju, deepspeed_chat"):
         score(ppo_models, rollouts, mode="trl")

@@ -61,7 +61,7 @@ def test_kl_as_a_loss(trainer_of, rollouts, estimator):
 
 
 def test_k1_as_a_loss_is_refused(trainer_of):
-    with pytest.raises(ValueError, match="--kl_in_loss.*k2 or k3"):
+    with pytest.raises(ValueError, match="kl_in_loss: .*k2 or k3"):
         trainer_of(shaping={"kl_in_loss": True})
 
 

@@ -83,5 +83,5 @@ def test_a_tokenizer_is_loaded_with_a_template(tokenizer, tmp_path):
     own = tmp_path / "own.jinja"
     own.write_text("{{ messages[0]['content'] }}")
     assert load_tokenizer(str(tmp_path), chat_template=str(own)).chat_template == "{{ messages[0]['content'] }}"
-    with pytest.raises(ValueError, match="^--chat_template nosuch: neither a file nor one of atom, chatml,"):
+    with pytest.raises(ValueError, match="^chat_template: nosuch: neither a file nor one of atom, chatml,"):
         load_tokenizer(str(tmp_path), chat_template="nosuch")

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from keju.training.launch import is_user_mistake, run_guarded
+from keju.encoding.array_file import DamagedFile
+from keju.errors import UserError
+from keju.models.layers import RMSNorm
+from keju.rl.rewards import check_prefix_mask
+from keju.training.launch import run_guarded
 from keju.training.run_folder import RunFolder
 from keju.trees.packing import pack
 
@@ -51,20 +58,53 @@ def test_debug_shows_the_traceback(capsys, monkeypatch):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_value_error_that_nobody_raised_on_purpose_is_a_crash(monkeypatch):
-    monkeypatch.setitem(globals(), "__package__", "keju.tests")  # as if the functions here were ours
-    with pytest.raises(ValueError) as caught:
-        raising(ValueError("--x"))()
-    assert is_user_mistake(caught.value)
+def test_what_we_raise_as_the_users_mistake_names_its_flag(capsys):
+    assert run_guarded(raising(UserError("must be above 0, got -1", option="beta"))) == 2
+    assert run_guarded(raising(UserError('data.jsonl:3: "answers" is empty'))) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --beta: must be above 0, got -1",
+        'error: data.jsonl:3: "answers" is empty',
+    ]
 
+
+def broken_invariants():
     def unpack():
         first, second = (1, 2, 3)
         return first + second
 
-    for function in (unpack, lambda: int("x")):
-        with pytest.raises(ValueError) as caught:
-            function()
-        assert not is_user_mistake(caught.value)
+    mask = torch.tensor([[True, False, True]])
+    yield lambda: check_prefix_mask(mask)  # ours, raised on purpose
+    yield lambda: RMSNorm(2)(torch.zeros(2, 3))
+    yield unpack
+    yield lambda: int("x")
+    yield lambda: json.loads("{")
+
+
+@pytest.mark.parametrize("function", broken_invariants())
+def test_a_broken_invariant_is_a_crash(capsys, function):
+    assert run_guarded(function) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+class Damaged(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise DamagedFile("tokens.npy: bytes 0 to 9 are not what was written; delete tokens, and it is made anew")
+
+
+def test_a_mistake_that_a_data_worker_found_is_the_same_line(capsys):
+    loader = torch.utils.data.DataLoader(Damaged(), num_workers=1)
+    assert run_guarded(lambda: list(loader)) == 2
+    said = "tokens.npy: bytes 0 to 9 are not what was written; delete tokens, and it is made anew"
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_mistake_travels_between_processes():
+    for error in (UserError("no such file", option="raw_dir"), UserError("x")):
+        there = pickle.loads(pickle.dumps(error))
+        assert (type(there), there.args, there.option, str(there)) == (UserError, error.args, error.option, str(error))
 
 
 def error_of_a_crash(folder: Path, capsys) -> str:
@@ -153,3 +193,28 @@ def test_a_signal_ends_with_130_and_no_traceback_in_the_face(tmp_path):
         process.kill()
     assert process.returncode == 130
     assert "Stopped from outside" in err and "Traceback" not in err
+
+
+PRINTS = """
+import sys
+from rich.console import Console
+from keju.training.launch import run_stage
+def main():
+    say = Console().print if sys.argv[1] == "rich" else print
+    for number in range(200_000):
+        say(number)
+run_stage(main)
+"""
+
+
+@pytest.mark.parametrize("how", ["print", "rich"])
+def test_who_stops_reading_ends_the_stage_without_a_word(tmp_path, how):
+    """As `... | head -1`: exit code 141, which a shell gives for SIGPIPE."""
+    script = tmp_path / "stage.py"
+    script.write_text(PRINTS)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert (process.wait(timeout=60), process.stderr.read()) == (141, b"")

@@ -62,8 +62,8 @@ def build(model_type: str, fields: dict, auto_class=AutoModelForCausalLM) -> nn.
 def test_other_numbers_over_trees_are_refused(model_type):
     fields, named = REFUSED[model_type]
     model = build(model_type, fields)
-    with pytest.raises(ValueError, match=f"^--flag: .*{named}") as caught:
-        verify_trees(model, flag="--flag")
+    with pytest.raises(ValueError, match=f"^model_name_or_path: .*{named}") as caught:
+        verify_trees(model)
     assert "\n" not in str(caught.value)
     assert model.config._attn_implementation == attention.NAME
     assert model.training

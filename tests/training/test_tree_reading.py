@@ -111,7 +111,7 @@ def test_tokens_are_made_ahead_and_found(monkeypatch, folder, capsys):
         data = DataArguments(str(folder), "pretrain_train.jsonl", token_cache_dir=str(folder / "tokens"), max_length=64)
         data.token_cache = cache
         encoder = Encoder(build_char_tokenizer(), 64)
-        return read_trees(data, data.train_filename, encoder, "text", flag="-", max_samples=max_samples)
+        return read_trees(data, data.train_filename, encoder, "text", option="train_filename", max_samples=max_samples)
 
     assert isinstance(trees(30), StoredRecords) and not isinstance(trees(31), StoredRecords)
     assert isinstance(trees(30, "off"), EncodedRecords) and not isinstance(trees(30, "off"), StoredRecords)
@@ -128,17 +128,17 @@ def test_what_a_cap_leaves_out_is_said(folder, capsys, cache):
     rows[2:2] = ["{\n", "\n"]  # a bad row, which takes the place of none, and no row
     (folder / "ranked_train.jsonl").write_text("".join(rows))
 
-    def said(most, flag="--train_filename", fold=None):
+    def said(most, option="train_filename", fold=None):
         data = DataArguments(str(folder), "ranked_train.jsonl", token_cache_dir=str(folder / "tokens"), max_length=64)
         data.token_cache, data.on_bad_line = cache, "skip"
         encoder = Encoder(build_char_tokenizer(), 64)
-        read_trees(data, "ranked_train.jsonl", encoder, "ranked", flag=flag, max_samples=most, fold=fold)
+        read_trees(data, "ranked_train.jsonl", encoder, "ranked", option=option, max_samples=most, fold=fold)
         return [line for line in capsys.readouterr().out.splitlines() if "leaves out" in line]
 
     for _ in range(2):  # made and found
         assert said(10) == ["ranked_train.jsonl: --max_train_samples 10 leaves out 14 of 25 records"]
     assert said(1) == ["ranked_train.jsonl: --max_train_samples 1 leaves out 24 of 25 records"]  # the bad one, too
-    assert said(10, "--eval_filename") == ["ranked_train.jsonl: --max_eval_samples 10 leaves out 14 of 25 records"]
+    assert said(10, "eval_filename") == ["ranked_train.jsonl: --max_eval_samples 10 leaves out 14 of 25 records"]
     assert said(24) == said(25) == said(None) == []
     line = "ranked_train.jsonl: --max_train_samples 5 leaves out what comes after 5 records of part 1/2"
     assert said(5, fold=Fold("1/2")) == [line] and said(24, fold=Fold("1/2")) == []
@@ -182,7 +182,7 @@ def test_one_of_several_builds_and_the_others_wait(monkeypatch, folder):
 
     def read():
         encoder = Encoder(build_char_tokenizer(), 64)
-        found.append(read_trees(data, data.train_filename, encoder, "text", flag="-", max_samples=None))
+        found.append(read_trees(data, data.train_filename, encoder, "text", option="train_filename", max_samples=None))
 
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:
@@ -201,7 +201,7 @@ def test_shards_train_as_one_file(folder):
     found = [
         read_trees(
             DataArguments(str(folder), name, token_cache_dir=str(folder / "tokens"), token_cache=cache),
-            name, encoder, "text", flag="-", max_samples=None,
+            name, encoder, "text", option="train_filename", max_samples=None,
         )
         for name, cache in (("pretrain_train.jsonl", "off"), ("sharded", "off"), ("sharded.jsonl", "on"))
     ]  # fmt: skip
@@ -211,7 +211,7 @@ def test_shards_train_as_one_file(folder):
     (folder / "sharded-00001-of-00002.jsonl.gz").unlink()
     with pytest.raises(ValueError, match="sharded-00001-of-00002.jsonl.gz: no such file, 1 of 2 shards missing"):
         read_trees(
-            DataArguments(str(folder), "sharded"), "sharded", encoder, "text", flag="-", max_samples=None
+            DataArguments(str(folder), "sharded"), "sharded", encoder, "text", option="train_filename", max_samples=None
         )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from keju.errors import UserError
 from keju.tokenizers.llama import SentencePieceLlamaTokenizer
 
 CHAT_TEMPLATE = r"""
@@ -46,7 +47,7 @@ class BaichuanTokenizer(SentencePieceLlamaTokenizer):
             roles = json.loads(Path(generation_config_file).read_text(encoding="utf-8"))
             user_token_id, assistant_token_id = roles.get("user_token_id"), roles.get("assistant_token_id")
         if (user_token_id is None) != (assistant_token_id is None):
-            raise ValueError("user_token_id and assistant_token_id: give both or neither")
+            raise UserError("user_token_id and assistant_token_id: give both or neither")
         self.user_token_id, self.assistant_token_id = user_token_id, assistant_token_id
         super().__init__(
             vocab_file=vocab_file, user_token_id=user_token_id, assistant_token_id=assistant_token_id, **kwargs
@@ -70,7 +71,7 @@ class BaichuanTokenizer(SentencePieceLlamaTokenizer):
             elif message["role"] in opening:
                 ids += opening[message["role"]] + self._message_ids(message["content"])
             else:
-                raise ValueError(f"role {message['role']}: Baichuan knows system (first), user and assistant")
+                raise UserError(f"role {message['role']}: Baichuan knows system (first), user and assistant")
         if add_generation_prompt:
             return ids + opening["assistant"]
         return [*ids, self.eos_token_id] if messages[-1]["role"] == "assistant" else ids

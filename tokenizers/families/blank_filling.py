@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from transformers import BatchEncoding
 
+from keju.errors import UserError
 from keju.tokenizers.family import PrefixTokenizer
 
 
@@ -36,7 +37,7 @@ class BlankFilling(PrefixTokenizer):
           of the longest of them, or max_gen_length with `padding`. Labels stand where they are predicted, pads where
           nothing is.
 
-        Raises ValueError for a row without a mask token.
+        Raises UserError for a row without a mask token.
         """
         ids, mask = torch.as_tensor(model_input["input_ids"]), torch.as_tensor(model_input["attention_mask"])
         batch = len(ids)
@@ -112,7 +113,7 @@ class BlankFilling(PrefixTokenizer):
         masks = torch.tensor([self.mask_token_id, self.smask_token_id, self.gmask_token_id])
         found = torch.isin(row, masks).nonzero()
         if not len(found):
-            raise ValueError("no mask token in the context: put [MASK], [sMASK] or [gMASK] where something is missing")
+            raise UserError("no mask token in the context: put [MASK], [sMASK] or [gMASK] where something is missing")
         return int(found[0])
 
     def _generated_layout(

@@ -31,6 +31,7 @@ from pathlib import Path
 from transformers import AddedToken
 from transformers.utils import logging
 
+from keju.errors import UserError
 from keju.tokenizers.family import exchanges
 from keju.tokenizers.sentencepiece_family import SentencePieceFamily
 
@@ -101,7 +102,7 @@ class ChatGLM2Tokenizer(SentencePieceFamily):
                 [extra_special_tokens, template, kwargs.get("added_tokens_decoder")], published_code
             )
         if chat_format not in CHAT_TEMPLATES:
-            raise ValueError(f"chat_format {chat_format}: choose from {', '.join(CHAT_TEMPLATES)}")
+            raise UserError(f"chat_format {chat_format}: choose from {', '.join(CHAT_TEMPLATES)}")
         self.chat_format = chat_format
         self.special_names = SPECIAL + (ROLE_TOKENS if chat_format == "chatglm3" else ())
         if template not in (None, self._own_chat_template()):
@@ -178,7 +179,7 @@ class ChatGLM2Tokenizer(SentencePieceFamily):
 
     def apply_chat_template(self, conversation, *args, chat_template: str | None = None, **kwargs):
         if chat_template is not None:
-            raise ValueError("no template can render a conversation for ChatGLM2 and 3: choose a chat_format instead")
+            raise UserError("no template can render a conversation for ChatGLM2 and 3: choose a chat_format instead")
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     def _own_chat_template(self) -> str:
@@ -208,7 +209,7 @@ class ChatGLM2Tokenizer(SentencePieceFamily):
     def _turn_ids(self, message: dict) -> list[int]:
         role, content = message["role"], message["content"]
         if role not in ROLES:
-            raise ValueError(f"role {role}: ChatGLM3 knows {', '.join(ROLES)}")
+            raise UserError(f"role {role}: ChatGLM3 knows {', '.join(ROLES)}")
         if role == "system" and message.get("tools"):
             content += "\n" + json.dumps(message["tools"], indent=4, ensure_ascii=False)
         head = message.get("metadata", "") + "\n"

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from keju.errors import UserError
+
 
 class FamilyTokenizer:
     """Mixed into a tokenizer of transformers, in front of it."""
@@ -75,17 +77,17 @@ def renders_ids(tokenizer: PreTrainedTokenizerBase) -> bool:
 def exchanges(messages: Sequence[dict[str, str]]) -> tuple[str, list[tuple[str, str | None]]]:
     """The system text ("" without one) and the (question, answer) pairs of a conversation.
 
-    The last answer is None where the user spoke last. Raises ValueError unless user and assistant take turns.
+    The last answer is None where the user spoke last. Raises UserError unless user and assistant take turns.
     """
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     for number, turn in enumerate(turns):
         if turn["role"] != ("user", "assistant")[number % 2]:
-            raise ValueError(
+            raise UserError(
                 f"turns must alternate between user and assistant, but turn {number + 1} is of {turn['role']}"
             )
     if not turns:
-        raise ValueError("a conversation needs a turn of the user")
+        raise UserError("a conversation needs a turn of the user")
     contents = [turn["content"] for turn in turns]
     answers = contents[1::2] + [None] * (len(contents) % 2)
     return system, list(zip(contents[::2], answers, strict=True))

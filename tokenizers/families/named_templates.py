@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from keju.errors import UserError
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -21,8 +23,8 @@ def template_names() -> list[str]:
 
 
 def chat_template(name: str) -> str:
-    """The Jinja text of a named template, or of the file `name`. Raises ValueError listing the names."""
+    """The Jinja text of a named template, or of the file `name`. Raises UserError listing the names."""
     path = TEMPLATES / f"{name}.jinja" if name in template_names() else Path(name).expanduser()
     if not path.is_file():
-        raise ValueError(f"--chat_template {name}: neither a file nor one of {', '.join(template_names())}")
+        raise UserError(f"{name}: neither a file nor one of {', '.join(template_names())}", option="chat_template")
     return path.read_text(encoding="utf-8").strip()

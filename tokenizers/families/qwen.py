@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 import tiktoken
 from transformers import AddedToken, PreTrainedTokenizer
 
+from keju.errors import UserError
 from keju.tokenizers.byte_pieces import PIECE, BytePieces
 from keju.tokenizers.family import FamilyTokenizer
 from keju.tokenizers.texts_to_ids import TextsToIds
@@ -69,7 +70,7 @@ CHAT_TEMPLATE = r"""
 def read_ranks(path: str | os.PathLike) -> dict[bytes, int]:
     """Token -> id of a .tiktoken file: a line for each token, base64 and rank, ranks counted from 0.
 
-    Raises ValueError naming file:line when a line is not that, or when one of the 256 bytes is no token.
+    Raises UserError naming file:line when a line is not that, or when one of the 256 bytes is no token.
     """
     ranks: dict[bytes, int] = {}
     with open(path, "rb") as lines:
@@ -78,15 +79,15 @@ def read_ranks(path: str | os.PathLike) -> dict[bytes, int]:
                 token, rank = line.split()
                 token, rank = base64.b64decode(token, validate=True), int(rank)
             except (ValueError, binascii.Error):
-                raise ValueError(f"{path}:{number + 1}: not a base64 token and its rank: {line[:60]!r}") from None
+                raise UserError(f"{path}:{number + 1}: not a base64 token and its rank: {line[:60]!r}") from None
             if rank != number or not token:
-                raise ValueError(f"{path}:{number + 1}: rank {rank} of {token!r}, expected a token of rank {number}")
+                raise UserError(f"{path}:{number + 1}: rank {rank} of {token!r}, expected a token of rank {number}")
             if token in ranks:
-                raise ValueError(f"{path}:{number + 1}: {token!r} is there already, with rank {ranks[token]}")
+                raise UserError(f"{path}:{number + 1}: {token!r} is there already, with rank {ranks[token]}")
             ranks[token] = rank
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
-        raise ValueError(f"{path}:{len(ranks)}: the file ends without a token for byte {missing[0]}; is it cut off?")
+        raise UserError(f"{path}:{len(ranks)}: the file ends without a token for byte {missing[0]}; is it cut off?")
     return ranks
 
 
@@ -113,7 +114,7 @@ class QWenTokenizer(FamilyTokenizer, TextsToIds, PreTrainedTokenizer):
         **kwargs,
     ):
         if vocab_file is None:
-            raise ValueError("the folder of a Qwen tokenizer lacks qwen.tiktoken, its vocabulary")
+            raise UserError("the folder of a Qwen tokenizer lacks qwen.tiktoken, its vocabulary")
         kwargs.pop("auto_map", None)  # names code to download: neither followed nor passed on
         if kwargs.get("chat_template") is None:
             kwargs["chat_template"] = CHAT_TEMPLATE.strip()
@@ -127,7 +128,7 @@ class QWenTokenizer(FamilyTokenizer, TextsToIds, PreTrainedTokenizer):
         }
         for index, token in kwargs.get("added_tokens_decoder", {}).items():
             if index < len(self._ranks) or str(self._added_tokens_decoder.get(index, token)) != str(token):
-                raise ValueError(f"{vocab_file}: {len(self._ranks)} tokens, but {token} should have id {index}")
+                raise UserError(f"{vocab_file}: {len(self._ranks)} tokens, but {token} should have id {index}")
         self.eod_id, self.im_start_id, self.im_end_id = range(len(self._ranks), len(self._ranks) + 3)
         super().__init__(
             vocab_file=vocab_file,

@@ -18,6 +18,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
+from keju.errors import UserError
 from keju.tokenizers.family import FamilyTokenizer
 from keju.tokenizers.texts_to_ids import TextsToIds
 
@@ -50,18 +51,18 @@ class SentencePieceFamily(FamilyTokenizer, TextsToIds, SentencePieceBackend):
     # -- what a family may override ----------------------------------------------------------------------------------
 
     def _load(self, path: str | None) -> SentencePieceProcessor:
-        """The model in the file `path`; ValueError if it is absent or broken."""
+        """The model in the file `path`; UserError if it is absent or broken."""
         if path is None or not Path(path).is_file():
             missing = path or self.vocab_files_names["vocab_file"]
-            raise ValueError(f"the folder of a {type(self).__name__} lacks {missing}, its SentencePiece model")
+            raise UserError(f"the folder of a {type(self).__name__} lacks {missing}, its SentencePiece model")
         model = SentencePieceProcessor()
         broken = f"{path} is not a SentencePiece model, or not all of one"
         try:
             model.LoadFromSerializedProto(self._completed(Path(path).read_bytes()))
         except RuntimeError as error:
-            raise ValueError(broken) from error
+            raise UserError(broken) from error
         if model.unk_id() < 0:
-            raise ValueError(broken)
+            raise UserError(broken)
         return model
 
     def _completed(self, proto: bytes) -> bytes:
@@ -107,7 +108,7 @@ class SentencePieceFamily(FamilyTokenizer, TextsToIds, SentencePieceBackend):
     def _chat_ids(self, messages: Sequence[dict], add_generation_prompt: bool) -> list[int]:
         """A conversation. An answer at its end is followed by answer_end_token_id unless a prompt is asked for.
 
-        Raises ValueError for roles that the format has no place for.
+        Raises UserError for roles that the format has no place for.
         """
         raise NotImplementedError
 
@@ -300,7 +301,7 @@ class SentencePieceFamily(FamilyTokenizer, TextsToIds, SentencePieceBackend):
     ) -> list[int]:
         for message in messages:
             if not isinstance(message.get("content"), str):
-                raise ValueError(f"the content of a {message.get('role')} message must be a text")
+                raise UserError(f"the content of a {message.get('role')} message must be a text")
         if messages[-1]["role"] == "assistant" and add_generation_prompt:
             raise ValueError("a generation prompt follows a user, but the last message is the assistant's")
         ids = self._chat_ids(messages, add_generation_prompt)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from keju.errors import UserError
 from keju.models.checkpoint_files import PICKLES, SAFETENSORS, check_promised, safetensors_names, weight_files
 
 
@@ -17,7 +18,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     """name -> tensor, from safetensors or, without those, from pytorch_model*.bin.
 
     dtype: what floating point tensors are rounded to as they are read; None leaves them. Nothing but tensors is
-    unpickled. Raises ValueError, naming file and key, for missing shards, for files that are cut off and for those that
+    unpickled. Raises UserError, naming file and key, for missing shards, for files that are cut off and for those that
     hold anything else than tensors.
     """
 
@@ -29,13 +30,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         if not self.files:
             self.files, open_file = weight_files(folder, PICKLES), _open_pickle
         if not self.files:
-            raise ValueError(f"{folder}: has no weights (neither model*.safetensors nor pytorch_model*.bin)")
+            raise UserError(f"{folder}: has no weights (neither model*.safetensors nor pytorch_model*.bin)")
         for path, promised in self.files.items():
             tensors = open_file(path)
             check_promised(path, promised, list(tensors))
             twice = sorted(tensors.keys() & self._read.keys())
             if twice:
-                raise ValueError(f"{path}: {twice[0]} is in another shard as well")
+                raise UserError(f"{path}: {twice[0]} is in another shard as well")
             self._read |= tensors
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -62,13 +63,13 @@ def _open_pickle(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
     except Exception as error:  # torch says in which of many ways a file is no checkpoint
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
-            raise ValueError(
+            raise UserError(
                 f"{path}: holds {refused.group(1)}, which is code and no tensor: it was not run, the file is not read"
             ) from error
-        raise ValueError(f"{path}: damaged: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
+        raise UserError(f"{path}: damaged: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
     if not isinstance(tensors, dict):
-        raise ValueError(f"{path}: holds a {type(tensors).__name__}, expected a dict of tensors")
+        raise UserError(f"{path}: holds a {type(tensors).__name__}, expected a dict of tensors")
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{path}: {name!r} is a {type(tensor).__name__}, expected a tensor")
+            raise UserError(f"{path}: {name!r} is a {type(tensor).__name__}, expected a tensor")
     return {name: lambda tensor=tensor: tensor.detach() for name, tensor in tensors.items()}

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from keju.conversion.output_folder import own_files
 from keju.conversion.verification import largest_difference, sample_logits
+from keju.errors import UserError, renamed_options
 from keju.models.adapter_folder import SETTINGS, check_weights, fit_embeddings
 from keju.models.backbone import backbone_of, num_embeddings, unwrapped
 from keju.models.checkpoint_files import read_object
@@ -40,7 +41,6 @@ def merge_adapters(
     base: str | None = None,
     dtype: str = "float32",
     known_as: Mapping[str, Any] | None = None,
-    flag: str = "--model_name_or_path",
 ) -> Merged:
     """Writes the whole model into the folder `output`, or nothing.
 
@@ -52,21 +52,21 @@ def merge_adapters(
         base: the folder of the base, where it is not the one that the adapters name.
         dtype: of the weights that are written.
         known_as: what merge.json says besides.
-        flag: which one names `source`, for errors.
     Raises:
-        ValueError: adapters of a kind that cannot be merged; another result than that of the adapters.
+        UserError: adapters of a kind that cannot be merged; another result than that of the adapters.
     """
     from peft import PeftModel
 
-    base = base_of(source, flag, base)
+    base = base_of(source, base)
     is_scalar = read_object(Path(source) / SETTINGS).get("task_type") == "SEQ_CLS"
     load = load_scalar_model if is_scalar else load_causal_lm
-    quantization = nf4(torch.float32, flag=f"{flag}: {source}") if trained_in_4bit(source) else None
+    with renamed_options(load_in_4bit="model_name_or_path"):  # these adapters ask for it, and no option
+        quantization = nf4(torch.float32) if trained_in_4bit(source) else None
 
     def adapt(model: PreTrainedModel) -> nn.Module:
-        fit_embeddings(model, source, flag=flag)
+        fit_embeddings(model, source)
         adapted = PeftModel.from_pretrained(model, source).eval()
-        check_weights(adapted, source, flag=flag)
+        check_weights(adapted, source)
         return adapted
 
     model = load(base, quantization=quantization)
@@ -76,7 +76,7 @@ def merge_adapters(
     if quantization is not None:
         # What was trained stands on what the 4 bits mean, not on the weights that they were made from.
         adapted = adapt(load(base, quantization=quantization).dequantize(torch.float32))
-    _untie(adapted, where=f"{flag}: {source}")
+    _untie(adapted, where=source)
     merged = adapted.merge_and_unload(safe_merge=True)
     _describe_ties(merged)
     largest_difference(before, token_outputs(merged, num_tokens, is_scalar))
@@ -85,7 +85,7 @@ def merge_adapters(
         try:
             verify_saved(merged, folder)
         except NotAsSaved as error:
-            raise ValueError(f"--output_dir: {error}") from error
+            raise UserError(str(error), option="output_dir") from error
         save_tokenizer(folder)
         again = load(str(folder), **({"require_head": True} if is_scalar else {}))
         after = token_outputs(again, num_tokens, is_scalar)
@@ -113,7 +113,7 @@ def token_outputs(model: PreTrainedModel, num_tokens: int, is_scalar: bool) -> t
 
 def _untie(adapted: nn.Module, *, where: str) -> None:
     """Adapters on an embedding that is the head as well, or the other way round, change one of the two: so they must be
-    two before the adapters are merged. Raises ValueError where they cannot be."""
+    two before the adapters are merged. Raises UserError where they cannot be."""
     from peft.tuners.lora import LoraLayer
 
     model = unwrapped(adapted)
@@ -121,9 +121,10 @@ def _untie(adapted: nn.Module, *, where: str) -> None:
     if head is None or not any(isinstance(layer, LoraLayer) for layer in (embedding, head)):
         return
     if embedding is head:
-        raise ValueError(
+        raise UserError(
             f"{where}: its adapters change what {type(model).__name__} embeds, but not the head, which is the same "
-            "layer; they cannot be merged"
+            "layer; they cannot be merged",
+            option="model_name_or_path",
         )
     inner, outer = (getattr(layer, "base_layer", layer) for layer in (embedding, head))
     if inner.weight is outer.weight:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 from pathlib import Path
 
+from keju.errors import UserError
+
 # What folders of models hold, by name.
 OF_MODELS = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*.bin"),
@@ -20,18 +22,20 @@ def own_files(folder: Path) -> list[Path]:
 
 
 def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
-    """Raises ValueError where `output` is, holds or lies in `source`, or is there already.
+    """Raises UserError where `output` is, holds or lies in `source`, or is there already.
 
     `overwrite` lets it replace the model in a folder that holds one (a config.json); `own_files` stay.
     """
     output, source = output.resolve(), source.resolve()
     if output == source or output in source.parents or source in output.parents:
-        raise ValueError(f"--output_dir {output}: must lie apart from the folder that is converted, {source}")
+        raise UserError(f"{output} must lie apart from the folder that is converted, {source}", option="output_dir")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not output.is_dir():
-        raise ValueError(f"--output_dir {output}: is a file, expected a folder")
+        raise UserError(f"{output} is a file, expected a folder", option="output_dir")
     if not overwrite:
-        raise ValueError(f"--output_dir {output}: is not empty; name another or replace it with --overwrite_output_dir")
+        raise UserError(
+            f"{output} is not empty; name another or replace it with --overwrite_output_dir", option="output_dir"
+        )
     if not (output / "config.json").is_file():
-        raise ValueError(f"--output_dir {output}: holds no model (no config.json), so that it is not replaced")
+        raise UserError(f"{output} holds no model (no config.json), so that it is not replaced", option="output_dir")

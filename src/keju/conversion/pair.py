@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
+from keju.errors import UserError
+
 LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -22,7 +24,7 @@ class Pair:
 
     modules: names of modules of ours, "*" for the number of a layer, to the one or, for a packed projection, the query,
     key and value of theirs; a module that is not listed has the same name in both. to_theirs, to_ours: the config of
-    one from that of the other, or ValueError with the reason why their arithmetic differs. adjust(name, tensor, config
+    one from that of the other, or UserError with the reason why their arithmetic differs. adjust(name, tensor, config
     of ours): a tensor of theirs, where it is more than a part of ours.
     """
 
@@ -68,7 +70,7 @@ class Converted(Mapping[str, torch.Tensor]):
         sources, part = self.made_from[name]
         for key in sources:
             if key not in self.source:
-                raise ValueError(f"the checkpoint lacks {key}, which {name} is made from")
+                raise UserError(f"the checkpoint lacks {key}, which {name} is made from")
         tensor = torch.cat([self.source[key] for key in sources]) if len(sources) > 1 else self.source[sources[0]]
         if part is not None:
             unit = len(tensor) // sum(self.shares)
@@ -99,10 +101,10 @@ class Converted(Mapping[str, torch.Tensor]):
 
 
 def require(config: PreTrainedConfig, target: str, **values) -> None:
-    """Raises ValueError for a field of `config` without the one value that `target` has built in."""
+    """Raises UserError for a field of `config` without the one value that `target` has built in."""
     for field, value in values.items():
         if getattr(config, field) != value:
-            raise ValueError(f"config.json: {field} is {getattr(config, field)}, but {target} has only {value}")
+            raise UserError(f"config.json: {field} is {getattr(config, field)}, but {target} has only {value}")
 
 
 def shared_fields(config: PreTrainedConfig, *names: str) -> dict:

@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from keju.errors import UserError
 from keju.records.writing import write_json
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def parse_size(text: str) -> int:
-    """5GB -> 5 * 10**9 bytes. Raises ValueError for anything else than a number and KB, MB, GB or TB."""
+    """5GB -> 5 * 10**9 bytes. Raises UserError for anything else than a number and KB, MB, GB or TB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)", text.strip(), flags=re.IGNORECASE)
     if match is None or float(match.group(1)) == 0:
-        raise ValueError(f"--max_shard_size {text}: give a number and a unit, such as 5GB")
+        raise UserError(f"give a number and a unit, such as 5GB, not {text}", option="max_shard_size")
     return int(float(match.group(1)) * UNITS[match.group(2).upper()])
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 import keju.conversion.pairs
 from keju.conversion.pair import Pair
+from keju.errors import UserError
 from keju.models.chatglm import ChatGLMConfig
 from keju.models.glm import GLMConfig
 from keju.models.pangu import PanguConfig
@@ -24,7 +25,7 @@ WITHOUT_EQUAL = {
 def find_pair(config: PreTrainedConfig, to: str) -> tuple[Pair, bool]:
     """The pair that makes a `to` of a model with this config, and whether that is the way from ours to theirs.
 
-    Raises ValueError, with the reason, where there is none.
+    Raises UserError, with the reason, where there is none.
     """
     names = [module.name for module in pkgutil.iter_modules(keju.conversion.pairs.__path__)]
     pairs = [importlib.import_module(f"keju.conversion.pairs.{name}").PAIR for name in sorted(names)]
@@ -35,4 +36,4 @@ def find_pair(config: PreTrainedConfig, to: str) -> tuple[Pair, bool]:
                 return pair, forward
             ways.append(f"{origin.__name__.removesuffix('Config')} to {target.model_type}")
     reason = WITHOUT_EQUAL.get(type(config), f"there is {', '.join(ways)}")
-    raise ValueError(f"--to {to}: no exact equal of {type(config).__name__.removesuffix('Config')}: {reason}")
+    raise UserError(f"{to}: no exact equal of {type(config).__name__.removesuffix('Config')}: {reason}", option="to")

@@ -8,6 +8,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from keju.errors import UserError
+
 LENGTHS = (24, 13, 5)
 # Of the largest logit. float32 differs by 1e-6 where sums are taken in another order.
 TOLERANCE = 1e-4
@@ -36,12 +38,12 @@ def sample_logits(
 
 
 def largest_difference(before: torch.Tensor, after: torch.Tensor) -> float:
-    """The largest difference of two results of sample_logits. Raises ValueError if it is more than rounding."""
+    """The largest difference of two results of sample_logits. Raises UserError if it is more than rounding."""
     if not before.isfinite().all():
-        raise ValueError("the logits of the model that is converted are not finite: its weights are damaged")
+        raise UserError("the logits of the model that is converted are not finite: its weights are damaged")
     difference, scale = (before - after).abs().max().item(), before.abs().max().item()
     if not difference <= TOLERANCE * scale:
-        raise ValueError(
+        raise UserError(
             f"the converted model gives other logits (difference {difference:.2g} at a scale of {scale:.2g}): "
             "nothing is written"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from keju.errors import UserError
 from keju.tokenizers.sentencepiece_family import SentencePieceFamily
 
 
@@ -31,26 +32,26 @@ class Extension:
 
 
 def read_tokens(path: str | Path) -> list[str]:
-    """One token a line; blank lines do not count. Raises ValueError naming the line of one that is there twice."""
+    """One token a line; blank lines do not count. Raises UserError naming the line of one that is there twice."""
     first: dict[str, int] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         token = line.strip()
         if token in first:
-            raise ValueError(f"{path}:{number}: {token!r} is in line {first[token]} already")
+            raise UserError(f"{path}:{number}: {token!r} is in line {first[token]} already")
         if token:
             first[token] = number
     return list(first)
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, plain: Sequence[str], special: Sequence[str]) -> Extension:
-    """Adds tokens to `tokenizer`, `plain` ones before `special` ones. Raises ValueError for tokens that it has."""
+    """Adds tokens to `tokenizer`, `plain` ones before `special` ones. Raises UserError for tokens that it has."""
     tokens = (*plain, *special)
     known = tokenizer.get_vocab()  # keys of Qwen's are bytes
     for number, token in enumerate(tokens):
         if not token.strip() or token in tokens[:number]:
-            raise ValueError(f"--add_tokens: {token!r} is blank or there twice")
+            raise UserError(f"{token!r} is blank or there twice", option="add_tokens")
         if token in known or token.encode() in known:
-            raise ValueError(f"--add_tokens: {token!r} is a token of this {type(tokenizer).__name__} already")
+            raise UserError(f"{token!r} is a token of this {type(tokenizer).__name__} already", option="add_tokens")
     num_old = max(known.values()) + 1
     pieces = tuple(tuple(tokenizer.encode(token, add_special_tokens=False)) for token in tokens)
     tokenizer.add_tokens(list(plain))
@@ -64,26 +65,27 @@ def add_pieces(
     """Appends the pieces of another SentencePiece model, `path`, to that of `tokenizer`, as Chinese-LLaMA was made:
     with score 0, so that they are merged before all older ones. The new tokenizer is saved in `folder`.
 
-    Raises ValueError for a tokenizer that is not made of one SentencePiece file, or has tokens beside it.
+    Raises UserError for a tokenizer that is not made of one SentencePiece file, or has tokens beside it.
     """
     from sentencepiece import sentencepiece_model_pb2
 
     vocab_file = getattr(tokenizer, "vocab_file", None)
     if not isinstance(tokenizer, SentencePieceFamily) or len(tokenizer) != tokenizer.sp_model.get_piece_size():
-        raise ValueError(
-            f"--add_pieces: the tokens of this {type(tokenizer).__name__} are not those of one SentencePiece file"
+        raise UserError(
+            f"the tokens of this {type(tokenizer).__name__} are not those of one SentencePiece file",
+            option="add_pieces",
         )
     old, other = sentencepiece_model_pb2.ModelProto(), sentencepiece_model_pb2.ModelProto()
     old.ParseFromString(Path(vocab_file).read_bytes())
     try:
         other.ParseFromString(Path(path).read_bytes())
     except Exception as error:  # protobuf's DecodeError
-        raise ValueError(f"--add_pieces: {path} is not a SentencePiece model") from error
+        raise UserError(f"{path} is not a SentencePiece model", option="add_pieces") from error
     known = {piece.piece for piece in old.pieces}
     normal = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
     new = [piece.piece for piece in other.pieces if piece.type == normal and piece.piece not in known]
     if not new:
-        raise ValueError(f"--add_pieces: {path} has no piece that is new")
+        raise UserError(f"{path} has no piece that is new", option="add_pieces")
     pieces = tuple(tuple(tokenizer.sp_model.encode(piece.replace("\u2581", " "))) for piece in new)
     for piece in new:
         old.pieces.add(piece=piece, score=0.0)
@@ -93,19 +95,19 @@ def add_pieces(
 
 
 def check_pieces(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> None:
-    """Raises ValueError unless the pieces have the ids that their rows have."""
+    """Raises UserError unless the pieces have the ids that their rows have."""
     if tokenizer.convert_tokens_to_ids(list(extension.plain)) != list(range(extension.num_old, extension.num_tokens)):
-        raise ValueError("--add_pieces: the saved tokenizer does not have the new pieces where their rows are")
+        raise UserError("the saved tokenizer does not have the new pieces where their rows are", option="add_pieces")
 
 
 def check_saved(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> None:
-    """Raises ValueError unless a tokenizer that was saved and loaded has the new tokens, each in one piece."""
+    """Raises UserError unless a tokenizer that was saved and loaded has the new tokens, each in one piece."""
     for index, token in enumerate(extension.tokens, start=extension.num_old):
         kept = tokenizer.convert_tokens_to_ids(token) == index
         if kept and token in extension.plain:
             kept = tokenizer.encode(token, add_special_tokens=False) == [index]
         if not kept:
-            raise ValueError(f"--add_tokens: a {type(tokenizer).__name__} does not keep {token!r} as one token")
+            raise UserError(f"a {type(tokenizer).__name__} does not keep {token!r} as one token", option="add_tokens")
 
 
 def vocabulary_weights(model: PreTrainedModel) -> set[str]:

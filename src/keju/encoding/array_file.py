@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
+from keju.errors import UserError
+
 BLOCK = 1 << 16  # bytes that have a checksum of their own
 
 
@@ -49,12 +51,12 @@ class ArrayWriter:
         return self._file.tell()
 
 
-class DamagedFile(ValueError):
+class DamagedFile(UserError):
     """A file that does not hold what was written to it."""
 
 
 class ArrayReader:
-    """Rows of a .npy file. Copies to other processes open the file themselves. Raises ValueError for a damaged one.
+    """Rows of a .npy file. Copies to other processes open the file themselves. Raises UserError for a damaged one.
 
     checksums: of its blocks (see `file_checksums`); each block is compared when something is read from it for the first
     time, so that a file of any size is checked without being read ahead. None: nothing is compared.
@@ -67,13 +69,13 @@ class ArrayReader:
         self._check(0, 1)
         with path.open("rb") as file:
             if npy.read_magic(file) != (1, 0):
-                raise ValueError(f"{path}: not a .npy file of version 1")
+                raise UserError(f"{path}: not a .npy file of version 1")
             self.shape, _, self.dtype = npy.read_array_header_1_0(file)
             self._start = file.tell()
         self._row_bytes = self.dtype.itemsize * (self.shape[1] if len(self.shape) > 1 else 1)
         self.num_bytes = self._start + self.shape[0] * self._row_bytes
         if path.stat().st_size != self.num_bytes:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes instead of {self.num_bytes}")
+            raise UserError(f"{path}: {path.stat().st_size} bytes instead of {self.num_bytes}")
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from keju.errors import UserError
+
 TRAIN_TURNS = ("all", "last")
 TRAIN_THOUGHTS = ("all", "last", "none")
 
@@ -23,4 +25,4 @@ class ChatSettings:
     def __post_init__(self) -> None:
         for name, choices in (("train_turns", TRAIN_TURNS), ("train_thoughts", TRAIN_THOUGHTS)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"--{name} {getattr(self, name)}: choose from {', '.join(choices)}")
+                raise UserError(f"{getattr(self, name)}: choose from {', '.join(choices)}", option=name)

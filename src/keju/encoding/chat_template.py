@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from keju.encoding.refusals import RunawayTemplate, Unencodable
 from keju.encoding.skeleton import Filled, Marked, Skeleton
 from keju.encoding.template_bounds import SECONDS, TEXT, TIMES, OutOfTime, bounded
+from keju.errors import UserError
 from keju.records.record import Message
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class ChatTemplate:
     """The chat template of a tokenizer.
 
     special_tokens: their names, by which the end of a turn is told. enable_thinking: what the template is given under
-    this name (None: nothing). Raises ValueError where the template does not read it.
+    this name (None: nothing). Raises UserError where the template does not read it.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class ChatTemplate:
         self._settings = {}
         if enable_thinking is not None:
             if not re.search(r"\benable_thinking\b", self._source):
-                raise ValueError(f"--enable_thinking: {self._name} does not read enable_thinking")
+                raise UserError(f"{self._name} does not read enable_thinking", option="enable_thinking")
             self._settings["enable_thinking"] = enable_thinking
         self._reads_reasoning = bool(re.search(r"reasoning_content|\bthinking\b", self._source))
         self._has_warned = False  # of thoughts that are left out

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import TooLong, Unencodable
+from keju.errors import UserError
 from keju.records.record import CONTRADICTION, ChatRecord, RankedRecord, Record, TextRecord
 from keju.trees.segment import Segment
 
@@ -86,7 +87,7 @@ def encode_records(
     """Encodes records in the way of `form` (see FORMS).
 
     Records longer than max_length are skipped and listed when the encoder's `on_long` is "skip", and those that cannot
-    be encoded when `on_bad_line` is. Raises ValueError naming `file:line` for anything else. `on_record(1)` is called
+    be encoded when `on_bad_line` is. Raises UserError naming `file:line` for anything else. `on_record(1)` is called
     after each, for a bar.
     """
     encoded = EncodedRecords([], [])
@@ -104,14 +105,14 @@ def encode_records(
             encoded.where += [record.where] * len(trees)
         on_record(1)
     if not encoded.trees:
-        raise ValueError(nothing_usable(encoded.skipped, len(encoded.skipped)))
+        raise UserError(nothing_usable(encoded.skipped, len(encoded.skipped)))
     return encoded
 
 
 def encode_record(record: Record, encoder: Encoder, form: str) -> list[Segment] | str:
     """The trees of one record, or `file:line: why` it is left out.
 
-    Raises Unencodable for a record that makes no tokens, and ValueError as `encode_records` does.
+    Raises Unencodable for a record that makes no tokens, and UserError as `encode_records` does.
     """
     encode, kinds = FORMS[form]
     if not isinstance(record, kinds):

@@ -22,6 +22,7 @@ from keju.encoding.chat_template import ChatTemplate, Turn
 from keju.encoding.refusals import TooLong, Unencodable, placed
 from keju.encoding.text_encoder import TextEncoder
 from keju.encoding.text_tokens import tokens_and_places
+from keju.errors import UserError
 from keju.records.record import Answer, ChatRecord, Message, RankedRecord, Record, TextRecord
 from keju.tokenizers.family import renders_ids
 from keju.trees.segment import Segment
@@ -69,7 +70,7 @@ class Encoder(TextEncoder):
             names = list(map(str, tokenizer.convert_ids_to_tokens(sorted(self.special_ids))))
             self.template = ChatTemplate(tokenizer, names, self.chats.enable_thinking)
         elif self.chats.enable_thinking is not None:
-            raise ValueError("--enable_thinking: the tokenizer has no chat template that would read it")
+            raise UserError("the tokenizer has no chat template that would read it", option="enable_thinking")
         self.renders_ids = renders_ids(tokenizer)  # its conversations are not the tokens of any text
 
     # -- prompts and answers -----------------------------------------------------------------------------------------
@@ -334,8 +335,6 @@ class Encoder(TextEncoder):
         if isinstance(record, ChatRecord):
             return self.chat_trees(record)
         return [self.ranked_tree(record, best_only=True)]
-
-    # -- details -----------------------------------------------------------------------------------------------------
 
     def _plain_parts(self, messages: Sequence[Message]) -> Iterator[tuple[list[int], bool]]:
         """A conversation without a chat template, part by part: what stands before an answer, the answer (True) with

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from keju.errors import UserError
 from keju.tokenizers.family import answer_end_id
 from keju.trees.packed_batch import PackedBatch
 from keju.trees.segment import Segment
@@ -76,7 +77,7 @@ def check_trees(
     vocab_size: int | None = None,
     end_ids: Sequence[int] = (),
 ) -> None:
-    """Raises ValueError with the cause for what is surely wrong in the first trees of a data set.
+    """Raises UserError with the cause for what is surely wrong in the first trees of a data set.
 
     form: "text", "sft", "ranked", "kto" or "prompt" (nothing is trained). end_ids: further tokens that end an answer (a
     model's generation_config has them).
@@ -92,25 +93,25 @@ def check_trees(
             learned = [token for token, flag in zip(ids, flags, strict=True) if flag]
             any_end |= any(token in ends or _is_end(tokenizer, token) for token in learned)
             if vocab_size is not None and ids and max(ids) >= vocab_size:
-                raise ValueError(
+                raise UserError(
                     f"{place}: token id {max(ids)} is outside the model's vocabulary of {vocab_size}; "
                     "--tokenizer_name does not belong to this model"
                 )
             pad = tokenizer.pad_token_id
             if pad not in (*ends, tokenizer.unk_token_id) and pad in learned:
-                raise ValueError(f"{place}: the pad token ({tokenizer.pad_token}) is trained; take it out of the text")
+                raise UserError(f"{place}: the pad token ({tokenizer.pad_token}) is trained; take it out of the text")
             if form != "text" and segment is not tree and not [token for token in learned if token not in ends]:
-                raise ValueError(f"{place}: an empty answer")
+                raise UserError(f"{place}: an empty answer")
         bos = tokenizer.bos_token_id
         if bos is not None and bos not in ends and list(tree.tokens[:2]) == [bos, bos]:
-            raise ValueError(
+            raise UserError(
                 f"{place}: two {tokenizer.bos_token} at the start: the chat template writes one and so does the "
                 "tokenizer (or the text); remove one of them"
             )
         if form in ("ranked", "kto") and _any_trained(tree):
-            raise ValueError(f"{place}: tokens of the prompt are trained")
+            raise UserError(f"{place}: tokens of the prompt are trained")
     if form != "prompt" and checked and not any_end:
-        raise ValueError(
+        raise UserError(
             f"no end token ({tokenizer.eos_token}) is trained in the first {len(checked)} records: answers would never "
             "stop; check the tokenizer's eos_token and chat template, and --max_length"
         )

@@ -8,20 +8,21 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from keju.errors import UserError
 from keju.records.record import Record
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Unencodable(ValueError):
+class Unencodable(UserError):
     """A record that makes no tokens: `--on_bad_line skip` leaves it out, as a line that is no record."""
 
 
-class TooLong(ValueError):
+class TooLong(UserError):
     """A record that does not fit the maximum length."""
 
 
-class RunawayTemplate(ValueError):
+class RunawayTemplate(UserError):
     """A chat template that takes more time or memory than any conversation needs; no record is skipped for it."""
 
 

@@ -24,6 +24,7 @@ from keju.encoding.token_store import CHECKSUMS, MANIFEST, NPY, LeftOut, Manifes
 from keju.encoding.tree_columns import ARRAYS, TreeColumns, flatten
 from keju.encoding.tree_totals import TreeTotals
 from keju.encoding.workers import map_in_order
+from keju.errors import UserError
 from keju.records.digests import file_digest
 from keju.records.folds import Fold
 from keju.records.reading import check_on_bad_line, parse_row, raw_rows
@@ -46,7 +47,7 @@ class Block:
     totals: list[TreeTotals]  # of each record
     bad: list[tuple[int, int, int, str]] = field(default_factory=list)  # records before, file, line, reason
     skipped: list[tuple[int, int, int, str]] = field(default_factory=list)
-    error: tuple[int, str] | None = None  # records before, what ends the run
+    error: tuple[int, UserError] | None = None  # records before, what ends the run
 
 
 def encode_block(rows: list[Row], encoder: Encoder, form: str, on_bad_line: str, fold: Fold | None) -> Block:
@@ -57,9 +58,9 @@ def encode_block(rows: list[Row], encoder: Encoder, form: str, on_bad_line: str,
         done = len(block.totals)
         try:
             record = parse_row(raw, where)
-        except ValueError as error:
+        except UserError as error:
             if on_bad_line == "error":
-                block.error = (done, f"{where}: {error}")
+                block.error = (done, UserError(f"{where}: {error}"))
                 break
             block.bad.append((done, number, line, str(error)))
             continue
@@ -67,11 +68,11 @@ def encode_block(rows: list[Row], encoder: Encoder, form: str, on_bad_line: str,
             continue
         try:
             found = encode_record(record, encoder, form)
-        except ValueError as error:
+        except UserError as error:
             if on_bad_line == "skip" and isinstance(error, Unencodable):
                 block.bad.append((done, number, line, str(error).removeprefix(f"{where}: ")))
                 continue
-            block.error = (done, str(error))
+            block.error = (done, error)
             break
         if isinstance(found, str):
             block.skipped.append((done, number, line, found.removeprefix(f"{where}: ")))
@@ -99,7 +100,7 @@ def build_store(
     """Fills the empty `folder`, which counts as a store once it is whole: make it with whole_folder.
 
     on_records: called with the records, tokens and bytes of text that are new, for a bar.
-    Raises ValueError for what `read_records` and `encode_records` refuse, the first in the order of the files.
+    Raises UserError for what `read_records` and `encode_records` refuse, the first in the order of the files.
     """
     check_on_bad_line(on_bad_line)
     writer = _Writer(folder, encoder.tokenizer)
@@ -118,12 +119,12 @@ def build_store(
     if not manifest.totals.num_trees:
         skipped, bad = manifest.skipped, manifest.bad
         if skipped.count or not bad.count:
-            raise ValueError(
+            raise UserError(
                 nothing_usable(skipped.lines(files), skipped.count)
                 if manifest.num_records or fold
                 else f"{files[0]}: the file has no records"
             )
-        raise ValueError(f"{files[0]}: no usable record, {bad.count} bad ones such as {bad.lines(files)[0]}")
+        raise UserError(f"{files[0]}: no usable record, {bad.count} bad ones such as {bad.lines(files)[0]}")
     manifest.files = [file.name for file in files]
     writer.close()
 
@@ -160,7 +161,7 @@ class _Writer:
         self._total = np.zeros(6, np.int64)
 
     def append(self, block: Block, left: int | None) -> int:
-        """Adds the first `left` records of a block (None: all) -> their tokens. Raises ValueError for its error."""
+        """Adds the first `left` records of a block (None: all) -> their tokens. Raises UserError for its error."""
         inside = (lambda records: True) if left is None else (lambda records: records < left)
         manifest = self.manifest
         columns = block.columns
@@ -171,7 +172,7 @@ class _Writer:
                 if inside(records):
                     into.add(*event)
         if block.error is not None and inside(block.error[0]):
-            raise ValueError(block.error[1])
+            raise block.error[1]
         numbers = np.array([self._number(name) for name in columns.names] or [0], np.uint16)
         for name, rows in columns.arrays.items():
             if name.endswith("_names"):

@@ -8,6 +8,7 @@ from os.path import commonprefix
 from keju.encoding.dataset import FORMS
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import placed
+from keju.errors import UserError
 from keju.records.record import ChatRecord, Message, RankedRecord, Record
 from keju.trees.segment import Segment
 
@@ -16,7 +17,7 @@ def check_against_template(record: Record, encoder: Encoder, form: str) -> bool:
     """Whether there was something to compare: texts and tokenizers without a chat template have no rendering.
 
     encoder: with room for the whole record. What a template writes behind the token that ends the last turn is not
-    learned, and our own end token stands where it writes none. Raises ValueError "file:line: ..." for a difference.
+    learned, and our own end token stands where it writes none. Raises UserError "file:line: ..." for a difference.
     """
     encode, kinds = FORMS[form]
     if encoder.template is None or form == "text" or not isinstance(record, kinds):
@@ -30,7 +31,7 @@ def check_against_template(record: Record, encoder: Encoder, form: str) -> bool:
         if is_equal and not set(expected[place:]) & encoder.special_ids:
             continue
         here, there = (encoder.tokenizer.decode(ids[max(0, place - 3) : place + 5]) for ids in (ours, expected))
-        raise ValueError(
+        raise UserError(
             f"{record.where}: token {place} is not that of the chat template's own rendering: "
             f"{here!r} instead of {there!r}"
         )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from keju.encoding.refusals import TooLong, placed
+from keju.errors import UserError
 from keju.records.record import TextRecord
 from keju.tokenizers.family import PrefixTokenizer, answer_end_id
 from keju.trees.segment import Segment
@@ -29,9 +30,9 @@ class TextEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, *, on_long: str = "skip") -> None:
         if on_long not in ("skip", "error", "truncate"):
-            raise ValueError(f"--on_long {on_long}: choose from skip, error, truncate")
+            raise UserError(f"{on_long}: choose from skip, error, truncate", option="on_long")
         if max_length < 2:
-            raise ValueError(f"--max_length {max_length}: at least 2")
+            raise UserError(f"must be at least 2, got {max_length}", option="max_length")
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.on_long = on_long
@@ -71,7 +72,9 @@ class TextEncoder:
         ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.end]
         room = self.max_length - len(self.tokenizer.opening_ids([]))
         if room < 1:
-            raise ValueError(f"--max_length {self.max_length}: no room for a token beside the special ones")
+            raise UserError(
+                f"{self.max_length} leaves no room for a token beside the special ones", option="max_length"
+            )
         draw = random.Random(text)  # the same context in every epoch and every run
         pieces = []
         for start in range(0, len(ids), room):

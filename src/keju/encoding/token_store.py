@@ -25,6 +25,7 @@ from keju.encoding.array_file import BLOCK, ArrayReader
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.tree_columns import ARRAYS, TOKENS, restore
 from keju.encoding.tree_totals import TreeTotals
+from keju.errors import UserError
 from keju.records.digests import file_digest
 from keju.trees.lazy_trees import LazySequence, LazyTrees
 from keju.trees.segment import Segment
@@ -34,7 +35,7 @@ NPY = (*ARRAYS, "ends", "places")
 LISTED = 100  # reasons for leaving records out that are kept; the others are counted
 
 
-class DamagedStore(ValueError):
+class DamagedStore(UserError):
     """A folder that is no whole store of trees."""
 
 
@@ -84,12 +85,12 @@ class Manifest:
             raise DamagedStore(f"{folder / MANIFEST}: {error}") from error
 
     def reader(self, folder: Path, name: str) -> ArrayReader:
-        """Of an array of the store in `folder`. Raises ValueError or OSError where it is damaged."""
+        """Of an array of the store in `folder`. Raises UserError or OSError where it is damaged."""
         counts = [-(-self.arrays[array][0] // BLOCK) for array in NPY]
         place = NPY.index(name)
         data = (folder / CHECKSUMS).read_bytes()
         if hashlib.sha256(data).hexdigest() != self.checksums or len(data) != 4 * sum(counts):
-            raise ValueError(f"{CHECKSUMS} is not what was written")
+            raise UserError(f"{CHECKSUMS} is not what was written")
         start = sum(counts[:place])
         return ArrayReader(folder / f"{name}.npy", np.frombuffer(data, "<u4")[start : start + counts[place]])
 
@@ -160,20 +161,20 @@ def open_store(folder: Path, files: Sequence[Path], *, thoroughly: bool = False)
     manifest = Manifest.read(folder)
     try:
         if set(manifest.arrays) != set(NPY) or len(manifest.files) != len(files):
-            raise ValueError("the manifest is of another store")
+            raise UserError("the manifest is of another store")
         for name, (size, digest) in manifest.arrays.items():
             path = folder / f"{name}.npy"
             if path.stat().st_size != size:
-                raise ValueError(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
+                raise UserError(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
             if thoroughly and file_digest(path) != digest:
-                raise ValueError(f"{path.name} is not what was written")
+                raise UserError(f"{path.name} is not what was written")
         trees, places = StoredTrees(folder, manifest), StoredPlaces(folder, manifest, files)
         if not len(trees) == len(places) == manifest.totals.num_trees or len(trees) == 0:
-            raise ValueError("arrays of different lengths")
+            raise UserError("arrays of different lengths")
         last = trees._ends.rows(len(trees) - 1, len(trees))[0]
         for name, (*_, column) in ARRAYS.items():
             if len(trees._arrays[name]) != last[column]:
-                raise ValueError(f"{name}.npy has {len(trees._arrays[name])} rows instead of {last[column]}")
+                raise UserError(f"{name}.npy has {len(trees._arrays[name])} rows instead of {last[column]}")
     except (OSError, ValueError) as error:
         raise DamagedStore(f"{folder}: {error}") from error
     skipped = manifest.skipped

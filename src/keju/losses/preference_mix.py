@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from keju.errors import UserError
 from keju.losses import preference
 from keju.losses.preference_pairs import LossSettings, PreferencePairs, Side
 
@@ -24,30 +25,30 @@ class PreferenceMix:
     Such a file has `loss(pairs, settings) -> [P]` and may say: NEEDS_REFERENCE = False; SMOOTHED = True where
     settings.label_smoothing matters; NEEDS_SMOOTHING where it must be above 0; NEEDS_ALL_PAIRS where a pair's loss
     depends on the other pairs of the whole batch, NEEDS_MEAN_LENGTH where it does by Side.mean_length alone;
-    `reward(side, settings) -> [P]`, the implicit reward, where it is not beta times the log-ratio. Raises ValueError
+    `reward(side, settings) -> [P]`, the implicit reward, where it is not beta times the log-ratio. Raises UserError
     naming the flag.
     """
 
     def __init__(self, names: Sequence[str], weights: Sequence[float] | None, settings: LossSettings) -> None:
         for name in names:
             if name not in loss_names():
-                raise ValueError(f"--loss_type {name}: choose from {', '.join(loss_names())}")
+                raise UserError(f"{name}: choose from {', '.join(loss_names())}", option="loss_type")
         if not names:
-            raise ValueError("--loss_type: at least one")
+            raise UserError("at least one", option="loss_type")
         self.weights = [1.0] * len(names) if weights is None else list(weights)
         if len(self.weights) != len(names):
-            raise ValueError(f"--loss_weights: {len(self.weights)} for {len(names)} values of --loss_type")
+            raise UserError(f"{len(self.weights)} for {len(names)} values of --loss_type", option="loss_weights")
         self.settings = settings
         self.losses = [importlib.import_module(f"{preference.__name__}.{name}") for name in names]
         shown, smoothing = " ".join(names), settings.label_smoothing
         if smoothing and not any(_says(loss, "SMOOTHED") for loss in self.losses):
-            raise ValueError(f"--label_smoothing has no effect with --loss_type {shown}")
+            raise UserError(f"has no effect with --loss_type {shown}", option="label_smoothing")
         if not 0 <= smoothing < 0.5:
-            raise ValueError(f"--label_smoothing {smoothing}: must be at least 0 and below 0.5")
+            raise UserError(f"must be at least 0 and below 0.5, got {smoothing}", option="label_smoothing")
         if not smoothing and any(_says(loss, "NEEDS_SMOOTHING") for loss in self.losses):
-            raise ValueError(f"--loss_type {shown} needs --label_smoothing above 0 (1e-3, for sure labels)")
+            raise UserError(f"{shown} needs --label_smoothing above 0 (1e-3, for sure labels)", option="loss_type")
         if settings.beta <= 0:
-            raise ValueError(f"--beta {settings.beta}: must be above 0")
+            raise UserError(f"must be above 0, got {settings.beta}", option="beta")
 
     @property
     def needs_reference(self) -> bool:

@@ -13,7 +13,8 @@ import sys
 import torch
 from torch import nn
 
-from keju.kernels.dispatch import choice
+from keju.errors import UserError
+from keju.kernels.dispatch import possible_choice
 from keju.kernels.lora import lora_linear
 from keju.models import accelerated
 from keju.models.layers import PEFT_LORA, as_lora
@@ -22,9 +23,12 @@ from keju.models.layers import PEFT_LORA, as_lora
 def with_kernels(model: nn.Module) -> nn.Module:
     """`accelerate` on CUDA unless KEJU_KERNELS=reference; elsewhere only where KEJU_KERNELS=triton asks for it.
 
-    Raises ValueError for another value of KEJU_KERNELS.
+    Raises UserError for another value of KEJU_KERNELS.
     """
-    chosen = choice()
+    try:
+        chosen = possible_choice()
+    except ValueError as error:  # a kernel does not know whose mistake it is
+        raise UserError(str(error)) from error
     if chosen == "triton" or (not chosen and torch.cuda.is_available()):
         accelerate(model)
     return model

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from keju.errors import UserError
 from keju.models.backbone import DerivedHead, num_embeddings
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -33,39 +34,42 @@ def holds_adapters(name: str) -> bool:
     return (Path(name) / SETTINGS).is_file()
 
 
-def check_kind(settings: Mapping[str, Any], where: str) -> None:
-    """Raises ValueError for adapters of a kind that is not loaded, trained or merged here.
+def check_kind(settings: Mapping[str, Any], folder: str) -> None:
+    """Raises UserError for adapters of a kind that is not loaded, trained or merged here.
 
-    settings: an adapter_config.json. where: how errors call the folder.
+    settings: the adapter_config.json of `folder`.
     """
+    why = _unsupported(settings)
+    if why is not None:
+        raise UserError(f"{folder}: {why}", option="model_name_or_path")
+
+
+def _unsupported(settings: Mapping[str, Any]) -> str | None:
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":
-        raise ValueError(f"{where}: adapters of the kind {kind} are not supported; LoRA, rsLoRA and DoRA are")
+        return f"adapters of the kind {kind} are not supported; LoRA, rsLoRA and DoRA are"
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(CHANGE_THE_BASE):
-        raise ValueError(
-            f"{where}: its adapters stand on a base that {start} has changed; save them again for the untouched base "
+        return (
+            f"its adapters stand on a base that {start} has changed; save them again for the untouched base "
             "(save_pretrained of PEFT with path_initial_model_for_weight_conversion)"
         )
     if settings.get("bias", "none") != "none":
-        raise ValueError(
-            f'{where}: adapters with trained biases of the base ("bias": "{settings["bias"]}") are not supported'
-        )
+        return f'adapters with trained biases of the base ("bias": "{settings["bias"]}") are not supported'
     others = sorted(
         name for name, value in settings.items() if name not in KNOWN and value not in (None, False, [], {})
     )
-    if others:
-        raise ValueError(f"{where}: adapters with {others[0]} are not supported")
+    return f"adapters with {others[0]} are not supported" if others else None
 
 
-def fit_embeddings(model: PreTrainedModel, folder: str, *, flag: str = "--model_name_or_path") -> None:
+def fit_embeddings(model: PreTrainedModel, folder: str) -> None:
     """Gives a base as many tokens as adapters have that were trained with more, and saved with embedding and head.
 
-    Raises ValueError where one of the two is not saved with them, and for weights that cannot be read.
+    Raises UserError where one of the two is not saved with them, and for weights that cannot be read.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {module: name for name, module in model.named_modules()}
-    shapes = _shapes(folder, flag)
+    shapes = _shapes(folder)
     rows = {
         module: shapes[key][0]
         for module in (embedding, head)
@@ -77,21 +81,22 @@ def fit_embeddings(model: PreTrainedModel, folder: str, *, flag: str = "--model_
     if set(rows.values()) <= {count}:
         return
     if rows.get(embedding) is None or (head is not None and rows.get(head) != rows[embedding]):
-        raise ValueError(
-            f"{flag}: {folder}: its adapters are of {max(rows.values())} tokens, the base has {count}, and not both "
-            "embedding and head of that size are saved with them"
+        raise UserError(
+            f"{folder}: its adapters are of {max(rows.values())} tokens, the base has {count}, and not both embedding "
+            "and head of that size are saved with them",
+            option="model_name_or_path",
         )
     model.resize_token_embeddings(rows[embedding], mean_resizing=False)
     if isinstance(head, DerivedHead):  # transformers makes a plain one
         model.get_output_embeddings().__class__ = type(head)
 
 
-def check_weights(adapted: nn.Module, folder: str, *, flag: str = "--model_name_or_path") -> None:
-    """Raises ValueError unless a folder has the weights, by name and shape, that a model in PEFT's wrapper saves of its
+def check_weights(adapted: nn.Module, folder: str) -> None:
+    """Raises UserError unless a folder has the weights, by name and shape, that a model in PEFT's wrapper saves of its
     adapters; PEFT itself overlooks what is missing or left over."""
     from peft import get_peft_model_state_dict
 
-    shapes = _shapes(folder, flag)
+    shapes = _shapes(folder)
     expected = {name: list(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
     for name in sorted(shapes.keys() | expected.keys()):
         if name not in shapes and ".base_layer." in name:  # that of the base, which some versions save as well
@@ -99,15 +104,19 @@ def check_weights(adapted: nn.Module, folder: str, *, flag: str = "--model_name_
         if shapes.get(name) != expected.get(name):
             found = "is missing" if name not in shapes else f"has shape {shapes[name]}"
             wanted = f", expected {expected[name]}" if name in expected else ", which belongs to none of its layers"
-            raise ValueError(f"{flag}: {folder}: {name} {found}{wanted}")
+            raise UserError(f"{folder}: {name} {found}{wanted}", option="model_name_or_path")
 
 
-def _shapes(folder: str, flag: str) -> dict[str, list[int]]:
+def _shapes(folder: str) -> dict[str, list[int]]:
     try:
         with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise ValueError(f"{flag}: {folder} holds no {WEIGHTS}, where the weights of its adapters should be") from error
+        raise UserError(
+            f"{folder} holds no {WEIGHTS}, where the weights of its adapters should be", option="model_name_or_path"
+        ) from error
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{flag}: {Path(folder) / WEIGHTS}: its weights are damaged: {reason}") from error
+        raise UserError(
+            f"{Path(folder) / WEIGHTS}: its weights are damaged: {reason}", option="model_name_or_path"
+        ) from error

@@ -17,6 +17,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
+from keju.errors import UserError
+
 MAX_LAYERS = 2048
 # A model may have so many times the numbers that its files hold; then config.json is not theirs.
 MAX_GROWTH = 8
@@ -36,49 +38,49 @@ class RowLimit(NamedTuple):
 
 
 def check_quantization(config: PretrainedConfig | dict) -> None:
-    """Raises ValueError for a configuration whose checkpoint does not hold plain numbers."""
+    """Raises UserError for a configuration whose checkpoint does not hold plain numbers."""
     fields = config if isinstance(config, dict) else config.to_dict()
     for part in (fields, *(value for value in fields.values() if isinstance(value, dict))):
         settings = part.get("quantization_config") or part.get("compression_config")
         if settings:
             method = settings.get("quant_method") if isinstance(settings, dict) else settings
-            raise ValueError(
+            raise UserError(
                 f"its weights are quantised ({method or 'unknown method'}); neither trained nor converted: take the "
                 "checkpoint of full-precision weights"
             )
 
 
 def check_layers(config: PretrainedConfig) -> None:
-    """Raises ValueError for kinds of layers that cannot compute trees, and for absurd numbers of layers."""
+    """Raises UserError for kinds of layers that cannot compute trees, and for absurd numbers of layers."""
     text = config.get_text_config(decoder=True)
     for name, value in text.to_dict().items():
         if name.endswith(("layers", "n_layer", "num_layer")) and isinstance(value, int) and value > MAX_LAYERS:
-            raise ValueError(f"config.json: {name} {value} is absurd (at most {MAX_LAYERS})")
+            raise UserError(f"config.json: {name} {value} is absurd (at most {MAX_LAYERS})")
     for kind in sorted(_layer_kinds(text) - WHOLE - set(WINDOWS)):
         if kind in STATES:
             raise _state_error(kind)
-        raise ValueError(
+        raise UserError(
             f"its layers of kind {kind} choose by rules of their own which tokens they attend to, which token trees do "
             "not support"
         )
     if getattr(text, "index_topk", None):
-        raise ValueError(
+        raise UserError(
             f"its layers attend to the {text.index_topk} tokens that an indexer chooses (sparse attention), which "
             "token trees do not support"
         )
     if getattr(text, "attn_logit_softcapping", None):
-        raise ValueError("its layers cap attention scores (softcap), which token trees do not support")
+        raise UserError("its layers cap attention scores (softcap), which token trees do not support")
 
 
 def check_modules(model: PreTrainedModel) -> None:
-    """Raises ValueError for modules in the layers of `model`, which may be on the meta device, that carry a state."""
+    """Raises UserError for modules in the layers of `model`, which may be on the meta device, that carry a state."""
     for layer in layers_of(model):
         for module in layer.modules():
             own = {name for name, _ in module.named_parameters(recurse=False)}
             if isinstance(module, nn.Conv1d) or own & STATE_PARAMETERS:
                 raise _state_error(_holder(layer, module))
             if "sinks" in own:
-                raise ValueError(
+                raise UserError(
                     f"its layers of kind {type(module).__name__} attend to learned sinks, which token trees do not "
                     "support"
                 )
@@ -109,18 +111,18 @@ def row_limit(config: PretrainedConfig) -> RowLimit | None:
     return min(limits, default=None)
 
 
-def check_row(config: PretrainedConfig, length: int, *, flag: str) -> None:
-    """Raises ValueError naming `flag` for rows of `length` tokens where token trees would not equal them."""
+def check_row(config: PretrainedConfig, length: int) -> None:
+    """Raises UserError (max_length) for rows of `length` tokens where token trees would not equal them."""
     limit = row_limit(config)
     if limit is not None and length > limit.length:
-        raise ValueError(
-            f"{flag}: rows of up to {length} tokens, but {limit.reason}; in token trees rows have at most "
-            f"{limit.length}"
+        raise UserError(
+            f"rows of up to {length} tokens, but {limit.reason}; in token trees rows have at most {limit.length}",
+            option="max_length",
         )
 
 
 def without_weights(auto_class, config: PretrainedConfig) -> PreTrainedModel:
-    """The model with its names and shapes, and no memory for its weights. ValueError where sizes are impossible."""
+    """The model with its names and shapes, and no memory for its weights. UserError where sizes are impossible."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), _uncut():
             return auto_class.from_config(config)
@@ -128,7 +130,7 @@ def without_weights(auto_class, config: PretrainedConfig) -> PreTrainedModel:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if reason.startswith("Unrecognized configuration class"):
             reason = f"{type(config).__name__} has no {auto_class.__name__.removeprefix('Auto')}"
-        raise ValueError(f"no model can be built from its config.json: {reason}") from error
+        raise UserError(f"no model can be built from its config.json: {reason}") from error
 
 
 def num_numbers(model: PreTrainedModel) -> int:
@@ -137,16 +139,16 @@ def num_numbers(model: PreTrainedModel) -> int:
 
 
 def check_size(model: PreTrainedModel, *, available: int | None, element_size: int) -> None:
-    """Raises ValueError for a model without weights that is absurdly larger than its files, which hold `available`
+    """Raises UserError for a model without weights that is absurdly larger than its files, which hold `available`
     numbers, or, where there are none (None), than the memory of this machine."""
     count = num_numbers(model)
     if available is not None:
         if count > MAX_GROWTH * max(available, 1):
-            raise ValueError(f"config.json describes {count} weights, but the files hold {available}")
+            raise UserError(f"config.json describes {count} weights, but the files hold {available}")
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if count * element_size > memory:
-        raise ValueError(
+        raise UserError(
             f"config.json describes {count} weights, {count * element_size / 1e9:.0f} GB; this machine has "
             f"{memory / 1e9:.0f} GB of memory"
         )
@@ -167,8 +169,8 @@ def _uncut() -> Iterator[None]:
         deepspeed.set_hf_deepspeed_config(config)
 
 
-def _state_error(kind: str) -> ValueError:
-    return ValueError(
+def _state_error(kind: str) -> UserError:
+    return UserError(
         f"its layers of kind {kind} carry a state along the row, from one branch of a token tree into the next; this "
         "architecture is not supported yet"
     )

@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from keju.errors import UserError
 from keju.kernels.column_mask import ColumnMask
 from keju.kernels.column_mask_attention import column_mask_attention
 
@@ -63,7 +64,7 @@ def keju_attention(
     alibi: slopes [heads] and positions [T], for column_mask_attention; without a column mask ALiBi is in the mask.
     longest_row: tokens of the longest row in the trees, where it is known. Rows within a sliding window need none.
 
-    Raises ValueError where a model asks for something on top of the mask that trees do not carry.
+    Raises UserError where a model asks for something on top of the mask that trees do not carry.
     """
     if column_mask is None:
         return sdpa_attention_forward(
@@ -74,7 +75,7 @@ def keju_attention(
         kwargs["sliding_window"] = None
     for name in ("sliding_window", "softcap", "position_bias", "s_aux"):
         if kwargs.get(name) is not None:
-            raise ValueError(f"{type(module).__name__} uses {name}, which attention over token trees does not support")
+            raise UserError(f"{type(module).__name__} uses {name}, which attention over token trees does not support")
     output = column_mask_attention(query, key, value, column_mask, scale=scaling, dropout=dropout, alibi=alibi)
     return output.transpose(1, 2), None
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from keju.errors import UserError
 from keju.kernels.column_mask import ColumnMask
 from keju.kernels.linear_cross_entropy import linear_cross_entropy
 from keju.kernels.linear_logprob import LinearLogprob, linear_logprob
@@ -71,7 +72,7 @@ def tree_hidden_states(model: nn.Module, batch) -> torch.Tensor:
     limited = {}
     if row_limit(unwrapped(model).config) is not None:
         limited["longest_row"] = int(batch.position_ids.max()) + 1
-        check_row(unwrapped(model).config, limited["longest_row"], flag=type(backbone).__name__)
+        check_row(unwrapped(model).config, limited["longest_row"])
     output = backbone(
         input_ids=batch.input_ids,
         position_ids=position_ids,
@@ -115,7 +116,7 @@ class _Head(NamedTuple):
 
 
 def check_head(model: nn.Module) -> None:
-    """Raises ValueError for an LM head that computes something else than the passes over trees know of: they multiply
+    """Raises UserError for an LM head that computes something else than the passes over trees know of: they multiply
     by its weight, without calling it."""
     head = unwrapped(model).get_output_embeddings()
     if head is not None:  # the head of a scalar model is called
@@ -165,7 +166,7 @@ def _head_layers(head: nn.Module) -> tuple[nn.Module, nn.Module | None]:
             lora = layer
             kinds = [name for name in layer.active_adapters if name in layer.lora_variant]
             if kinds or layer.fan_in_fan_out:
-                raise ValueError(
+                raise UserError(
                     "the LM head has adapters of another kind than plain LoRA (DoRA, say), which are not computed over "
                     "token trees; leave the head out of --lora_target_modules"
                 )
@@ -174,7 +175,7 @@ def _head_layers(head: nn.Module) -> tuple[nn.Module, nn.Module | None]:
         layers = []
     for layer in layers:
         if type(layer).__module__.partition(".")[0] == "peft" and layer is head:
-            raise ValueError(
+            raise UserError(
                 f"the LM head is wrapped in a {type(layer).__name__} of PEFT, which is not computed over token trees"
             )
         if parametrize.is_parametrized(layer):

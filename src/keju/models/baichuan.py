@@ -33,6 +33,7 @@ from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.errors import UserError
 from keju.kernels.rotary import rotary
 from keju.models.attention import eager_attention
 from keju.models.backbone import DerivedHead
@@ -77,7 +78,7 @@ class BaichuanConfig(PublishedConfig, PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
         if self.z_loss_weight:
             logger.warning(f"z_loss_weight={self.z_loss_weight} selects the NormHead and has no effect on the loss")
 

@@ -37,6 +37,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.errors import UserError
 from keju.kernels.gelu import gelu
 from keju.kernels.rotary import rotary
 from keju.models.attention import eager_attention
@@ -86,16 +87,14 @@ class ChatGLMConfig(PublishedConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.hidden_size % (4 * self.num_attention_heads):
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of 4 x {self.num_attention_heads} heads"
-            )
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of 4 x {self.num_attention_heads} heads")
         for name, refused in (
             ("position_encoding_2d", not self.position_encoding_2d),
             ("pre_seq_len", self.pre_seq_len),
             ("quantization_bit", self.quantization_bit),
         ):
             if refused:
-                raise ValueError(f"{name}={getattr(self, name)} is not supported for ChatGLM models")
+                raise UserError(f"{name}={getattr(self, name)} is not supported for ChatGLM models")
         if self.bos_token_id is not None:
             self.mask_token_id = self.bos_token_id - 4 if self.mask_token_id is None else self.mask_token_id
             self.gmask_token_id = self.bos_token_id - 3 if self.gmask_token_id is None else self.gmask_token_id

@@ -35,6 +35,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.errors import UserError
 from keju.kernels.glu import swiglu
 from keju.kernels.rotary import rotary
 from keju.models.attention import eager_attention
@@ -62,7 +63,7 @@ FIXED = {
 class ChatGLM2Config(PublishedConfig, PreTrainedConfig):
     """Sizes, biases and dropouts under the names of the published config.json; the defaults are ChatGLM2-6B's.
 
-    Raises ValueError for sizes that do not divide and for a switch that is set to something else than in FIXED.
+    Raises UserError for sizes that do not divide and for a switch that is set to something else than in FIXED.
     """
 
     model_type = "chatglm"
@@ -110,12 +111,12 @@ class ChatGLM2Config(PublishedConfig, PreTrainedConfig):
             self.pad_token_id = None
         for name, value in FIXED.items():
             if getattr(self, name) != value:
-                raise ValueError(f"{name}={getattr(self, name)} is not supported in ChatGLM2 and 3, only {value}")
+                raise UserError(f"{name}={getattr(self, name)} is not supported in ChatGLM2 and 3, only {value}")
         if self.num_attention_heads % self.multi_query_group_num:
             groups = self.multi_query_group_num
-            raise ValueError(f"num_attention_heads {self.num_attention_heads} is not a multiple of the {groups} groups")
+            raise UserError(f"num_attention_heads {self.num_attention_heads} is not a multiple of the {groups} groups")
         if self.kv_channels % 4:
-            raise ValueError(f"kv_channels {self.kv_channels} is not a multiple of 4: half of it is turned in pairs")
+            raise UserError(f"kv_channels {self.kv_channels} is not a multiple of 4: half of it is turned in pairs")
 
     @classmethod
     def describes(cls, config: dict) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from keju.errors import UserError
 from keju.models.decoding import decode
 from keju.models.evaluating import evaluating
 from keju.models.sampling import Sampling, choose, uniforms_of
@@ -53,7 +54,7 @@ def generate_responses(
     its prompt (`numbers`; by default its place) and its own number alone; the global random state is left as it was.
     is_complete: of the ids of a response so far, whether it may end there without an end token. `on_batch` is told the
     prompts and generated tokens of each batch. Only the arguments shape the distribution: a repetition penalty or a
-    top_k of 50 that the checkpoint's generation_config.json brings along does not. Raises ValueError naming the flag.
+    top_k of 50 that the checkpoint's generation_config.json brings along does not. Raises UserError naming the flag.
     """
     do_sample = temperature > 0 if do_sample is None else do_sample
     _check(model, prompts, max_new_tokens, num_responses, temperature, top_p, do_sample, batch_size)
@@ -94,7 +95,7 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     more = [] if more is None else [more] if isinstance(more, int) else list(more)
     ids = tuple(dict.fromkeys([*([] if own is None else [own]), *more]))
     if not ids:
-        raise ValueError("the tokenizer has no eos_token: a response could never end; set eos_token in its folder")
+        raise UserError("the tokenizer has no eos_token: a response could never end; set eos_token in its folder")
     return ids
 
 
@@ -116,27 +117,28 @@ def name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def _check(model, prompts, max_new_tokens, num_responses, temperature, top_p, do_sample, batch_size) -> None:
-    for flag, number in (
-        ("--max_new_tokens", max_new_tokens),
-        ("--num_return_sequences", num_responses),
-        ("--batch_size", batch_size),
+    for option, number in (
+        ("max_new_tokens", max_new_tokens),
+        ("num_return_sequences", num_responses),
+        ("batch_size", batch_size),
     ):
         if number < 1:
-            raise ValueError(f"{flag} {number}: must be at least 1")
+            raise UserError(f"must be at least 1, got {number}", option=option)
     if do_sample and temperature <= 0:
-        raise ValueError(f"--temperature {temperature}: sampling needs one above 0")
+        raise UserError(f"sampling needs one above 0, got {temperature}", option="temperature")
     if not 0 < top_p <= 1:
-        raise ValueError(f"--top_p {top_p}: must be above 0 and at most 1")
+        raise UserError(f"must be above 0 and at most 1, got {top_p}", option="top_p")
     if not do_sample and num_responses > 1:
-        raise ValueError(
-            f"--num_return_sequences {num_responses}: without sampling (--temperature 0) all would be equal"
+        raise UserError(
+            f"{num_responses}: without sampling (a temperature of 0) all would be equal", option="num_return_sequences"
         )
     if not all(map(len, prompts)):
-        raise ValueError("an empty prompt: there is no token to go on from")
+        raise UserError("an empty prompt: there is no token to go on from")
     longest = max(map(len, prompts), default=0)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and longest + max_new_tokens > positions:
-        raise ValueError(
-            f"a prompt of {longest} tokens and --max_new_tokens {max_new_tokens} exceed the {positions} positions of "
-            "the model; lower --max_new_tokens or shorten the prompts"
+        raise UserError(
+            f"{max_new_tokens} tokens after a prompt of {longest} exceed the {positions} positions of the model; lower "
+            "it or shorten the prompts",
+            option="max_new_tokens",
         )

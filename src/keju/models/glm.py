@@ -30,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.errors import UserError
 from keju.kernels.gelu import gelu
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
@@ -79,9 +80,9 @@ class GLMConfig(PublishedConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads")
         if self.relative_encoding or not self.block_position_encoding:
-            raise ValueError("only GLM models with block_position_encoding and without relative_encoding are supported")
+            raise UserError("only GLM models with block_position_encoding and without relative_encoding are supported")
         for name, distance in (("mask", 3), ("sop", 6), ("eop", 7), ("smask", 8), ("gmask", 9)):
             if getattr(self, f"{name}_token_id") is None and self.pad_token_id is not None:
                 setattr(self, f"{name}_token_id", self.pad_token_id + distance)

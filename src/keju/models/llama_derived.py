@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
+from keju.errors import UserError
 from keju.models.published_config import PublishedConfig
 
 LORA_TARGETS = ("q_proj", "v_proj")
@@ -21,7 +22,7 @@ class InternLMConfig(PublishedConfig, LlamaConfig):
     """Llama's fields, but for `bias` (of the attention projections) and `rotary`.
 
     `rotary` {"base": number, "type": "origin" or "dynamic"}: dynamic NTK for rows longer than max_position_embeddings,
-    the same as Llama's with a factor of 1. Raises ValueError for another type.
+    the same as Llama's with a factor of 1. Raises UserError for another type.
     """
 
     model_type = "internlm"
@@ -39,12 +40,12 @@ class InternLMConfig(PublishedConfig, LlamaConfig):
             if kind == "dynamic":
                 kwargs.setdefault("rope_scaling", {"rope_type": "dynamic", "factor": 1.0})
             elif kind != "origin":
-                raise ValueError(f"rotary type {kind!r} is not supported for InternLM models")
+                raise UserError(f"rotary type {kind!r} is not supported for InternLM models")
         super().__post_init__(**kwargs)
 
 
 class XverseConfig(PublishedConfig, LlamaConfig):
-    """Llama's fields; the defaults are those of XVERSE-13B. Raises ValueError for quantized checkpoints."""
+    """Llama's fields; the defaults are those of XVERSE-13B. Raises UserError for quantized checkpoints."""
 
     model_type = "xverse"
 
@@ -60,7 +61,7 @@ class XverseConfig(PublishedConfig, LlamaConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.quantization_bit:
-            raise ValueError(f"quantization_bit={self.quantization_bit} is not supported for XVERSE models")
+            raise UserError(f"quantization_bit={self.quantization_bit} is not supported for XVERSE models")
 
 
 class InternLMModel(LlamaModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from keju.errors import UserError, renamed_options
 from keju.models import attention
 from keju.models.accelerate import with_kernels
 from keju.models.adapter_folder import fit_embeddings
@@ -63,18 +63,18 @@ HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "v_head", "c
 CONSTANTS = re.compile(r"(\.|^)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|causal_mask|start_[AB])$")
 
 
-def load_tokenizer(
-    name: str, *, flag: str = "--tokenizer_name", chat_template: str | None = None
-) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or hub name. Raises ValueError when there is none, or one without an end token.
+def load_tokenizer(name: str, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or hub name. Raises UserError when there is none, or one without an end token.
 
     A tokenizer without a pad token pads with its unknown token if it has one, else with its end token; padding is never
     trained on (losses list the positions that they train), so that this cannot teach a model to ignore its end token.
     chat_template: a named template or a Jinja file in the place of the tokenizer's own.
     """
-    tokenizer = read_tokenizer(name, flag=flag)
+    tokenizer = read_tokenizer(name)
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{flag}: the tokenizer of {name} has no eos_token: answers could never end; set one")
+        raise UserError(
+            f"the tokenizer of {name} has no eos_token: answers could never end; set one", option="tokenizer_name"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if chat_template is not None:
@@ -82,18 +82,10 @@ def load_tokenizer(
     return tokenizer
 
 
-def load_stage_tokenizer(
-    model_name_or_path: str, tokenizer_name: str | None, *, chat_template: str | None = None
-) -> PreTrainedTokenizerBase:
-    """The tokenizer that a stage reads with: the one it is given, or else the model's own; see `load_tokenizer`."""
-    if tokenizer_name:
-        return load_tokenizer(tokenizer_name, flag="--tokenizer_name", chat_template=chat_template)
-    return load_tokenizer(model_name_or_path, flag="--model_name_or_path", chat_template=chat_template)
-
-
-def read_tokenizer(name: str, *, flag: str = "--tokenizer_name") -> PreTrainedTokenizerBase:
-    """A tokenizer as its folder describes it. Raises ValueError without one, naming the file if it is damaged."""
-    check_path(name, flag)
+def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer as its folder describes it. Raises UserError without one, naming the file if it is damaged."""
+    with renamed_options(model_name_or_path="tokenizer_name"):
+        check_path(name)
     try:
         for file in TOKENIZER_JSON:
             if (Path(name) / file).is_file():
@@ -106,19 +98,18 @@ def read_tokenizer(name: str, *, flag: str = "--tokenizer_name") -> PreTrainedTo
         if "custom code" in reason:  # of transformers, which then advises to run it
             settings = get_tokenizer_config(name)
             reason = own_code(name, named_code(settings, "AutoTokenizer") or settings.get("tokenizer_class", "..."))
-        raise ValueError(f"{flag}: no tokenizer loads from {name}: {reason}") from error
+        raise UserError(f"no tokenizer loads from {name}: {reason}", option="tokenizer_name") from error
 
 
-def check_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, flag: str = "--tokenizer_name"
-) -> None:
-    """Raises ValueError where a token of the tokenizer has no row in the model's embedding."""
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError where a token of the tokenizer has no row in the model's embedding."""
     token, index = max(tokenizer.get_vocab().items(), key=itemgetter(1))
     num_rows = num_embeddings(model)
     if index >= num_rows:
-        raise ValueError(
-            f"{flag}: the token {token!r} has id {index}, but the embedding of this {type(model).__name__} has "
-            f"{num_rows} rows; the tokenizer is of another model, or its tokens were added without resizing"
+        raise UserError(
+            f"the token {token!r} has id {index}, but the embedding of this {type(model).__name__} has {num_rows} "
+            "rows; the tokenizer is of another model, or its tokens were added without resizing",
+            option="tokenizer_name",
         )
 
 
@@ -139,10 +130,10 @@ def load_causal_lm(
     to `tokenizer`). `from_scratch` takes only the configuration of a folder. quantization: how linear layers are kept
     (keju.models.quantization); adapters that were trained over 4 bits get such a base in any case. trees: refuse kinds
     of layers that cannot compute token trees. base: the folder of the base, where `name` is a folder of adapters that
-    names another one. Raises ValueError naming the flag, for a `tokenizer` that is too large for the model too.
+    names another one. Raises UserError, for a `tokenizer` that is too large for the model too.
     """
     if quantization is not None and (from_scratch or (name in named_sizes() and not Path(name).exists())):
-        raise ValueError("--load_in_4bit: random weights are not worth keeping in 4 bits; it needs a checkpoint")
+        raise UserError("random weights are not worth keeping in 4 bits; it needs a checkpoint", option="load_in_4bit")
     if name in named_sizes() and not Path(name).exists():
         check_model(name, base=base)
         return _from_scratch(AutoModelForCausalLM, size_config(name, tokenizer), tokenizer, dtype, config_overrides)
@@ -162,7 +153,6 @@ def load_scalar_model(
     *,
     dtype: str = "float32",
     tokenizer: PreTrainedTokenizerBase | None = None,
-    flag: str = "--model_name_or_path",
     require_head: bool = False,
     config_overrides: dict | None = None,
     quantization: BitsAndBytesConfig | None = None,
@@ -179,32 +169,34 @@ def load_scalar_model(
         name,
         dtype,
         {**(config_overrides or {}), "num_labels": 1},
-        flag=flag,
         quantization=quantization,
         base=base,
     )
     fresh = any(key.endswith("score.weight") for key in missing)
     if fresh and require_head:
-        raise ValueError(f"{flag}: {name} is not a reward model (its checkpoint has no score.weight)")
+        raise UserError(
+            f"{name} is not a reward model (its checkpoint has no score.weight)", option="model_name_or_path"
+        )
     if fresh and hasattr(model, "peft_config"):
-        raise ValueError(
-            f"{flag}: {name} holds adapters of a model without a head, and a new one would not be trained and saved "
-            "with them; make a whole model of them first: --adapters merge, or keju.merge"
+        raise UserError(
+            f"{name} holds adapters of a model without a head, and a new one would not be trained and saved with them; "
+            "make a whole model of them first: --adapters merge, or keju.merge",
+            option="model_name_or_path",
         )
     if fresh:
         with whole([model.score.weight], write=True):
             torch.nn.init.zeros_(model.score.weight)
     if tokenizer is not None:
-        check_vocabulary(model, tokenizer, flag=flag)
+        check_vocabulary(model, tokenizer)
     return model
 
 
 def _from_pretrained(
-    auto_class, name, dtype, overrides, *, flag="--model_name_or_path", quantization=None, trees=True, base=None
+    auto_class, name, dtype, overrides, *, quantization=None, trees=True, base=None
 ) -> tuple[PreTrainedModel, set]:
     check = check_model if trees else checked_config
-    config = check(name, flag=flag, overrides=overrides, base=base)
-    source = base_of(name, flag, base)
+    config = check(name, overrides=overrides, base=base)
+    source = base_of(name, base)
     try:
         if Path(source).is_dir():
             check_folder(Path(source))
@@ -214,17 +206,20 @@ def _from_pretrained(
         if Path(source).is_dir():
             available = num_numbers_in(weight_files(Path(source), SAFETENSORS))
             check_size(model, available=available, element_size=_dtype(dtype).itemsize)
-    except ValueError as error:
-        raise ValueError(f"{flag}: {error if str(source) in str(error) else f'{source}: {error}'}") from error
+    except UserError as error:
+        message = str(error) if str(source) in str(error) else f"{source}: {error}"
+        raise UserError(message, option="model_name_or_path") from error
     in_4bit = trained_in_4bit(name)
     if quantization is not None and in_4bit is False:
-        raise ValueError(f"--load_in_4bit: the adapters in {name} were trained on a base of whole weights")
+        raise UserError(f"the adapters in {name} were trained on a base of whole weights", option="load_in_4bit")
+    blamed = {"load_in_4bit": "model_name_or_path"} if in_4bit else {}  # adapters ask for it, and no option
     if quantization is None and in_4bit:
-        quantization = nf4(_dtype(dtype), flag=f"{flag}: {name}")
+        with renamed_options(**blamed):
+            quantization = nf4(_dtype(dtype))
     model, missing = load_checked(
         auto_class.from_pretrained,
         source,
-        where=f"{flag}: {source}",
+        where=source,
         adapters=None if source == name else name,
         dtype=_dtype(dtype),
         use_safetensors=True,  # never a pickle
@@ -232,7 +227,8 @@ def _from_pretrained(
         **(overrides or {}),
     )
     if quantization is not None:
-        check_4bit(model, flag="--load_in_4bit" if in_4bit is None else f"{flag}: {name}")
+        with renamed_options(**blamed):
+            check_4bit(model)
     return model, missing
 
 
@@ -241,7 +237,7 @@ def load_checked(
 ) -> tuple[PreTrainedModel, set]:
     """Calls a from_pretrained of transformers -> (model, names of heads without weights in the checkpoint).
 
-    where: how errors call the checkpoint. adapters: a folder of adapters for the model. Raises ValueError, in one line,
+    where: how errors call the checkpoint. adapters: a folder of adapters for the model. Raises UserError, in one line,
     for weights that are missing, damaged or of another shape.
     """
     with _one_line_errors(where):
@@ -256,8 +252,8 @@ def load_checked(
     missing = _check_loaded(model, info, where)
     if adapters is not None:
         # By itself: from_pretrained would keep what is missing in the base to itself.
-        where = f"{where.partition(': ')[0]}: {adapters}"
-        fit_embeddings(model, adapters, flag=where.partition(": ")[0])
+        where = adapters
+        fit_embeddings(model, adapters)
         with _one_line_errors(where):
             info = model.load_adapter(
                 adapters,
@@ -281,10 +277,12 @@ def _one_line_errors(where: str) -> Iterator[None]:
     transformers.logging.set_verbosity_error()  # its report of missing weights: what matters is checked afterwards
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{where}: no model loads from it: {_reason(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{where}: no model loads from it: {_reason(error)}", option="model_name_or_path") from error
     except SafetensorError as error:
-        raise ValueError(f"{where}: its weights are damaged: {first_line(error)}") from error
+        raise UserError(
+            f"{where}: its weights are damaged: {first_line(error)}", option="model_name_or_path"
+        ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
 
@@ -292,13 +290,19 @@ def _one_line_errors(where: str) -> Iterator[None]:
 def _check_loaded(model: PreTrainedModel, info: dict, where: str, adapters: str | None = None) -> set:
     """The names of heads without weights. info: of loading the model, or the `adapters` on it."""
     for key, found, expected in sorted(info["mismatched_keys"]):
-        raise ValueError(f"{where}: {key} has shape {list(found)}, {type(model).__name__} expects {list(expected)}")
+        raise UserError(
+            f"{where}: {key} has shape {list(found)}, {type(model).__name__} expects {list(expected)}",
+            option="model_name_or_path",
+        )
     lengths = {key for key in info["missing_keys"] if ".lora_magnitude_vector." in key}
     if lengths:
         _load_lengths(model, adapters)
     missing = sorted(key for key in info["missing_keys"] - lengths if not key.endswith("score.weight"))
     if missing:
-        raise ValueError(f"{where}: lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}")
+        raise UserError(
+            f"{where}: lacks {len(missing)} weights of {type(model).__name__}, first {missing[0]}",
+            option="model_name_or_path",
+        )
     loaded = {key for key in info["unexpected_keys"] if lengths and ".lora_magnitude_vector." in key}
     if adapters is not None:  # of embeddings of more tokens PEFT writes such layers twice, by two names
         loaded |= {key for key in info["unexpected_keys"] if ".modules_to_save." in key}
@@ -307,16 +311,17 @@ def _check_loaded(model: PreTrainedModel, info: dict, where: str, adapters: str 
 
 
 def check_unexpected(names: Iterable[str], model: PreTrainedModel, *, where: str) -> None:
-    """Raises ValueError for weights of a checkpoint that the model has no place for; lists those that do no harm: the
+    """Raises UserError for weights of a checkpoint that the model has no place for; lists those that do no harm: the
     head of a model for another purpose, and constants that older files hold."""
     unexpected = sorted(names)
     heads = HEADS - {name for name, _ in unwrapped(model).named_children()}
     harmless = [key for key in unexpected if CONSTANTS.search(key) or key.split(".")[0] in heads]
     refused = [key for key in unexpected if key not in harmless]
     if refused:
-        raise ValueError(
+        raise UserError(
             f"{where}: {type(model).__name__} has no place for {len(refused)} of its weights, first {refused[0]}: "
-            "config.json is not that of the files"
+            "config.json is not that of the files",
+            option="model_name_or_path",
         )
     if harmless:
         more = f" and {len(harmless) - 1} others" if len(harmless) > 1 else ""
@@ -346,7 +351,7 @@ def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overri
         config.eos_token_id = answer_end_id(tokenizer)
     for key, value in (overrides or {}).items():
         if not hasattr(config, key):
-            raise ValueError(f"--config_overrides: {type(config).__name__} has no field {key!r}")
+            raise UserError(f"{type(config).__name__} has no field {key!r}", option="config_overrides")
         setattr(config, key, value)
     try:
         check_layers(config)
@@ -356,11 +361,11 @@ def _from_scratch(auto_class, config: PretrainedConfig, tokenizer, dtype, overri
             check_size(model, available=None, element_size=_dtype(dtype).itemsize)
         model = auto_class.from_config(config, dtype=_dtype(dtype), attn_implementation=attention.NAME)
     except (ValueError, KeyError) as error:
-        raise ValueError(f"--model_name_or_path: {type(config).__name__}: {_reason(error)}") from error
+        raise UserError(f"{type(config).__name__}: {_reason(error)}", option="model_name_or_path") from error
     return with_kernels(model)
 
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise ValueError(f"--dtype {name}: choose from {', '.join(DTYPES)}")
+        raise UserError(f"{name}: choose from {', '.join(DTYPES)}", option="dtype")
     return DTYPES[name]

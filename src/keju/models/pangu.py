@@ -28,6 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.errors import UserError
 from keju.models.attention import eager_attention
 from keju.models.causal_lm import CausalLM
 from keju.models.layers import LayerNorm, activation, project
@@ -71,7 +72,7 @@ class PanguConfig(PublishedConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
 
 
 class ResidualProjection(nn.Linear):

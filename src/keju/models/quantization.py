@@ -6,21 +6,23 @@ that is for what the base model is: PEFT hands `auto_mapping` on as it is, throu
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from keju.errors import UserError
+from keju.models.checkpoint_files import read_object
+
 SETTINGS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 BLOCK_SIZE = 64
 
 
-def nf4(compute_dtype: torch.dtype, *, flag: str = "--load_in_4bit") -> BitsAndBytesConfig:
-    """What from_pretrained takes; products are computed in `compute_dtype`. ValueError without bitsandbytes."""
+def nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    """What from_pretrained takes; products are computed in `compute_dtype`. UserError without bitsandbytes."""
     if find_spec("bitsandbytes") is None:
-        raise ValueError(f"{flag}: 4-bit weights need bitsandbytes (pip install bitsandbytes)")
+        raise UserError("4-bit weights need bitsandbytes (pip install bitsandbytes)", option="load_in_4bit")
     return BitsAndBytesConfig(**SETTINGS, bnb_4bit_compute_dtype=compute_dtype)
 
 
@@ -38,20 +40,21 @@ def trained_in_4bit(folder: str | Path) -> bool | None:
     path = Path(folder) / "adapter_config.json"
     if not path.is_file():
         return None
-    described = json.loads(path.read_text(encoding="utf-8")).get("auto_mapping") or {}
+    described = read_object(path).get("auto_mapping") or {}
     return "base_quantization" in described
 
 
-def check_4bit(model: PreTrainedModel, *, flag: str) -> PreTrainedModel:
-    """A model as loaded, made fit for the CPU. Raises ValueError naming `flag` where bitsandbytes computes wrongly."""
+def check_4bit(model: PreTrainedModel) -> PreTrainedModel:
+    """A model as loaded, made fit for the CPU. Raises UserError where bitsandbytes computes wrongly."""
     for name, layer in model.named_modules():
         if not hasattr(layer, "support_avx512bf16_for_cpu"):  # bitsandbytes' own layers
             continue
         # Its first evaluation on such a CPU would round the scales of the weights to bfloat16, for good.
         layer.support_avx512bf16_for_cpu = False
         if layer.weight.device.type == "cpu" and layer.in_features % BLOCK_SIZE:
-            raise ValueError(
-                f"{flag}: on the CPU, bitsandbytes reads rows wrongly that are no multiple of {BLOCK_SIZE} wide; "
-                f"{name} has {layer.in_features} inputs"
+            raise UserError(
+                f"on the CPU, bitsandbytes reads rows wrongly that are no multiple of {BLOCK_SIZE} wide; {name} has "
+                f"{layer.in_features} inputs",
+                option="load_in_4bit",
             )
     return model

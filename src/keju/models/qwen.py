@@ -33,6 +33,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from keju.errors import UserError
 from keju.kernels.glu import swiglu
 from keju.kernels.rotary import rotary
 from keju.models.attention import eager_attention
@@ -91,11 +92,11 @@ class QWenConfig(PublishedConfig, PreTrainedConfig):
         padded = kwargs.pop("padded_vocab_size", self.vocab_size)
         super().__post_init__(**kwargs)
         if padded != self.vocab_size:
-            raise ValueError(f"padded_vocab_size {padded} differs from vocab_size {self.vocab_size}")
+            raise UserError(f"padded_vocab_size {padded} differs from vocab_size {self.vocab_size}")
         if self.kv_channels * self.n_head != self.n_embd:
-            raise ValueError(f"n_embd {self.n_embd} is not kv_channels {self.kv_channels} * n_head {self.n_head}")
+            raise UserError(f"n_embd {self.n_embd} is not kv_channels {self.kv_channels} * n_head {self.n_head}")
         if kwargs.get("rotary_pct", 1.0) != 1.0:
-            raise ValueError(f"rotary_pct {kwargs['rotary_pct']} is not supported: the rotation spans whole heads")
+            raise UserError(f"rotary_pct {kwargs['rotary_pct']} is not supported: the rotation spans whole heads")
 
     @classmethod
     def describes(cls, config: dict) -> bool:
@@ -227,7 +228,7 @@ class QWenModel(QWenPreTrainedModel):
 
         attention_mask: [B, past + T] of any dtype, 1 = counts, or a 4-D mask that is used as it is. position_ids
         [B, T]; by default they count the tokens that count. Further keyword arguments reach the attention function.
-        Raises ValueError for inputs of another shape, and where dynamic NTK would need lengths that are unknown.
+        Raises ValueError for inputs of another shape, UserError where dynamic NTK would need lengths that are unknown.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -254,7 +255,7 @@ class QWenModel(QWenPreTrainedModel):
                     counts = attention_mask[:, :prompt].bool().sum(1)
                 alpha = ntk_alpha(counts, self.config.seq_length)
             elif (longest := int(position_ids.max()) + 1) > self.config.seq_length:
-                raise ValueError(
+                raise UserError(
                     f"{longest} positions exceed seq_length={self.config.seq_length}: set use_dynamic_ntk to false in "
                     "the config, which needs the length of each row and finds none in this attention mask"
                 )

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from keju.errors import UserError
 from keju.models.checkpoint_files import SAFETENSORS, check_folder, weight_files
 
 ADAPTERS = "adapter_model.safetensors"
 
 
 class NotAsSaved(RuntimeError):
-    """No ValueError: transformers.Trainer takes that for a sign of ZeRO-3 and goes on without the weights."""
+    """No UserError: transformers.Trainer takes that for a sign of ZeRO-3 and goes on without the weights."""
 
 
 def save_pretrained(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None, **settings) -> None:
@@ -53,7 +54,7 @@ def verify_saved(
     else:
         try:
             check_folder(folder)
-        except ValueError as error:
+        except UserError as error:
             raise NotAsSaved(str(error)) from error
         expected, files = _weights(model, state), weight_files(folder, SAFETENSORS)
     found: set[str] = set()

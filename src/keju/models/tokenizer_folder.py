@@ -15,6 +15,7 @@ from transformers.models.auto.tokenization_auto import (
     tokenizer_class_from_name,
 )
 
+from keju.errors import UserError
 from keju.models.checkpoint_files import named_code, read_object
 
 SETTINGS = "tokenizer_config.json"
@@ -23,7 +24,7 @@ VOCABULARIES = ("*.model", "*.tiktoken", "vocab.*", "merges.txt", "spiece.*", "t
 
 
 def check_tokenizer_folder(folder: Path) -> None:
-    """Raises ValueError, in one line with what to do, where the tokenizer is code of the folder's own, or cannot be
+    """Raises UserError, in one line with what to do, where the tokenizer is code of the folder's own, or cannot be
     told from its files."""
     settings = folder / SETTINGS
     fields = read_object(settings) if settings.is_file() else {}
@@ -35,22 +36,22 @@ def check_tokenizer_folder(folder: Path) -> None:
     if known is not None:
         if not found and known.vocab_files_names and known.__module__.startswith("transformers."):
             files = ", ".join(sorted(known.vocab_files_names.values()))
-            raise ValueError(f"it holds no vocabulary of a {name} ({files})")  # that class would go on without one
+            raise UserError(f"it holds no vocabulary of a {name} ({files})")  # that class would go on without one
         return
     code = named_code(fields, "AutoTokenizer")
     if code is not None:
-        raise ValueError(own_code(folder, code))
+        raise UserError(own_code(folder, code))
     if TOKENIZER_MAPPING_NAMES.get(_model_type(folder), "TokenizersBackend") not in (None, "TokenizersBackend"):
         return
     if isinstance(name, str):
-        raise ValueError(f"{settings}: tokenizer_class {name!r} is not known, and there is no tokenizer.json")
+        raise UserError(f"{settings}: tokenizer_class {name!r} is not known, and there is no tokenizer.json")
     if not found:
-        raise ValueError(f"it holds no tokenizer (neither tokenizer.json nor {SETTINGS}); copy that of its model there")
+        raise UserError(f"it holds no tokenizer (neither tokenizer.json nor {SETTINGS}); copy that of its model there")
     # One name of each class: the last one, which published folders use most.
     names = {own: kind for kind, own in REGISTERED_TOKENIZER_CLASSES.items() if _reads(own, found[0])}
     example = f'{{"tokenizer_class": "{next(iter(names.values())) if len(names) == 1 else "..."}"}}'
     choices = "" if len(names) == 1 else f" ({', '.join([*sorted(names.values()), 'or another'])})"
-    raise ValueError(
+    raise UserError(
         f"it holds a vocabulary, {found[0]}, and does not say of which tokenizer; put a {SETTINGS} with {example} "
         f"beside it{choices}"
     )

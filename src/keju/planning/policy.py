@@ -23,7 +23,7 @@ from keju.rl.rollout import Sampler
 
 
 def rehearse_policy(step: Step) -> Rehearsal:
-    """A rollout with its scores and one minibatch's update. Raises ValueError as the trainer does."""
+    """A rollout with its scores and one minibatch's update. Raises UserError as the trainer does."""
     seen, work = Allocations(), step.workload
     models = _four_models(step, seen)
     vocab_size = models.actor.config.get_text_config().vocab_size

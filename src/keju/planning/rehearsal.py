@@ -7,10 +7,11 @@ kernels of keju.kernels take their Triton route: they allocate what they would t
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import torch
 
+from keju.errors import UserError
 from keju.kernels.dispatch import rehearsal
 from keju.planning.allocations import PARAMETERS, Allocations
 from keju.planning.policy import rehearse_policy
@@ -21,11 +22,16 @@ from keju.trees.packed_batch import PackedBatch
 
 
 def rehearse(step: Step) -> Rehearsal:
-    """Raises ValueError for lengths that do not fit each other, or for a model that cannot be built."""
+    """Raises UserError for lengths that do not fit each other, or for a model that cannot be built."""
     if step.stage not in stages_with("plan"):
-        raise ValueError(f"--stage {step.stage}: choose from {', '.join(stages_with('plan'))}")
+        raise UserError(f"{step.stage}: choose from {', '.join(stages_with('plan'))}", option="stage")
     step.workload.check(step.stage)
-    with rehearsal() if step.on_gpu else nullcontext(), warnings.catch_warnings():
+    with ExitStack() as stack, warnings.catch_warnings():
+        if step.on_gpu:
+            try:
+                stack.enter_context(rehearsal())
+            except ValueError as error:  # a kernel does not know whose mistake it is
+                raise UserError(f"{error}; --use_cpu plans without it") from error
         warnings.simplefilter("ignore")  # of deprecated names in PEFT and transformers
         return rehearse_policy(step) if stages()[step.stage].plan == "policy" else _rehearse_objective(step)
 

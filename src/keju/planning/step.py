@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
+from keju.errors import UserError
 from keju.models import attention
 from keju.models.accelerate import accelerate
 from keju.models.configurations import load_config
@@ -74,12 +75,12 @@ class Rehearsal:
 
 
 def model_config(name: str, overrides: dict[str, object] | None = None, base: str | None = None) -> PretrainedConfig:
-    """The configuration of a folder, a hub name or a named size; base: of the adapters in a folder. Raises ValueError
+    """The configuration of a folder, a hub name or a named size; base: of the adapters in a folder. Raises UserError
     naming the flag."""
     config = load_config(name, base)
     for key, value in (overrides or {}).items():
         if not hasattr(config, key):
-            raise ValueError(f"--config_overrides: {type(config).__name__} has no field {key!r}")
+            raise UserError(f"{type(config).__name__} has no field {key!r}", option="config_overrides")
         setattr(config, key, value)
     return config
 

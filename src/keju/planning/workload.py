@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from keju.errors import UserError
 from keju.models.generation import Response
 from keju.rl.rollout import Rollout
 from keju.stages.spec import stages
@@ -16,7 +17,7 @@ class Workload:
     """Lengths in tokens, as the flags of the same names say.
 
     max_length: a text, or a prompt and one answer. A row holds `token_budget` tokens and `per_device_train_batch_size`
-    records at most. num_responses: answers to a prompt, ranked (reward, dpo) or sampled (rlhf). Raises ValueError
+    records at most. num_responses: answers to a prompt, ranked (reward, dpo) or sampled (rlhf). Raises UserError
     naming the flag.
     """
 
@@ -33,7 +34,7 @@ class Workload:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 1:
-                raise ValueError(f"--{name}: must be at least 1, got {value}")
+                raise UserError(f"must be at least 1, got {value}", option=name)
 
     def longest(self, stage: str) -> int:
         """Tokens of the largest record, all of its answers with it; of rlhf, of a prompt with one response."""
@@ -43,16 +44,17 @@ class Workload:
         return self.max_length + others * (self.max_length - self.max_prompt_length)
 
     def check(self, stage: str) -> None:
-        """Raises ValueError naming the flag whose value the stage cannot work with."""
+        """Raises UserError naming the flag whose value the stage cannot work with."""
         if (stage == "sft" or stages()[stage].is_ranked) and self.max_prompt_length >= self.max_length:
-            raise ValueError(
-                f"--max_prompt_length {self.max_prompt_length}: leaves nothing of --max_length {self.max_length} "
-                "to an answer"
+            raise UserError(
+                f"{self.max_prompt_length} leaves nothing of --max_length {self.max_length} to an answer",
+                option="max_prompt_length",
             )
         if self.longest(stage) > self.token_budget:
-            raise ValueError(
-                f"--token_budget {self.token_budget}: one record may have {self.longest(stage)} tokens "
-                f"({'--max_prompt_length and --max_new_tokens' if stage == 'rlhf' else '--max_length'})"
+            raise UserError(
+                f"{self.token_budget} is too small: one record may have {self.longest(stage)} tokens "
+                f"({'--max_prompt_length and --max_new_tokens' if stage == 'rlhf' else '--max_length'})",
+                option="token_budget",
             )
 
     def trees(self, stage: str, vocab_size: int) -> list[Segment]:

@@ -1,6 +1,6 @@
 """Field layouts of JSON records: one small function a layout, `detect` picks by the fields that are there.
 
-Every function takes a JSON object without its null fields and returns a record; what is wrong is said by a ValueError
+Every function takes a JSON object without its null fields and returns a record; what is wrong is said by a UserError
 without the place, which the reader adds. To accept another layout, write its function and add a line to `FORMATS`.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from keju.errors import UserError
 from keju.records.record import Answer, ChatRecord, Message, RankedRecord, Record, TextRecord
 from keju.records.tools import tools_text
 from keju.records.turns import MEDIA, REASONING, reasoning_of, turns_of
@@ -26,7 +27,7 @@ def ranked(row: Row) -> RankedRecord:
     """
     answers = listed(row["answers"], '"answers"')
     if not answers:
-        raise ValueError('"answers" is empty')
+        raise UserError('"answers" is empty')
     scored = tuple(_answer(answer, f'answer {number} of "answers"') for number, answer in enumerate(answers, start=1))
     return RankedRecord(_context(row), scored, prefix=_text(row, "prefix") if "prefix" in row else "")
 
@@ -39,9 +40,9 @@ def preference(row: Row) -> RankedRecord:
     chosen_context, chosen = _answer_turn(row, "chosen")
     rejected_context, rejected = _answer_turn(row, "rejected")
     if chosen_context != rejected_context:
-        raise ValueError('"chosen" and "rejected" do not answer the same conversation')
+        raise UserError('"chosen" and "rejected" do not answer the same conversation')
     if chosen_context and "history" in row:
-        raise ValueError('"history" beside a whole conversation in "chosen"')
+        raise UserError('"history" beside a whole conversation in "chosen"')
     context = _ending_with_user(_with_system(row, chosen_context), "chosen") if chosen_context else _context(row)
     return _pair(row, context, chosen, rejected)
 
@@ -50,11 +51,11 @@ def rejected_reply(row: Row) -> RankedRecord:
     """{"messages", "rejected_response"|"rejected_messages"}: another answer to the same conversation (ms-swift)."""
     messages = _conversation(row, "messages").messages
     if messages[-1].role != "assistant":
-        raise ValueError('"messages" must end with an assistant turn, which is the better answer')
+        raise UserError('"messages" must end with an assistant turn, which is the better answer')
     field = next(name for name in REJECTED if name in row)
     before, rejected = _answer_turn(row, field)
     if before and _with_system(row, before) != messages[:-1]:
-        raise ValueError(f'"messages" and "{field}" do not answer the same conversation')
+        raise UserError(f'"messages" and "{field}" do not answer the same conversation')
     context = _ending_with_user(messages[:-1] or _context({}), "messages")
     return _pair(row, context, _as_answer(messages[-1], "the last turn"), rejected)
 
@@ -65,7 +66,7 @@ def alpaca(row: Row) -> ChatRecord | RankedRecord:
     if isinstance(row["output"], list):
         outputs = [filled(text, f'answer {number} of "output"') for number, text in enumerate(row["output"], start=1)]
         if not outputs:
-            raise ValueError('"output" is empty')
+            raise UserError('"output" is empty')
         return RankedRecord(context, tuple(Answer(text, float(-rank)) for rank, text in enumerate(outputs)))
     return ChatRecord((*context, Message("assistant", filled(row["output"], '"output"'))))
 
@@ -101,7 +102,7 @@ def prompt(row: Row) -> TextRecord | ChatRecord:
     beside = [name for name in ("system", "system_prompt", "history", *TOOLS) if not says_nothing(row.get(name))]
     if isinstance(row["prompt"], list) or beside:
         if "label" in row:
-            raise ValueError('"label" continues a "prompt" that is a text, without system, history and tools')
+            raise UserError('"label" continues a "prompt" that is a text, without system, history and tools')
         return ChatRecord(_context(row))
     label = _text(row, "label") if "label" in row else ""
     return TextRecord(filled(_text(row, "prompt") + label, '"prompt"'), label=label)
@@ -153,15 +154,15 @@ EXPECTED = "Expected " + ", or ".join("+".join(f'"{name}"' for name in sorted(fi
 
 
 def detect(value: Any) -> Record:
-    """Turn one JSON value into a record. Raises ValueError that says what is wrong, without the place."""
+    """Turn one JSON value into a record. Raises UserError that says what is wrong, without the place."""
     if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, found {kind_of(value)}")
+        raise UserError(f"expected a JSON object, found {kind_of(value)}")
     row = present(value)
     for fields, parse, also in FORMATS:
         if fields <= row.keys():
             _refuse_unread(row, fields, also)
             return _with_fields(row, parse(row), also)
-    raise ValueError(f"fields {names_of(row)} are no known format. {EXPECTED}")
+    raise UserError(f"fields {names_of(row)} are no known format. {EXPECTED}")
 
 
 def names_of(row: Row) -> str:
@@ -172,24 +173,24 @@ def names_of(row: Row) -> str:
 def mark_of(row: Row) -> bool | None:
     """Whether a row marks its answer as good; None where it does not say.
 
-    Raises ValueError for a mark that cannot be understood, and for two that contradict each other.
+    Raises UserError for a mark that cannot be understood, and for two that contradict each other.
     """
     found = {name: truth(row[name], f'"{name}"') for name in MARKS if not says_nothing(row.get(name))}
     if len(set(found.values())) > 1:
-        raise ValueError(f"{' and '.join(map(repr, found))} contradict each other")
+        raise UserError(f"{' and '.join(map(repr, found))} contradict each other")
     return next(iter(found.values()), None)
 
 
 def _refuse_answers(row: Row, field: str, but: Sequence[str] = ()) -> None:
-    """Raises ValueError for an answer: learning the rest of its row alone would be the wrong thing, without a word."""
+    """Raises UserError for an answer: learning the rest of its row alone would be the wrong thing, without a word."""
     for name, value in row.items():
         found = _ANSWER.fullmatch(name.lower())
         if found and found[1] not in but and isinstance(value, str | list | dict) and not says_nothing(value):
-            raise ValueError(f'"{field}" with "{name}" is no known format. {EXPECTED}')
+            raise UserError(f'"{field}" with "{name}" is no known format. {EXPECTED}')
 
 
 def _refuse_unread(row: Row, fields: frozenset[str], also: frozenset[str]) -> None:
-    """Raises ValueError for a field with a meaning that this layout has no place for."""
+    """Raises UserError for a field with a meaning that this layout has no place for."""
     layout = "+".join(f'"{name}"' for name in sorted(fields))
     for name in row:
         if name not in MEANINGFUL or name in fields or name in also or says_nothing(row[name]):
@@ -200,8 +201,8 @@ def _refuse_unread(row: Row, fields: frozenset[str], also: frozenset[str]) -> No
         if isinstance(value, str | bool | int | float) and value in harmless.get(name, ()):
             continue
         if name in MEDIA:
-            raise ValueError(f'"{name}" cannot be learned: only text is')
-        raise ValueError(f'"{name}" has no known meaning beside {layout}; take it out, or give it another name')
+            raise UserError(f'"{name}" cannot be learned: only text is')
+        raise UserError(f'"{name}" has no known meaning beside {layout}; take it out, or give it another name')
 
 
 def _with_fields(row: Row, record: Record, also: frozenset[str]) -> Record:
@@ -210,26 +211,26 @@ def _with_fields(row: Row, record: Record, also: frozenset[str]) -> Record:
         return record
     tools = [tools_text(row[name], f'"{name}"') for name in TOOLS if name in row]
     if len({text for text in tools if text}) > 1:
-        raise ValueError('"tools" and "functions" differ')
+        raise UserError('"tools" and "functions" differ')
     record = replace(record, tools=max(tools, default=""))
     if "weight" not in also:
         return record
     reasoning = reasoning_of(row, "") if also.issuperset(REASONING) else ""
     mark, weight = mark_of(row), number(row.get("weight", 1), '"weight"')
     if weight < 0:
-        raise ValueError('"weight" is below 0')
+        raise UserError('"weight" is below 0')
     if isinstance(record, RankedRecord):
         if reasoning or mark is not None or weight != 1:
-            raise ValueError(f"fields {names_of(row)}: a mark, a weight or a reasoning beside several answers")
+            raise UserError(f"fields {names_of(row)}: a mark, a weight or a reasoning beside several answers")
         return record
     if reasoning:
         *before, last = record.messages
         if last.reasoning not in ("", reasoning):
-            raise ValueError("the row and its answer both have a reasoning")
+            raise UserError("the row and its answer both have a reasoning")
         record = replace(record, messages=(*before, replace(last, reasoning=reasoning)))
     if mark is not None:
         if weight != 1:
-            raise ValueError('"weight" beside a mark of the answer (KTO) has no known meaning')
+            raise UserError('"weight" beside a mark of the answer (KTO) has no known meaning')
         return _marked(record, mark)
     weighted = (
         replace(message, weight=message.weight * weight) if message.role == "assistant" else message
@@ -241,9 +242,9 @@ def _with_fields(row: Row, record: Record, also: frozenset[str]) -> Record:
 def _marked(record: ChatRecord, mark: bool) -> RankedRecord:
     *context, last = record.messages
     if last.role != "assistant":
-        raise ValueError("a conversation with a mark must end with the answer that is marked")
+        raise UserError("a conversation with a mark must end with the answer that is marked")
     if not context:
-        raise ValueError("a marked answer without a question")
+        raise UserError("a marked answer without a question")
     answer = replace(_as_answer(last, "a marked answer"), score=float(mark), is_good=mark)
     return RankedRecord(_ending_with_user(tuple(context), "the conversation"), (answer,), tools=record.tools)
 
@@ -253,7 +254,7 @@ def _context(row: Row) -> tuple[Message, ...]:
     turns = _history(row) if "history" in row else ()
     field = next((name for name in ("prompt", "conversations", "messages", "instruction") if name in row), None)
     if field is None:
-        raise ValueError('"prompt" is missing')
+        raise UserError('"prompt" is missing')
     if isinstance(row[field], list):
         return _ending_with_user(_with_system(row, (*turns, *turns_of(row[field], field))), field)
     question = _text(row, field)
@@ -268,7 +269,7 @@ def _history(row: Row) -> tuple[Message, ...]:
     for place, pair in enumerate(listed(row["history"], '"history"'), start=1):
         name = f'turn {place} of "history"'
         if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError(f"{name} is not a pair [question, answer]")
+            raise UserError(f"{name} is not a pair [question, answer]")
         turns += Message("user", filled(pair[0], name)), Message("assistant", filled(pair[1], name))
     return tuple(turns)
 
@@ -276,7 +277,7 @@ def _history(row: Row) -> tuple[Message, ...]:
 def _conversation(row: Row, field: str) -> ChatRecord:
     messages = _with_system(row, turns_of(row[field], field))
     if all(message.role != "assistant" for message in messages):
-        raise ValueError(f'"{field}" has no assistant turn to learn from')
+        raise UserError(f'"{field}" has no assistant turn to learn from')
     return ChatRecord(messages)
 
 
@@ -287,14 +288,14 @@ def _with_system(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]
         found.add(messages[0].content)
         messages = messages[1:]
     if len(found) > 1:
-        raise ValueError("a system turn must be the first and the only one, and the row has two that differ")
+        raise UserError("a system turn must be the first and the only one, and the row has two that differ")
     return (*(Message("system", content) for content in found), *messages)
 
 
 def _ending_with_user(messages: tuple[Message, ...], field: str) -> tuple[Message, ...]:
     if not messages or messages[-1].role not in ("user", "tool"):
         found = f'"{messages[-1].role}"' if messages else "nothing"
-        raise ValueError(f'the context in "{field}" must end with a user turn, not with {found}')
+        raise UserError(f'the context in "{field}" must end with a user turn, not with {found}')
     return messages
 
 
@@ -305,7 +306,7 @@ def _reply(row: Row, field: str) -> tuple[Message, ...]:
         return (Message("assistant", filled(value, f'"{field}"')),)
     turns = turns_of([value] if isinstance(value, dict) else value, field)
     if turns[-1].role != "assistant":
-        raise ValueError(f'"{field}" must end with an assistant turn')
+        raise UserError(f'"{field}" must end with an assistant turn')
     return turns
 
 
@@ -317,9 +318,9 @@ def _answer_turn(row: Row, field: str) -> tuple[tuple[Message, ...], Answer]:
 
 def _as_answer(message: Message, name: str) -> Answer:
     if message.tool_calls:
-        raise ValueError(f"{name} calls tools, which answers that are compared cannot hold")
+        raise UserError(f"{name} calls tools, which answers that are compared cannot hold")
     if message.weight != 1:
-        raise ValueError(f"{name} has a weight, which only turns of conversations have")
+        raise UserError(f"{name} has a weight, which only turns of conversations have")
     return Answer(message.content, 1.0, reasoning=message.reasoning)
 
 
@@ -327,20 +328,20 @@ def _pair(row: Row, context: tuple[Message, ...], chosen: Answer, rejected: Answ
     scores: set[tuple[float, float]] = set()
     for names in _SCORES:
         if len(given := [name for name in names if name in row]) == 1:
-            raise ValueError(f'"{given[0]}" without "{names[1 - names.index(given[0])]}"')
+            raise UserError(f'"{given[0]}" without "{names[1 - names.index(given[0])]}"')
         if given:
             scores.add((number(row[names[0]], f'"{names[0]}"'), number(row[names[1]], f'"{names[1]}"')))
     if len(scores) > 1:
-        raise ValueError(f"fields {names_of(row)}: the scores of the answers differ")
+        raise UserError(f"fields {names_of(row)}: the scores of the answers differ")
     better, worse = next(iter(scores), (1.0, 0.0))
     if better < worse:
-        raise ValueError("the chosen answer has a lower score than the rejected one")
+        raise UserError("the chosen answer has a lower score than the rejected one")
     if "margin" in row:
         margin = number(row["margin"], '"margin"')
         if margin < 0:
-            raise ValueError('"margin" is below 0: the chosen answer would be the worse one')
+            raise UserError('"margin" is below 0: the chosen answer would be the worse one')
         if scores and abs(better - worse - margin) > 1e-6 * max(1.0, abs(margin)):
-            raise ValueError('"margin" is not the difference of the scores')
+            raise UserError('"margin" is not the difference of the scores')
         if not scores:  # a margin of 0 is still a preference
             better, worse = max(margin, LEAST_MARGIN), 0.0
     return RankedRecord(context, (replace(chosen, score=better), replace(rejected, score=worse)))
@@ -348,7 +349,7 @@ def _pair(row: Row, context: tuple[Message, ...], chosen: Answer, rejected: Answ
 
 def _answer(value: Any, name: str) -> Answer:
     if not isinstance(value, dict) or "answer" not in value or "score" not in value:
-        raise ValueError(f'{name} must be an object with "answer" and "score"')
+        raise UserError(f'{name} must be an object with "answer" and "score"')
     score = number(value["score"], f'"score" of {name}')
     mark = value.get("is_good")
     is_good = None if says_nothing(mark) else truth(mark, f'"is_good" of {name}')

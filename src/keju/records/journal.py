@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from keju.errors import UserError
 from keju.records.writing import whole_file
 
 BLOCK = 1 << 16  # bytes
@@ -50,7 +51,7 @@ class Journal:
             on_bad_line: whether any other line than the last one that is no object of JSON is an error, or left out.
 
         Raises:
-            ValueError: "file:line: not JSON", for such a line.
+            UserError: "file:line: not JSON", for such a line.
         """
         if not self.path.is_file():
             return
@@ -60,7 +61,7 @@ class Journal:
                 if not isinstance(row, ValueError):
                     yield row
                 elif on_bad_line == "error" and next(file, None) is not None:
-                    raise ValueError(f"{self.path}:{number}: not JSON: {row}") from row
+                    raise UserError(f"{self.path}:{number}: not JSON: {row}") from row
 
     def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Puts rows, which may come from `read`, in the place of all; a kill leaves the old ones or the new ones."""

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from keju.errors import UserError
 from keju.records.opening import blocks
 
 MAX_ITEM = 1 << 26  # characters; where an item does not end within them, it is malformed
@@ -19,16 +20,16 @@ _DECODER = json.JSONDecoder()
 
 
 def parsed(text: str) -> Any:
-    """The value of a JSON text, or a ValueError (not raised) that says what is wrong, without the place."""
+    """The value of a JSON text, or a UserError (not raised) that says what is wrong, without the place."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        return ValueError(f"malformed JSON ({error.msg} at column {error.colno})")
+        return UserError(f"malformed JSON ({error.msg} at column {error.colno})")
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-        return ValueError(f"malformed JSON ({error})")
+        return UserError(f"malformed JSON ({error})")
 
 
-class BrokenArray(ValueError):
+class BrokenArray(UserError):
     """An array that cannot be read on. line: where, counted from 1; the message does not say it."""
 
     def __init__(self, line: int, message: str) -> None:
@@ -41,13 +42,13 @@ def array_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, Any]]
     try:
         yield from array_items(blocks(path), encoding)
     except BrokenArray as error:
-        raise ValueError(f"{path}:{error.line}: {error}") from error
+        raise UserError(f"{path}:{error.line}: {error}") from error
 
 
 def array_items(data: Iterable[bytes], encoding: str = "utf-8") -> Iterator[tuple[int, Any]]:
     """(line, value) of every item of an array of any size, of which no more than a block and an item is held.
 
-    An item that is no JSON is a ValueError in its place, and reading goes on at the next one: where a line begins as
+    An item that is no JSON is a UserError in its place, and reading goes on at the next one: where a line begins as
     its own did, or, of items that share a line, where an object begins with the same name as those before it. A comma
     too many at the end, or one that is missing between two objects, loses nothing.
     Raises BrokenArray where no next item can be told, and for bytes that are no text.
@@ -65,7 +66,7 @@ def array_items(data: Iterable[bytes], encoding: str = "utf-8") -> Iterator[tupl
         except BrokenArray as error:
             if not window.go_to_item(place, names):
                 raise BrokenArray(error.line, f"{error}; nothing after it can be read") from error
-            yield line, ValueError(str(error) if error.line == line else f"{error}, line {error.line}")
+            yield line, UserError(str(error) if error.line == line else f"{error}, line {error.line}")
             continue
         if isinstance(value, dict) and value and len(names) < MAX_NAMES:
             names.setdefault(next(iter(value)))
@@ -77,7 +78,7 @@ def array_items(data: Iterable[bytes], encoding: str = "utf-8") -> Iterator[tupl
             error = window.broken("Expecting ',' or ']'")
             if not window.go_to_item(place, names):
                 raise BrokenArray(error.line, f"{error}; nothing after it can be read")
-            yield error.line, ValueError(str(error))
+            yield error.line, UserError(str(error))
         elif mark == ",":
             window.expect(",")
     window.expect("]")

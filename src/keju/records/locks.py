@@ -11,18 +11,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from keju.errors import UserError
 from keju.records.writing import LEFTOVER, carry_over
 
 
 @contextlib.contextmanager
-def only_writer(
-    path: str | Path, *, flag: str, own: Callable[[Path], Iterable[Path]] = lambda folder: ()
-) -> Iterator[None]:
+def only_writer(path: str | Path, *, own: Callable[[Path], Iterable[Path]] = lambda folder: ()) -> Iterator[None]:
     """Nobody else who asks is writing to `path` (a file or a folder, there or not) until the block ends.
 
     The system frees the lock when a process dies. What killed writers left beside `path` is removed; a folder that one
-    of them had just moved away comes back. own: as for `whole_folder`. flag: named in messages.
-    Raises ValueError where another process is writing, and where nothing can be written.
+    of them had just moved away comes back. own: as for `whole_folder`.
+    Raises UserError where another process is writing, and where nothing can be written.
     """
     path = Path(path).absolute()
     lock = path.with_name(f".{path.name}.lock")
@@ -30,9 +29,11 @@ def only_writer(
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(lock)
     except BlockingIOError:
-        raise ValueError(f"{flag}: another process is writing to {path} now; choose another, or wait for it") from None
+        raise UserError(
+            f"another process is writing to {path} now; choose another, or wait for it", option="output_dir"
+        ) from None
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise ValueError(f"{flag} {path}: nothing can be written to {path.parent} ({error.strerror})") from error
+        raise UserError(f"nothing can be written to {path.parent} ({error.strerror})", option="output_dir") from error
     try:
         clear_leftovers(path.parent, re.escape(path.name), own=own)
         yield

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from keju.errors import UserError
+
 COMPRESSED = (".zst", ".gz", ".xz")
 BLOCK = 1 << 20
 BEGINNING = 1 << 16  # bytes by which is told what a file holds
@@ -42,7 +44,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_bytes(path: Path, size: int = -1) -> bytes:
-    """A whole file, or its first `size` bytes, decompressed. Raises ValueError where it is damaged."""
+    """A whole file, or its first `size` bytes, decompressed. Raises UserError where it is damaged."""
     return next(blocks(path, size), b"")
 
 
@@ -52,23 +54,23 @@ def begins_array(path: Path) -> bool:
 
 
 def blocks(path: Path, size: int = BLOCK) -> Iterator[bytes]:
-    """A file in parts of `size` bytes, decompressed. Raises ValueError where it is damaged."""
+    """A file in parts of `size` bytes, decompressed. Raises UserError where it is damaged."""
     try:
         with opened(path) as file:
             while block := file.read(size):
                 yield block
     except DAMAGE as error:
-        raise ValueError(f"{path}: {_damage(error)}") from error
+        raise UserError(f"{path}: {_damage(error)}") from error
 
 
 def numbered_lines(
     path: Path, start: int = 0, end: int | None = None, first_line: int = 1
-) -> Iterator[tuple[int, bytes | ValueError]]:
+) -> Iterator[tuple[int, bytes | UserError]]:
     """Each line with its number and its "\n" but without the mark that opens a file, or what is wrong with it.
 
     Only "\n" ends a line: str.splitlines would cut at U+2028 inside a text.
     start, end, first_line: a part of a file that is not compressed, as in keju.data_prepare.corpus.Piece.
-    Raises ValueError "file:line: ..." where a compressed file is damaged.
+    Raises UserError "file:line: ..." where a compressed file is damaged.
     """
     number, position, limit = first_line, start, MAX_LINE
     try:
@@ -80,7 +82,7 @@ def numbered_lines(
                 if len(raw) == limit and not raw.endswith(b"\n"):
                     del raw
                     # Before its end is looked for, which may be many GB away.
-                    yield number, ValueError(f"a line of more than {limit >> 20} MiB")
+                    yield number, UserError(f"a line of more than {limit >> 20} MiB")
                     while (rest := file.readline(BLOCK)) and not rest.endswith(b"\n"):
                         position += len(rest)
                     position += len(rest)
@@ -90,17 +92,17 @@ def numbered_lines(
                     yield number, raw
                 number += 1
     except DAMAGE as error:
-        raise ValueError(f"{path}:{number}: {_damage(error)}") from error
+        raise UserError(f"{path}:{number}: {_damage(error)}") from error
 
 
-def decoded(raw: bytes | ValueError, encoding: str = "utf-8", ends: bytes = b"\r\n") -> str | ValueError:
+def decoded(raw: bytes | UserError, encoding: str = "utf-8", ends: bytes = b"\r\n") -> str | UserError:
     """The text of a line without `ends` at its end, or what is wrong with it."""
-    if isinstance(raw, ValueError):
+    if isinstance(raw, UserError):
         return raw
     try:
         return raw.rstrip(ends).decode(encoding)
     except UnicodeDecodeError as error:
-        return ValueError(f"not {encoding.upper()} text ({error.reason} at byte {error.start} of the line)")
+        return UserError(f"not {encoding.upper()} text ({error.reason} at byte {error.start} of the line)")
 
 
 class Damaged(Exception):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
+from keju.errors import UserError
 from keju.records.formats import detect
 from keju.records.json_text import array_rows, parsed
 from keju.records.opening import begins_array, decoded, numbered_lines
@@ -49,15 +50,15 @@ def read_records(path: str | Path, *, on_bad_line: str = "error", kinds: tuple[t
 
     on_bad_line: "error" stops at the first bad line, "skip" leaves bad lines out and warns how many and which.
     kinds: the record classes that the caller can use; a record of another kind is a bad line.
-    Raises ValueError "file:line: what is wrong", and "file: ..." if the file as a whole is missing or of no use.
+    Raises UserError "file:line: what is wrong", and "file: ..." if the file as a whole is missing or of no use.
     """
     path = Path(path)
     skipped: list[str] = []
     records = list(iterate_records(path, on_bad_line=on_bad_line, kinds=kinds, on_skipped=skipped.append))
     if not records and skipped:
-        raise ValueError(f"{path}: no usable record, {len(skipped)} bad ones such as {skipped[0]}")
+        raise UserError(f"{path}: no usable record, {len(skipped)} bad ones such as {skipped[0]}")
     if not records:
-        raise ValueError(f"{path}: the file has no records")
+        raise UserError(f"{path}: the file has no records")
     if skipped:
         total = len(skipped) + len(records)
         logger.warning("%s: skipped %d bad of %d records, such as %s", path, len(skipped), total, skipped[0])
@@ -81,9 +82,9 @@ def iterate_records(
             where = f"{file}:{line}"
             try:
                 record = parse_row(raw, where, kinds)
-            except ValueError as error:
+            except UserError as error:
                 if on_bad_line == "error":
-                    raise ValueError(f"{where}: {error}") from error
+                    raise UserError(f"{where}: {error}") from error
                 on_skipped(f"{where}: {error}")
             else:
                 yield record
@@ -91,7 +92,7 @@ def iterate_records(
 
 def check_on_bad_line(on_bad_line: str) -> None:
     if on_bad_line not in ON_BAD_LINE:
-        raise ValueError(f"--on_bad_line must be one of {', '.join(ON_BAD_LINE)}, not {on_bad_line!r}")
+        raise UserError(f"must be one of {', '.join(ON_BAD_LINE)}, not {on_bad_line!r}", option="on_bad_line")
 
 
 def raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
@@ -100,14 +101,14 @@ def raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def count_rows(file: Path) -> int:
-    """How many rows a file has, good and bad ones. Raises ValueError where it cannot be read to its end."""
+    """How many rows a file has, good and bad ones. Raises UserError where it cannot be read to its end."""
     return sum(1 for _ in raw_rows(file))
 
 
 def iterate_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file:line", the object) of every row of a file or a set of shards, whatever its fields mean.
 
-    Raises ValueError "file:line: what is wrong".
+    Raises UserError "file:line: what is wrong".
     """
     for file in record_files(path):
         for line, raw in raw_rows(file):
@@ -115,34 +116,34 @@ def iterate_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 value = row_value(raw)
                 if not isinstance(value, dict):
-                    raise ValueError("expected a JSON object")
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
+                    raise UserError("expected a JSON object")
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
             yield where, value
 
 
 def row_value(raw: Any) -> Any:
-    """The value of one of `raw_rows`. Raises ValueError that says what is wrong, without the place."""
+    """The value of one of `raw_rows`. Raises UserError that says what is wrong, without the place."""
     value = decoded(raw) if isinstance(raw, bytes) else raw
     value = parsed(value) if isinstance(raw, bytes) and isinstance(value, str) else value
-    if isinstance(value, ValueError):
+    if isinstance(value, UserError):
         raise value
     return value
 
 
 def parse_row(raw: Any, where: str, kinds: tuple[type, ...] | None = None) -> Record:
-    """Raises ValueError that says what is wrong, without the place."""
+    """Raises UserError that says what is wrong, without the place."""
     record = detect(row_value(raw))
     if kinds is not None and not isinstance(record, kinds):
         wanted = " or ".join(KIND_NAMES[kind] for kind in kinds)
-        raise ValueError(f"this is a {KIND_NAMES[type(record)]} record, but {wanted} records are needed here")
+        raise UserError(f"this is a {KIND_NAMES[type(record)]} record, but {wanted} records are needed here")
     return replace(record, where=where)
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
+def json_lines(path: Path) -> Iterator[tuple[int, bytes | UserError]]:
     """(line number, what `row_value` takes), of lines that are not blank."""
     for number, raw in numbered_lines(path):
-        if isinstance(raw, ValueError):
+        if isinstance(raw, UserError):
             yield number, raw
             continue
         raw = raw.strip(b"\r\n")
@@ -155,7 +156,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, bytes | ValueError]]:
 def _text_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, raw in numbered_lines(path):
         line = decoded(raw)
-        if isinstance(line, ValueError):
+        if isinstance(line, UserError):
             yield number, line
         elif line.strip():
             yield number, {"text": line}

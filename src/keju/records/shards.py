@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from keju.errors import UserError
 from keju.records.opening import COMPRESSED, packing_of
 
 PLAIN = (".jsonl", ".ndjson", ".json", ".txt")
@@ -33,20 +34,20 @@ def _stem(path: Path) -> str:
 def record_files(path: str | Path) -> list[Path]:
     """The files that `path` stands for, in their order.
 
-    Raises ValueError where nothing is there, where one of a set of shards is missing (it is named), and where several
+    Raises UserError where nothing is there, where one of a set of shards is missing (it is named), and where several
     files could be meant.
     """
     path = Path(path)
     if path.is_file():
         if not suffix_of(path):
-            raise ValueError(f"{path}: records are read from files that end in {', '.join(SUFFIXES)}")
+            raise UserError(f"{path}: records are read from files that end in {', '.join(SUFFIXES)}")
         return [path]
     if path.is_dir():
-        raise ValueError(f"{path}: is a folder, expected a file of records")
+        raise UserError(f"{path}: is a folder, expected a file of records")
     if any(character in path.name for character in "*?["):
         found = sorted(file for file in path.parent.glob(path.name) if file.is_file() and suffix_of(file))
         if not found:
-            raise ValueError(f"{path}: no file of records matches")
+            raise UserError(f"{path}: no file of records matches")
         return found
     wanted = suffix_of(path)
     stem = _stem(path)
@@ -56,16 +57,16 @@ def record_files(path: str | Path) -> list[Path]:
     sets = _sets(path.parent, stem, wanted)
     if len(single) + len(sets) > 1:
         names = [file.name for file in single] + [f"{stem}-*-of-{count:05}{suffix}" for count, suffix in sets]
-        raise ValueError(f"{path}: which one is meant of {', '.join(names)}? give the whole name, or a pattern")
+        raise UserError(f"{path}: which one is meant of {', '.join(names)}? give the whole name, or a pattern")
     if single:
         return single
     if not sets:
-        raise ValueError(f"{path}: no such file{_beside(path.parent)}")
+        raise UserError(f"{path}: no such file{_beside(path.parent)}")
     ((count, suffix), numbers) = next(iter(sets.items()))
     names = [path.with_name(f"{stem}-{number:05}-of-{count:05}{suffix}") for number in range(1, count + 1)]
     missing = [name for number, name in enumerate(names, start=1) if number not in numbers]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{missing[0]}: no such file, {len(missing)} of {count} shards missing; make or copy them again, or give a "
             "pattern of those to read"
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from keju.errors import UserError
 from keju.records.opening import MAX_LINE
 from keju.records.shards import plain_suffix
 from keju.records.values import without_nulls
@@ -14,10 +15,10 @@ BATCH = 256  # rows
 
 
 def table_rows(path: Path, groups: Sequence[int] | None = None, first: int = 1) -> Iterator[tuple[int, Any]]:
-    """(row number, the row or a ValueError that says what is wrong with it) of an Arrow or Parquet file.
+    """(row number, the row or a UserError that says what is wrong with it) of an Arrow or Parquet file.
 
     groups: row groups of a Parquet file (None: all). first: the number of the first row of them.
-    Raises ValueError where the file is damaged, or a row group could only be read into too much memory.
+    Raises UserError where the file is damaged, or a row group could only be read into too much memory.
     """
     import pyarrow
 
@@ -29,17 +30,17 @@ def table_rows(path: Path, groups: Sequence[int] | None = None, first: int = 1) 
                 yield number, row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: damaged after row {number} ({reason}); make or copy it again") from error
+        raise UserError(f"{path}: damaged after row {number} ({reason}); make or copy it again") from error
 
 
 def parquet_file(path: Path) -> Any:
-    """Raises ValueError for something else."""
+    """Raises UserError for something else."""
     import pyarrow.parquet
 
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: damaged, or no Parquet file ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: damaged, or no Parquet file ({str(error).splitlines()[0]})") from error
 
 
 def _batches(path: Path, groups: Sequence[int] | None) -> Iterator[Any]:
@@ -63,11 +64,11 @@ def _batches(path: Path, groups: Sequence[int] | None) -> Iterator[Any]:
 
 
 def _check_group(path: Path, group: Any, number: int) -> None:
-    """Raises ValueError where the cells of a column have more bytes than rows may have."""
+    """Raises UserError where the cells of a column have more bytes than rows may have."""
     for column in map(group.column, range(group.num_columns)):
         if column.total_uncompressed_size > MAX_LINE * max(1, group.num_rows):
             size = column.total_uncompressed_size >> 20
-            raise ValueError(
+            raise UserError(
                 f"{path}: row group {number + 1} unpacks to {size} MiB in {group.num_rows} rows; a row may have "
                 f"{MAX_LINE >> 20} MiB"
             )
@@ -80,7 +81,7 @@ def _rows(batch: Any) -> Iterator[Any]:
     for start in range(0, len(batch), step):
         part = batch.slice(start, step)
         if step == 1 and _num_bytes(part) > MAX_LINE:
-            yield ValueError(f"a row of more than {MAX_LINE >> 20} MiB")
+            yield UserError(f"a row of more than {MAX_LINE >> 20} MiB")
         else:
             yield from map(without_nulls, part.to_pylist())
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from keju.errors import UserError
 from keju.records.json_text import parsed
 from keju.records.values import kind_of, present, says_nothing, string, without_nulls
 
 
 def tools_text(value: Any, name: str = '"tools"') -> str:
-    """ "" for no tools. Raises ValueError for something that describes no function."""
+    """ "" for no tools. Raises UserError for something that describes no function."""
     tools = []
     for place, tool in enumerate(_items(value, name), start=1):
         function = _function(tool, f"tool {place} of {name}")
@@ -22,7 +23,7 @@ def tools_text(value: Any, name: str = '"tools"') -> str:
 
 
 def calls_text(value: Any, name: str) -> str:
-    """ "" for no calls. Raises ValueError for a call without a name, or whose arguments are no object."""
+    """ "" for no calls. Raises UserError for a call without a name, or whose arguments are no object."""
     calls = []
     for place, call in enumerate(_items(value, name), start=1):
         where = f"call {place} of {name}"
@@ -31,7 +32,7 @@ def calls_text(value: Any, name: str) -> str:
         if isinstance(arguments, str):
             arguments = _parsed(arguments, f"the arguments of {where}") if arguments.strip() else {}
         if not isinstance(arguments, dict):
-            raise ValueError(f"the arguments of {where} must be an object, found {kind_of(arguments)}")
+            raise UserError(f"the arguments of {where} must be an object, found {kind_of(arguments)}")
         identity = {"id": string(call["id"], f'"id" of {where}')} if isinstance(call, dict) and call.get("id") else {}
         framed = {"name": function["name"], "arguments": arguments}
         calls.append({**identity, "type": "function", "function": framed})
@@ -62,21 +63,21 @@ def _items(value: Any, name: str) -> list[Any]:
 def _function(value: Any, name: str) -> dict[str, Any]:
     """{"name", ...} of a function with or without its frame."""
     if not isinstance(value, dict):
-        raise ValueError(f"{name} must be an object, found {kind_of(value)}")
+        raise UserError(f"{name} must be an object, found {kind_of(value)}")
     value = present(value)
     function = value.get("function", value)
     function = present(function) if isinstance(function, dict) else {}
     if not isinstance(function.get("name"), str) or not function["name"].strip():
-        raise ValueError(f'{name} names no function (expected {{"type": "function", "function": {{"name", ...}}}})')
+        raise UserError(f'{name} names no function (expected {{"type": "function", "function": {{"name", ...}}}})')
     if value.get("type", "function") != "function" and "function" in value:
-        raise ValueError(f"{name} is of the type {value['type']!r}; only functions are known")
+        raise UserError(f"{name} is of the type {value['type']!r}; only functions are known")
     return function
 
 
 def _parsed(text: str, name: str) -> Any:
     value = parsed(string(text, name))
-    if isinstance(value, ValueError):
-        raise ValueError(f"{name}: {value}")
+    if isinstance(value, UserError):
+        raise UserError(f"{name}: {value}")
     return value
 
 

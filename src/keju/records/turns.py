@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from keju.errors import UserError
 from keju.records.record import ROLES, Message
 from keju.records.tools import calls_text, joined_calls, name_of_call
 from keju.records.values import filled, is_blank, kind_of, listed, number, present, says_nothing, string, truth
@@ -56,10 +57,10 @@ _OTHER_FLAG = re.compile(
 def turns_of(value: Any, field: str) -> tuple[Message, ...]:
     """The messages of a list of turns, without empty system turns; calls in turns of their own join the assistant's.
 
-    Raises ValueError that names the turn.
+    Raises UserError that names the turn.
     """
     if not listed(value, f'"{field}"'):
-        raise ValueError(f'"{field}" is empty')
+        raise UserError(f'"{field}" is empty')
     messages: list[Message] = []
     for place, turn in enumerate(value, start=1):
         name = f'turn {place} of "{field}"'
@@ -69,16 +70,16 @@ def turns_of(value: Any, field: str) -> tuple[Message, ...]:
         if role == CALL and messages and messages[-1].role == "assistant":
             before = messages[-1]
             if before.weight != message.weight:
-                raise ValueError(f"{name} has another weight than the turn before it, of which it is a part")
+                raise UserError(f"{name} has another weight than the turn before it, of which it is a part")
             if before.reasoning and message.reasoning:
-                raise ValueError(f"{name} and the turn before it, of which it is a part, both have a reasoning")
+                raise UserError(f"{name} and the turn before it, of which it is a part, both have a reasoning")
             calls = joined_calls(before.tool_calls, message.tool_calls)
             reasoning = before.reasoning or message.reasoning
             messages[-1] = replace(before, tool_calls=calls, reasoning=reasoning)
         else:
             messages.append(message)
     if not messages:
-        raise ValueError(f'"{field}" is empty')
+        raise UserError(f'"{field}" is empty')
     return tuple(messages)
 
 
@@ -101,26 +102,26 @@ def reasoning_of(row: dict[str, Any], name: str) -> str:
     found = {field: row[field] for field in REASONING if not is_blank(row.get(field))}
     texts = {string(text, f'"{field}"{name}') for field, text in found.items()}
     if len(texts) > 1:
-        raise ValueError(f"{' and '.join(map(repr, found))}{name} differ")
+        raise UserError(f"{' and '.join(map(repr, found))}{name} differ")
     return next((text for text in texts if text.strip()), "")
 
 
 def _message(turn: Any, name: str, before: list[Message]) -> tuple[str, Message]:
     """(what SPEAKERS says of the speaker, the message). before: the messages of the turns before it."""
     if not isinstance(turn, dict):
-        raise ValueError(f"{name} must be an object, found {kind_of(turn)}")
+        raise UserError(f"{name} must be an object, found {kind_of(turn)}")
     turn = present(turn)
     speaker = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
     calls = {field: turn[field] for field in ("tool_calls", "function_call") if not says_nothing(turn.get(field))}
     if speaker is None or (content is None and not calls):
-        raise ValueError(f'{name} needs "role" and "content" (or "from" and "value")')
+        raise UserError(f'{name} needs "role" and "content" (or "from" and "value")')
     role = SPEAKERS.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
-        raise ValueError(f"{name} has the unknown role {speaker!r}; known are {', '.join(SPEAKERS)}")
+        raise UserError(f"{name} has the unknown role {speaker!r}; known are {', '.join(SPEAKERS)}")
     for field, value in turn.items():
         if (why := _refusal(field)) and not says_nothing(value):
-            raise ValueError(f'{name}: "{field}" {why}')
+            raise UserError(f'{name}: "{field}" {why}')
     weight = _weight(turn, name, role)
     reasoning = reasoning_of(turn, f" of {name}")
     if role == CALL:
@@ -128,19 +129,19 @@ def _message(turn: Any, name: str, before: list[Message]) -> tuple[str, Message]
     elif isinstance(content, list):
         content, thought = _joined(content, name)
         if thought and reasoning:
-            raise ValueError(f"{name} has its reasoning twice")
+            raise UserError(f"{name} has its reasoning twice")
         reasoning = reasoning or thought
     if len(calls) > 1:
-        raise ValueError(f"{name} has its calls twice")
+        raise UserError(f"{name} has its calls twice")
     tool_calls = calls_text(next(iter(calls.values())), name) if calls else ""
     if role == CALL and not tool_calls:
-        raise ValueError(f"{name} has no call")
+        raise UserError(f"{name} has no call")
     content = "" if content is None else string(content, name)
     role, said = ("assistant" if role == CALL else role), role
     if not tool_calls and role not in ("tool", "system"):
         filled(content, name)
     if role != "assistant" and (reasoning or tool_calls):
-        raise ValueError(f"{name} is no turn of an assistant, but thinks or calls tools")
+        raise UserError(f"{name} is no turn of an assistant, but thinks or calls tools")
     tool = string(turn.get("name", ""), f'"name" of {name}')
     if "tool_call_id" in turn:
         tool = _answered_tool(turn["tool_call_id"], tool, name, before)
@@ -162,9 +163,9 @@ def _answered_tool(identity: Any, tool: str, name: str, before: list[Message]) -
     calls = next((message.tool_calls for message in reversed(before) if message.role == "assistant"), "")
     called = name_of_call(calls, string(identity, f'"tool_call_id" of {name}')) if calls else ""
     if called is None:
-        raise ValueError(f"{name} answers the call {identity!r}, which the assistant has not made")
+        raise UserError(f"{name} answers the call {identity!r}, which the assistant has not made")
     if tool and called and tool != called:
-        raise ValueError(f"{name} is named {tool!r}, but answers a call of {called!r}")
+        raise UserError(f"{name} is named {tool!r}, but answers a call of {called!r}")
     return tool or called
 
 
@@ -182,7 +183,7 @@ def _joined(parts: list[Any], name: str) -> tuple[str, str]:
         elif kind in ("thinking", "reasoning") and isinstance(part.get(kind, part.get("text")), str):
             thoughts.append(string(part.get(kind, part.get("text")), name))
         else:
-            raise ValueError(f"{name} has a part of the type {kind!r}; only text can be learned")
+            raise UserError(f"{name} has a part of the type {kind!r}; only text can be learned")
     return "".join(texts), "".join(thoughts)
 
 
@@ -193,16 +194,16 @@ def _weight(turn: dict[str, Any], name: str, role: str) -> float:
         field = f'"weight" of {name}'
         weight = float(turn["weight"]) if isinstance(turn["weight"], bool) else number(turn["weight"], field)
         if weight < 0:
-            raise ValueError(f"{field} is below 0")
+            raise UserError(f"{field} is below 0")
     flags = {
         truth(turn[field], f'"{field}" of {name}') == trained
         for field, trained in _FLAGS.items()
         if not says_nothing(turn.get(field))
     }
     if len(flags) > 1 or (flags and weight is not None and (weight > 0) not in flags):
-        raise ValueError(f"{name} is both trained and not: its marks contradict each other")
+        raise UserError(f"{name} is both trained and not: its marks contradict each other")
     if role not in ("assistant", CALL):
         if weight or True in flags:
-            raise ValueError(f"{name} is to be trained, but only turns of the assistant are")
+            raise UserError(f"{name} is to be trained, but only turns of the assistant are")
         return 1.0
     return weight if weight is not None else float(True in flags or not flags)

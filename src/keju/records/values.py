@@ -1,4 +1,4 @@
-"""What the values of a JSON row are: texts, lists, marks of true and false; what is wrong is said by a ValueError.
+"""What the values of a JSON row are: texts, lists, marks of true and false; what is wrong is said by a UserError.
 
 `name` is what a message calls the value ("\\"prompt\\"", "turn 2 of \\"messages\\"").
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from typing import Any
+
+from keju.errors import UserError
 
 TRUE = {"true", "1", "1.0", "yes", "y", "t", "good", "desirable"}
 FALSE = {"false", "0", "0.0", "no", "n", "f", "bad", "undesirable"}
@@ -58,35 +60,35 @@ def says_nothing(value: Any) -> bool:
 
 def listed(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{name} must be a list, found {kind_of(value)}")
+        raise UserError(f"{name} must be a list, found {kind_of(value)}")
     return value
 
 
 def string(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, found {kind_of(value)}")
+        raise UserError(f"{name} must be a string, found {kind_of(value)}")
     try:  # JSON can escape half of a surrogate pair, which no tokenizer takes
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} holds a broken character (half of a surrogate pair)") from error
+        raise UserError(f"{name} holds a broken character (half of a surrogate pair)") from error
     return value
 
 
 def filled(value: Any, name: str) -> str:
     if not string(value, name).strip():
-        raise ValueError(f"{name} is empty")
+        raise UserError(f"{name} is empty")
     return value
 
 
 def number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, found {kind_of(value)}")
+        raise UserError(f"{name} must be a number, found {kind_of(value)}")
     try:
         finite = math.isfinite(value)
     except OverflowError:  # an integer that no float can hold
         finite = False
     if not finite:
-        raise ValueError(f"{name} is not a finite number")
+        raise UserError(f"{name} is not a finite number")
     return float(value)
 
 
@@ -95,5 +97,5 @@ def truth(value: Any, name: str) -> bool:
     text = str(value).strip().lower() if isinstance(value, str | bool | int | float) else ""
     if text not in TRUE | FALSE:
         found = repr(value)[:40] if text else kind_of(value)
-        raise ValueError(f"{name} must be true or false (or 1 or 0, yes or no), found {found}")
+        raise UserError(f"{name} must be true or false (or 1 or 0, yes or no), found {found}")
     return text in TRUE

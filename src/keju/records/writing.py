@@ -23,7 +23,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object a line, UTF-8, creating the folder; returns the number of rows.
 
     The rows go to a file beside `path` that takes its name only when complete, so that a full disk or a kill never
-    leaves half a file, nor destroys the one that was there. Raises ValueError for NaN and infinite numbers.
+    leaves half a file, nor destroys the one that was there. Raises UserError for NaN and infinite numbers.
     """
     return _write(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 

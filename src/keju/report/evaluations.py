@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from keju.errors import UserError
+from keju.records.json_text import parsed
 from keju.records.writing import write_text
 from keju.report.charts import Bar, bar_chart
 from keju.report.page import markdown_environment, page_context, page_environment
@@ -43,7 +44,7 @@ class EvaluatedRun:
 def write_evaluation_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     """Writes report.html and report.md to the folder `out` and returns the page's path.
 
-    Raises ValueError for a folder that holds no results of an evaluation.
+    Raises UserError for a folder that holds no results of an evaluation.
     """
     runs = _read_runs([Path(folder) for folder in folders])
     keys = list(dict.fromkeys(_key(result) for run in runs for result in run.results))
@@ -66,11 +67,11 @@ def _read_runs(folders: Sequence[Path]) -> list[EvaluatedRun]:
     found = []
     for folder in folders:
         path = folder / "results.json"
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = _parsed(path) if path.is_file() else {}
         if not isinstance(content, dict) or not isinstance(content.get("results"), list):
-            raise ValueError(f"{folder}: no results.json of an evaluation (eval_pretrain) in this folder")
+            raise UserError(f"{folder}: no results.json of an evaluation (eval_pretrain) in this folder")
         args = folder / "args.json"
-        command = json.loads(args.read_text(encoding="utf-8")).get("command", []) if args.is_file() else []
+        command = _parsed(args).get("command", []) if args.is_file() else []
         found.append((str(content["model"]), folder, shlex.join(command), content["results"]))
     names = [Path(model).name or model for model, *_ in found]
     if len(set(names)) < len(names):
@@ -81,6 +82,13 @@ def _read_runs(folders: Sequence[Path]) -> list[EvaluatedRun]:
         EvaluatedRun(name, str(folder), command, results)
         for name, (_, folder, command, results) in zip(names, found, strict=True)
     ]
+
+
+def _parsed(path: Path) -> Any:
+    value = parsed(path.read_text(encoding="utf-8"))
+    if isinstance(value, UserError):
+        raise UserError(f"{path}: {value}")
+    return value
 
 
 def _key(result: Mapping[str, Any]) -> tuple:

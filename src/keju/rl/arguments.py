@@ -8,6 +8,7 @@ from typing import Literal
 
 from transformers.training_args import OptimizerNames
 
+from keju.errors import UserError
 from keju.rl.experience import KL_IN_LOSS
 from keju.rl.modes import rules_of
 from keju.stages.rlhf import STAGE
@@ -87,12 +88,12 @@ class PPOModelArguments(FreezingArguments):
     def __post_init__(self):
         for role in ("critic", "judge"):
             if getattr(self, f"{role}_base_model") and not getattr(self, f"{role}_model_path"):
-                raise ValueError(f"--{role}_base_model: there is no --{role}_model_path")
+                raise UserError(f"--{role}_base_model: there is no --{role}_model_path")
         self.check_freezing(has_adapters=self.share_base)
         if self.load_in_4bit and not self.share_base:
-            raise ValueError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --share_base")
+            raise UserError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --share_base")
         if self.share_base and self.offload_reference:
-            raise ValueError("--offload_reference: with --share_base the reference is the base of the actor itself")
+            raise UserError("--offload_reference: with --share_base the reference is the base of the actor itself")
 
 
 @dataclass
@@ -221,15 +222,23 @@ class PPOArguments:
             if getattr(self, name) is None:
                 setattr(self, name, default)
         if self.kl_in_loss and self.kl_estimator == "k1":
-            raise ValueError(KL_IN_LOSS)
+            raise UserError(KL_IN_LOSS, option="kl_in_loss")
         if self.on_alarm == "rollback" and self.save_strategy == "no":
-            raise ValueError("--on_alarm rollback goes back to a checkpoint; it needs --save_strategy steps")
+            raise UserError("--on_alarm rollback goes back to a checkpoint; it needs --save_strategy steps")
         if self.num_mini_batches > self.rollout_batch_size:
-            raise ValueError(
+            raise UserError(
                 f"--num_mini_batches {self.num_mini_batches} exceeds --rollout_batch_size {self.rollout_batch_size}"
             )
         if self.overwrite_output_dir and self.resume_from_checkpoint:
-            raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
+            raise UserError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
+
+
+def options_of(role: str) -> dict[str, str]:
+    """What a stage with several models calls the options of one, for `renamed_options`; its tokenizer is its own."""
+    if role == "actor":
+        return {"tokenizer_name": "model_name_or_path"}
+    path = f"{role}_model_path"
+    return {"model_name_or_path": path, "tokenizer_name": path, "base_model": f"{role}_base_model"}
 
 
 def same_names(arguments: PPOArguments, kind: type) -> dict[str, object]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from keju.errors import UserError
 from keju.models.gathering import in_pieces, whole_state_dict
 from keju.models.saved_weights import save_pretrained, verify_saved
 from keju.records.writing import whole_files, write_json
@@ -65,7 +66,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(trainer: PPOTrainer, folder: Path, made_with: Mapping[str, Any]) -> None:
-    """Brings a trainer to where the checkpoint was. ValueError when it is not one of this run's models.
+    """Brings a trainer to where the checkpoint was. UserError when it is not one of this run's models.
 
     made_with: what decides this run (RunFolder.made_with). Where the checkpoint was made with other settings, as those
     before --resume_with_changes were, the ones of this run hold.
@@ -88,7 +89,7 @@ def load_checkpoint(trainer: PPOTrainer, folder: Path, made_with: Mapping[str, A
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--resume_from_checkpoint: {folder} does not fit this run: {reason}") from error
+        raise UserError(f"{folder} does not fit this run: {reason}", option="resume_from_checkpoint") from error
     trainer.step = state["global_step"]
     for name, learner in trainer.learners.items():
         learner.scheduler.load_state_dict(state["schedulers"][name])
@@ -105,14 +106,14 @@ def _load_learner(learner: Learner, folder: Path, name: str) -> None:
     optimizer_file = folder / f"{name}_optimizer.pt"
     if learner.engine is not None:
         if not (folder / name / ENGINE).is_dir():
-            raise ValueError("it was written without --deepspeed")
+            raise UserError("it was written without --deepspeed")
         check_states(folder / name)
         learner.engine.load_checkpoint(
             str(folder / name), tag=ENGINE, load_module_strict=False, load_lr_scheduler_states=False
         )
         return
     if not optimizer_file.is_file():
-        raise ValueError("it was written with --deepspeed")
+        raise UserError("it was written with --deepspeed")
     model = learner.model
     if has_adapters(model):
         load_adapters(model, folder / name)

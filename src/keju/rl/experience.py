@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from keju.errors import UserError
 from keju.rl.advantages import explained_variance, gae, masked_mean, whiten
 from keju.rl.diversity import distinct, repetition
 from keju.rl.mismatch import rollout_mismatch
 from keju.rl.rewards import FixedKLController, RunningMoments, kl_estimate, shape_scores, token_rewards
 from keju.rl.scoring import Scored
 
-KL_IN_LOSS = "--kl_in_loss: the gradient of --kl_estimator k1 is 0 in expectation; choose k2 or k3"
+KL_IN_LOSS = "the gradient of --kl_estimator k1 is 0 in expectation; choose k2 or k3"
 
 
 @dataclass
@@ -53,7 +54,7 @@ class RewardShaping:
     """Turns scores into rewards and advantages. `moments` None: not normalised; `clip_reward` None: not clipped.
 
     `kl_in_loss`: the KL to the reference is no part of the reward but a term of the policy loss (GRPO's way). Its
-    gradient there needs k2 or k3: that of k1 is 0 in expectation (the mean of grad log p). Raises ValueError for it.
+    gradient there needs k2 or k3: that of k1 is 0 in expectation (the mean of grad log p). Raises UserError for it.
     """
 
     kl_controller: FixedKLController
@@ -69,7 +70,7 @@ class RewardShaping:
 
     def __post_init__(self) -> None:
         if self.kl_in_loss and self.kl_estimator == "k1":
-            raise ValueError(KL_IN_LOSS)
+            raise UserError(KL_IN_LOSS, option="kl_in_loss")
 
     def experience(self, scored: Scored) -> Experience:
         # 1. Scores in units of their own running deviation, then clipped, then penalised.

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from keju.errors import UserError, renamed_options
 from keju.models.loading import load_causal_lm, load_scalar_model
+from keju.rl.arguments import options_of
 from keju.rl.joint import add_value_output
 from keju.rl.weight_sharing import share_weights, twin
 from keju.training.adapters import add_lora, has_adapters, train_adapters
@@ -62,37 +64,41 @@ def load_models(
     `shared_base`: the actor's weights become a frozen base. The reference is the base itself, actor and critic are
     adapters on it; so is a reward model that was trained as adapters on these weights. `quantization`: how that base is
     kept. `place` is called with each model, by its name in FourModels, as early as it is complete: it may move a model
-    or cut it up before the next one is loaded. Raises ValueError naming the flag.
+    or cut it up before the next one is loaded. Raises UserError naming the flag.
     """
     if joint and reward_tokenizer is not None:
-        raise ValueError("--enable_joint_optimization: the reward model must have the actor's tokenizer and template")
+        raise UserError(
+            "the reward model must have the actor's tokenizer and template", option="enable_joint_optimization"
+        )
     if joint and critic_path is not None:
-        raise ValueError("--critic_model_path: with --enable_joint_optimization the reward model is the critic")
+        raise UserError("with --enable_joint_optimization the reward model is the critic", option="critic_model_path")
     actor = load_causal_lm(actor_path, dtype=dtype, tokenizer=tokenizer, quantization=quantization, base=bases.actor)
     if shared_base is None:
         make_trainable(actor)
         reference = twin(actor)
         place("actor", actor)
         place("reference", reference)
-    judge = load_scalar_model(
-        reward_path,
-        dtype=dtype,
-        tokenizer=reward_tokenizer or tokenizer,
-        flag="--reward_model_path",
-        require_head=True,
-        base=bases.reward,
-    )
+    with renamed_options(**options_of("reward")):
+        judge = load_scalar_model(
+            reward_path,
+            dtype=dtype,
+            tokenizer=reward_tokenizer or tokenizer,
+            require_head=True,
+            base=bases.reward,
+        )
     make_trainable(judge)
     can_copy = reward_tokenizer is None
     if shared_base is not None:
         if has_adapters(actor):
-            raise ValueError(f"--share_base: {actor_path} holds adapters; --adapters merge makes a whole model of them")
+            raise UserError(
+                f"{actor_path} holds adapters; --adapters merge makes a whole model of them", option="share_base"
+            )
         reference = actor.requires_grad_(False)
         actor = _with_lora(twin(reference), shared_base, "CAUSAL_LM")
         can_copy = can_copy and has_adapters(judge) and share_weights(judge, reference)
         if joint and not can_copy:
-            raise ValueError(
-                "--share_base: a reward model that is trained jointly must be adapters on the actor's start"
+            raise UserError(
+                "a reward model that is trained jointly must be adapters on the actor's start", option="share_base"
             )
     if joint:
         add_value_output(judge)
@@ -101,19 +107,21 @@ def load_models(
         return _placed(FourModels(actor, reference, twin(judge), judge), place)
     if shared_base is None:
         place("reward_model", judge)
-    critic = load_scalar_model(
-        critic_path or actor_path,
-        dtype=dtype,
-        tokenizer=tokenizer,
-        flag="--critic_model_path",
-        quantization=quantization,
-        base=bases.critic if critic_path else bases.actor,
-    )
+    with renamed_options(**options_of("critic" if critic_path else "actor")):
+        critic = load_scalar_model(
+            critic_path or actor_path,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            quantization=quantization,
+            base=bases.critic if critic_path else bases.actor,
+        )
     if shared_base is None or has_adapters(critic):
         make_trainable(critic)
     if shared_base is not None:
         if not share_weights(critic, reference):
-            raise ValueError(f"--share_base: the weights of {critic_path} are not those of the base, {actor_path}")
+            raise UserError(
+                f"the weights of {critic_path} are not those of the base, {actor_path}", option="share_base"
+            )
         critic = critic if has_adapters(critic) else _with_lora(critic, shared_base, "SEQ_CLS")
     return _placed(FourModels(actor, reference, critic, judge), place)
 

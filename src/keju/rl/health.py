@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from keju.errors import UserError
+
 Row = dict[str, float]
 
 
@@ -119,7 +121,7 @@ class HealthMonitor:
 
     def __init__(self, window: int, max_kl: float = 0.5) -> None:
         if window < 2:
-            raise ValueError(f"--alarm_window {window}: at least 2 steps")
+            raise UserError(f"must be at least 2 steps, got {window}", option="alarm_window")
         self.window = window
         self.rules: dict[str, Rule] = {
             "reward_is_fooled": reward_is_fooled,

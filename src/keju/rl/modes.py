@@ -23,6 +23,7 @@ Llama, and dropout in the new log-probs (actor and critic run without dropout th
 from collections.abc import Callable
 from typing import NamedTuple
 
+from keju.errors import UserError
 from keju.models.generation import Response
 
 
@@ -72,5 +73,5 @@ PPO_MODES = {
 
 def rules_of(name: str) -> Mode:
     if name not in PPO_MODES:
-        raise ValueError(f"--ppo_mode {name}: choose from {', '.join(PPO_MODES)}")
+        raise UserError(f"{name}: choose from {', '.join(PPO_MODES)}", option="ppo_mode")
     return PPO_MODES[name]

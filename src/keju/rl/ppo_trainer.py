@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from keju.errors import UserError
 from keju.models.backbone import tree_cross_entropy, tree_logprobs
 from keju.models.gathering import gathered
 from keju.rl.advantages import masked_mean
@@ -108,11 +109,11 @@ class PPOTrainer:
 
     def __post_init__(self) -> None:
         if not self.prompts:
-            raise ValueError("--train_filename: no prompt to learn from")
+            raise UserError("no prompt to learn from", option="train_filename")
         if not 1 <= self.num_mini_batches <= self.rollout_batch_size:
-            raise ValueError(
-                f"--num_mini_batches {self.num_mini_batches}: must be between 1 and --rollout_batch_size "
-                f"{self.rollout_batch_size}"
+            raise UserError(
+                f"must be between 1 and --rollout_batch_size {self.rollout_batch_size}, got {self.num_mini_batches}",
+                option="num_mini_batches",
             )
         self.rules = rules_of(self.ppo_mode)
         self.temperature = self.sampler.temperature if self.rules.scores_at_temperature else 1.0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from keju.errors import UserError
 from keju.rl.modes import Actions, rules_of
 from keju.rl.rollout import Rollout
 from keju.training.processes import own_parts
@@ -36,7 +37,7 @@ class ResponseTrees:
 def lay_out(
     rollouts: Sequence[Rollout], *, mode: str, pad_id: int, token_budget: int, device: torch.device | str
 ) -> ResponseTrees:
-    """Raises ValueError when the mode drops every response or one does not fit `token_budget`."""
+    """Raises UserError when the mode drops every response or one does not fit `token_budget`."""
     rules = rules_of(mode)
     width = max(len(response.ids) for rollout in rollouts for response in rollout.responses)
     kept: list[Rollout] = []
@@ -52,7 +53,7 @@ def lay_out(
         trees += branch_trees(rollout.prompt, rows, token_budget)
         actions += [found for _, found in chosen]
     if not actions:
-        raise ValueError(f"--ppo_mode {mode}: every response is empty, nothing is left to learn from")
+        raise UserError(f"{mode}: every response is empty, nothing is left to learn from", option="ppo_mode")
     mask = torch.zeros(len(actions), max(len(found.tokens) for found in actions), dtype=torch.bool)
     loss_mask = torch.zeros_like(mask)
     for row, found in enumerate(actions):
@@ -74,9 +75,10 @@ def branch_trees(prompt: Sequence[int], responses: Mapping[int, Sequence[int]], 
     """The tree(s) of one prompt; `responses`: row -> ids. Several trees where one would not fit `token_budget`."""
     longest = len(prompt) + max(map(len, responses.values()))
     if longest > token_budget:
-        raise ValueError(
-            f"--token_budget {token_budget} does not hold a prompt of {len(prompt)} tokens with a response, {longest} "
-            "together; raise it, or lower --max_prompt_length or --max_new_tokens"
+        raise UserError(
+            f"{token_budget} does not hold a prompt of {len(prompt)} tokens with a response, {longest} together; raise "
+            "it, or lower --max_prompt_length or --max_new_tokens",
+            option="token_budget",
         )
     tree = Segment(prompt)
     for row, ids in responses.items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from keju.errors import UserError
 from keju.models.generation import Response, generate_responses
 from keju.training.processes import num_processes, sum_over_processes
 
@@ -36,9 +37,9 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.num_responses < 1:
-            raise ValueError(f"--num_responses {self.num_responses}: must be at least 1")
+            raise UserError(f"must be at least 1, got {self.num_responses}", option="num_responses")
         if self.temperature <= 0:
-            raise ValueError(f"--temperature {self.temperature}: PPO samples, so it must be above 0")
+            raise UserError(f"PPO samples, so it must be above 0, got {self.temperature}", option="temperature")
 
     @property
     def pad_id(self) -> int:

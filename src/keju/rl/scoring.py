@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from keju.errors import UserError
 from keju.models.backbone import tree_logprobs, tree_token_scores
 from keju.rl.joint import REWARD
 from keju.rl.modes import rules_of
@@ -64,7 +65,7 @@ def score_rollouts(
 
     `temperature` is that of sampling: the policy that acted is softmax(logits / temperature), and so is the one that is
     updated. `judge`: another reward model, which only watches. Reference, reward model and judge may stay in another
-    device's memory: they come over for their pass. Raises ValueError when the mode drops every response or one does not
+    device's memory: they come over for their pass. Raises UserError when the mode drops every response or one does not
     fit `token_budget`.
     """
     device = model_inside(passes_of(actor)).device
@@ -132,13 +133,14 @@ def _response_scores(reader: Reader, laid_out: ResponseTrees, batches: Sequence[
 
 
 def _check_positions(model: nn.Module, trees: Sequence[Segment]) -> None:
-    """Raises ValueError for a response that the reward model of another tokenizer does not see whole."""
+    """Raises UserError for a response that the reward model of another tokenizer does not see whole."""
     positions = getattr(model_inside(passes_of(model)).config.get_text_config(), "max_position_embeddings", None)
     longest = max(len(tree.tokens) + max(len(branch.tokens) for branch in tree.branches) for tree in trees)
     if positions is not None and longest > positions:
-        raise ValueError(
-            f"--max_new_tokens: a prompt and its response are {longest} tokens in the tokenizer of a reward model that "
-            f"has {positions} positions; lower it, or --max_prompt_length"
+        raise UserError(
+            f"a prompt and its response are {longest} tokens in the tokenizer of a reward model that has {positions} "
+            "positions; lower it, or --max_prompt_length",
+            option="max_new_tokens",
         )
 
 

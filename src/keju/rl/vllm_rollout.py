@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from keju.errors import UserError
 from keju.models.backbone import unwrapped
 from keju.models.causal_lm import CausalLM
 from keju.models.generation import Response, stop_token_ids
@@ -34,7 +35,7 @@ class VllmSampler(Sampler):
         try:
             import vllm
         except ImportError as error:
-            raise ValueError("--rollout vllm: vLLM is not installed (pip install vllm, for a GPU)") from error
+            raise UserError("vLLM is not installed (pip install vllm, for a GPU)", option="rollout") from error
         self.engine = vllm.LLM(
             model=self.folder,
             gpu_memory_utilization=self.gpu_memory,
@@ -50,9 +51,9 @@ class VllmSampler(Sampler):
         seed: int,
         numbers: Sequence[int] | None = None,
     ) -> list[Rollout]:
-        """As Sampler.sample, with log-probs. Raises ValueError for a family of ours, which vLLM does not know."""
+        """As Sampler.sample, with log-probs. Raises UserError for a family of ours, which vLLM does not know."""
         if isinstance(unwrapped(model), CausalLM):
-            raise ValueError(f"--rollout vllm: vLLM does not know {type(unwrapped(model)).__name__}; leave it out")
+            raise UserError(f"vLLM does not know {type(unwrapped(model)).__name__}; take keju", option="rollout")
         self.push(model)
         stop_ids = stop_token_ids(model, self.tokenizer)
         settings = [

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from keju.errors import UserError
 from keju.models.accelerate import with_kernels
 from keju.models.adapter_folder import PREFIX, SETTINGS, WEIGHTS
 from keju.models.backbone import check_head, unwrapped
@@ -54,19 +55,19 @@ def add_lora(
     lose of the weights of `original`: one step of Li et al. 2023 (arXiv:2310.08659), so that the base stays as it is.
     target_modules: names or ends of names of layers; "all-linear" or "all" for all linear layers but the head, beside
     which others may be named.
-    Raises ValueError naming the flag for targets that the model does not have, and for starts that it cannot have.
+    Raises UserError naming the flag for targets that the model does not have, and for starts that it cannot have.
     """
     from peft import LoraConfig, get_peft_model
 
     if task_type == "SEQ_CLS" and "score" in (target_modules or ()):
-        raise ValueError("--lora_target_modules score: the head of a reward model is trained whole in any case")
+        raise UserError("--lora_target_modules score: the head of a reward model is trained whole in any case")
     is_pissa, is_loftq = init_lora_weights.startswith("pissa"), init_lora_weights == "loftq"
     if is_pissa and is_quantized(model):
-        raise ValueError("--init_lora_weights pissa changes the base, which --load_in_4bit rounds; loftq is for that")
+        raise UserError("--init_lora_weights pissa changes the base, which --load_in_4bit rounds; loftq is for that")
     if is_loftq and not is_quantized(model):
-        raise ValueError("--init_lora_weights loftq makes up for what 4 bits lose; it needs --load_in_4bit")
+        raise UserError("--init_lora_weights loftq makes up for what 4 bits lose; it needs --load_in_4bit")
     if is_loftq and use_dora:
-        raise ValueError("--use_dora takes its lengths from the 4-bit base, which --init_lora_weights loftq corrects")
+        raise UserError("--use_dora takes its lengths from the 4-bit base, which --init_lora_weights loftq corrects")
     config = LoraConfig(
         task_type=task_type,
         r=r,
@@ -82,11 +83,11 @@ def add_lora(
     try:
         adapted = add_beside(model, config) if is_stacked(model) else get_peft_model(model, config)
     except ValueError as error:
-        raise ValueError(f"--lora_target_modules: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--lora_target_modules: {str(error).splitlines()[0]}") from error
     try:
         check_head(adapted)
-    except ValueError as error:
-        raise ValueError(f"--lora_target_modules: {error}") from error
+    except UserError as error:
+        raise UserError(f"--lora_target_modules: {error}") from error
     if is_pissa:
         _keep_starts(adapted)
     elif is_loftq:
@@ -131,7 +132,7 @@ def train_adapters(model: nn.Module) -> None:
 def train_on(model: nn.Module, name: str, given: Mapping[str, Any]) -> None:
     """Trains the adapters that came with the checkpoint `name`, as they are, and says so.
 
-    given: flags of new adapters with their values, but for those that are left at their defaults. Raises ValueError
+    given: flags of new adapters with their values, but for those that are left at their defaults. Raises UserError
     naming one that is not so of these adapters.
     """
     (config,) = model.peft_config.values()
@@ -140,7 +141,7 @@ def train_on(model: nn.Module, name: str, given: Mapping[str, Any]) -> None:
     for flag, value in given.items():
         is_same = set(value) == set(own[flag] or ()) if isinstance(value, list) else value == own[flag]
         if flag == "init_lora_weights" or not is_same:
-            raise ValueError(
+            raise UserError(
                 f"--{flag}: {name} holds adapters, which are trained on as they are; leave it out, or add new ones to "
                 "what they are merged into (--adapters merge), or beside them (--adapters stack)"
             )
@@ -152,16 +153,16 @@ def apply_loraplus(optimizer: torch.optim.Optimizer, model: nn.Module, ratio: fl
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the B of adapters get groups of their own in `optimizer`, whose
     learning rate is `ratio` times that of the group they were in. To be called before a scheduler is made.
 
-    Raises ValueError naming the flag where the optimizer trains no B, or the ratio is not above 0.
+    Raises UserError naming the flag where the optimizer trains no B, or the ratio is not above 0.
     """
     if ratio == 1:
         return
     if not ratio > 0:
-        raise ValueError(f"--loraplus_lr_ratio: must be above 0, got {ratio:g}")
+        raise UserError(f"--loraplus_lr_ratio: must be above 0, got {ratio:g}")
     of_b = {id(parameter) for name, parameter in model.named_parameters() if ".lora_B." in name}
     groups = list(optimizer.param_groups)
     if not any(id(parameter) in of_b for group in groups for parameter in group["params"]):
-        raise ValueError("--loraplus_lr_ratio: there are no adapters whose B could be trained faster")
+        raise UserError("--loraplus_lr_ratio: there are no adapters whose B could be trained faster")
     for group in groups:
         faster = [parameter for parameter in group["params"] if id(parameter) in of_b]
         if faster:
@@ -281,7 +282,7 @@ def _keep_starts(model: nn.Module) -> None:
             places.setdefault(id(parameter), []).append(name)
     for name, layer in lora_layers(model).items():
         if len(places[id(layer.get_base_layer().weight)]) > 1:
-            raise ValueError(f"--init_lora_weights pissa: the weights of {name} belong to another layer, too")
+            raise UserError(f"--init_lora_weights pissa: the weights of {name} belong to another layer, too")
         layer.register_buffer("start_A", layer.lora_A[NAME].weight.detach().clone())
         layer.register_buffer("start_B", layer.lora_B[NAME].weight.detach().clone())
 

@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from keju.errors import UserError
 from keju.stages.spec import stages
 from keju.training.cache_folder import cache_folder
 from keju.training.flag_effects import CONDITIONS, INHERITED_RANGES, SHOWN_IN_HELP, never
@@ -31,6 +32,7 @@ from keju.training.stage_arguments import (  # noqa: F401  (stages import the da
     StartArguments,
     ThinkingArguments,
     TokenCacheArguments,
+    parsed_object,
     parsed_thinking,
 )
 from keju.training.yaml_config import CONFIGS, Setting, read_settings
@@ -60,8 +62,8 @@ def parse_arguments(
     try:
         config, flags = _split_config(argv)
         settings = read_settings(config) if config else []
-    except ValueError as error:
-        parser.error(str(error))
+    except UserError as error:
+        parser.error(error.in_flags())
     if takes_any_config:
         settings = [setting for setting in settings if setting.key in parser.names()]
     for setting in settings:
@@ -83,7 +85,7 @@ def parse_arguments(
             for kind in dataclass_types
         )
     except (ValueError, FileNotFoundError) as error:  # from a dataclass's own checks
-        parser.error(str(error).splitlines()[0])
+        parser.error((error.in_flags() if isinstance(error, UserError) else str(error)).splitlines()[0])
     for name, condition in idle.items():
         if not condition.is_refused:
             print(f"warning: --{name} has no effect: {condition.why}", file=sys.stderr)
@@ -268,9 +270,9 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
         else:
             flags.append(argument)
     if len(configs) > 1:
-        raise ValueError(f"more than one config file: {', '.join(map(str, configs))}")
+        raise UserError(f"more than one config file: {', '.join(map(str, configs))}")
     if configs == [None]:
-        raise ValueError("--config: expected a YAML file")
+        raise UserError("--config: expected a YAML file")
     return (configs[0] if configs else None), flags
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from keju.errors import UserError
 from keju.records.locks import clear_leftovers
 from keju.records.writing import delete_folder, hidden_names, whole_folder, write_json
 from keju.training.processes import is_main_process, num_launched, num_processes, wait_for_all
@@ -99,20 +100,20 @@ def _describe(path: Path, *, flush: bool = False) -> dict[str, int | str]:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """{"num_processes", "made_with", "files"}. Raises ValueError, in a few words, where there is none of this form."""
+    """{"num_processes", "made_with", "files"}. Raises UserError, in a few words, where there is none of this form."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"not a whole checkpoint (no {MANIFEST})") from None
+        raise UserError(f"not a whole checkpoint (no {MANIFEST})") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError(f"{MANIFEST} is damaged") from None
+        raise UserError(f"{MANIFEST} is damaged") from None
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not isinstance(manifest.get("num_processes"), int):
-        raise ValueError(f"{MANIFEST} is of another form")
+        raise UserError(f"{MANIFEST} is of another form")
     for name, known in files.items():
         inside = not Path(name).is_absolute() and ".." not in Path(name).parts
         if not (inside and isinstance(known, dict) and isinstance(known.get("bytes"), int) and "sha256" in known):
-            raise ValueError(f"{MANIFEST} is of another form")
+            raise UserError(f"{MANIFEST} is of another form")
     return manifest
 
 
@@ -120,7 +121,7 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None when every file is as it was written."""
     try:
         listed = read_manifest(checkpoint)["files"]
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     for name, known in listed.items():
         path = checkpoint / name
@@ -144,19 +145,19 @@ def newest_whole(run: Path) -> Path | None:
 
 
 def check_checkpoint(checkpoint: Path) -> None:
-    """Raises ValueError, naming the file, unless `checkpoint` is whole and of a run of as many processes as this."""
+    """Raises UserError, naming the file, unless `checkpoint` is whole and of a run of as many processes as this."""
     wrong = damage(checkpoint)
     if wrong is not None:
-        raise ValueError(f"--resume_from_checkpoint: {checkpoint}: {wrong}")
+        raise UserError(f"--resume_from_checkpoint: {checkpoint}: {wrong}")
     check_num_processes(checkpoint)
 
 
 def check_num_processes(checkpoint: Path) -> None:
-    """Raises ValueError unless a whole checkpoint is of a run of as many processes as this."""
+    """Raises UserError unless a whole checkpoint is of a run of as many processes as this."""
     before = read_manifest(checkpoint)["num_processes"]
     now = num_launched()
     if before != now:
-        raise ValueError(
+        raise UserError(
             f"--resume_from_checkpoint: {checkpoint} is of a run of {before} process(es), this one has {now}: records "
             f"and optimizer are shared out otherwise; go on with NUM_GPUS={before}, or start a new run from "
             f"--model_name_or_path {checkpoint}"

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from keju.errors import UserError
 from keju.training.stage_model import StageModel
 
 if TYPE_CHECKING:
@@ -52,18 +53,18 @@ def zero_stage(config: dict[str, Any]) -> int:
 def read_deepspeed_config(path: str, *, bf16: bool) -> dict[str, Any]:
     """A configuration file for engines of ours, with nothing left to be filled in.
 
-    Raises ValueError naming the flag for a file that is none, and for one that brings an optimizer or a schedule.
+    Raises UserError naming the flag for a file that is none, and for one that brings an optimizer or a schedule.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"--deepspeed: {file} does not exist")
+        raise UserError(f"--deepspeed: {file} does not exist")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"--deepspeed: {file}:{error.lineno}: not JSON: {error.msg}") from error
+        raise UserError(f"--deepspeed: {file}:{error.lineno}: not JSON: {error.msg}") from error
     for name in ("optimizer", "scheduler"):
         if name in config:
-            raise ValueError(f"--deepspeed: {file} has its own {name}, but PPO brings one for actor and critic each")
+            raise UserError(f"--deepspeed: {file} has its own {name}, but PPO brings one for actor and critic each")
     filled_in = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     config = {name: value for name, value in config.items() if name not in filled_in}
     config["zero_optimization"] = _without_auto(config.get("zero_optimization", {}))
@@ -74,7 +75,7 @@ def read_deepspeed_config(path: str, *, bf16: bool) -> dict[str, Any]:
             "enabled": enabled if section.get("enabled", "auto") == "auto" else section["enabled"],
         }
     if config["fp16"]["enabled"]:
-        raise ValueError(f"--deepspeed: {file}: PPO runs in float32 or bf16, not in fp16")
+        raise UserError(f"--deepspeed: {file}: PPO runs in float32 or bf16, not in fp16")
     return config
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from keju.errors import UserError
 from keju.models.architecture import layers_of
 from keju.models.backbone import unwrapped
 
@@ -30,7 +31,7 @@ class Freezing:
         """Lets what is frozen rest, and says how much is trained. The names are those of `named_parameters`; a weight
         that has several, as a tied head, rests where one of them is meant.
 
-        Raises ValueError naming the flag for a glob that means nothing in this model, for more layers than there are,
+        Raises UserError naming the flag for a glob that means nothing in this model, for more layers than there are,
         and where nothing is left to train.
         """
         if not self:
@@ -53,14 +54,14 @@ class Freezing:
             parameter.requires_grad_(key not in resting)
         trained = sum(_size(parameter) for parameter in weights.values() if parameter.requires_grad)
         if not trained:
-            raise ValueError("--freeze: nothing is left to train")
+            raise UserError("--freeze: nothing is left to train")
         print(f"Trained of {what}: {trained:,} of {total:,} weights ({trained / total:.1%}).")
 
     def _layers(self, model: nn.Module) -> list[nn.Module]:
         layers = list(layers_of(unwrapped(model)))
         if max(self.first_layers, self.last_layers) > len(layers):
             flag = "first" if self.first_layers > len(layers) else "last"
-            raise ValueError(f"--freeze_{flag}_layers: {type(unwrapped(model)).__name__} has {len(layers)} layers")
+            raise UserError(f"--freeze_{flag}_layers: {type(unwrapped(model)).__name__} has {len(layers)} layers")
         return [*layers[: self.first_layers], *layers[len(layers) - self.last_layers :]]
 
 
@@ -69,7 +70,7 @@ def _meant(pattern: str, named: Sequence[tuple[str, nn.Parameter]], flag: str) -
     found = {id(parameter) for name, parameter in named if matches(name)}
     if not found:
         examples = ", ".join(dict.fromkeys(name for name, _ in (named[0], named[len(named) // 2], named[-1])))
-        raise ValueError(f"{flag} {pattern}: no weight has such a name; they are called {examples}")
+        raise UserError(f"{flag} {pattern}: no weight has such a name; they are called {examples}")
     return found
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -15,19 +15,21 @@ import huggingface_hub.constants
 import torch
 import transformers
 
-from keju.records.mistakes import is_raised_by_us
+from keju.errors import UserError
 from keju.training.arguments import parsed_arguments
 from keju.training.cache_folder import give_others_a_place
 from keju.training.crash import explain
 from keju.training.processes import process_index
 from keju.training.run_folder import RunFolder, current_run
 from keju.training.stopping import Stopped, handle_signals
-from keju.training.terminal import Terminal, visible
+from keju.training.terminal import ReaderGone, Terminal, visible
 
-USAGE, CRASH, INTERRUPTED = 2, 1, 130
+USAGE, CRASH, INTERRUPTED, READER_GONE = 2, 1, 130, 141  # the last two as of processes that a signal ended
 # Mistakes that the operating system finds: a missing file is the user's wherever it is opened.
 FILE_MISTAKES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 NAME_MISTAKES = (errno.ENAMETOOLONG, errno.ELOOP)
+# How torch begins, and ends with the line "class: message", what it makes of an error in another process.
+IN_A_WORKER = re.compile(r"Caught \w+ in DataLoader worker")
 # Nothing is sent or fetched that was not asked for; the environment covers child processes.
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -38,7 +40,8 @@ QUIET = {
 
 
 def run_stage(main: Callable[[], None]) -> NoReturn:
-    """Calls `main` and exits: 0 done, 2 a mistake in flags or data (one line), 1 a crash, 130 Ctrl-C or a signal.
+    """Calls `main` and exits: 0 done, 2 a mistake in flags or data (one line), 1 a crash, 130 Ctrl-C or a signal,
+    141 where nobody reads any more what is printed (`| head`), without a word.
 
     A training run that has begun saves a checkpoint at a signal and exits with 0 (see keju.training.stopping).
 
@@ -55,9 +58,12 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
     handle_signals()
     # What DeepSpeed calls in torch.distributed
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
-    code = run_guarded(main)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        code = run_guarded(main)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except ReaderGone:
+        code = READER_GONE
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         if code:
             # Collectives that other processes still wait in would keep this one from ending, and print over our lines.
@@ -73,6 +79,8 @@ def run_guarded(main: Callable[[], None]) -> int:
     except Stopped as stopped:
         if process_index() == 0:
             _say([str(stopped)])
+    except ReaderGone:
+        return READER_GONE
     except SystemExit as error:  # argparse: it has said its line
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:  # noqa: BLE001  (reported below, whatever it is)
@@ -109,18 +117,18 @@ def _report(error: BaseException, run: RunFolder | None) -> int:
 
 
 def is_user_mistake(error: BaseException) -> bool:
-    """A file that is not there, bad JSON, or a ValueError that a `raise` statement of ours chose to raise."""
-    if isinstance(error, (*FILE_MISTAKES, json.JSONDecodeError)):
+    """What we say is one (a UserError), and a file that is not there, wherever it is opened."""
+    if isinstance(error, (UserError, *FILE_MISTAKES)):
         return True
-    if isinstance(error, OSError) and error.errno in NAME_MISTAKES:
-        return True
-    return isinstance(error, ValueError) and is_raised_by_us(error)
+    return isinstance(error, OSError) and error.errno in NAME_MISTAKES
 
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    text = str(error).strip()
+    text = (error.in_flags() if isinstance(error, UserError) else str(error)).strip()
+    if isinstance(error, UserError) and IN_A_WORKER.match(text):
+        text = text.splitlines()[-1].partition(": ")[2]
     return text.splitlines()[0][:2000] if text else type(error).__name__
 
 

@@ -11,6 +11,8 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from keju.errors import UserError
+
 # First words of names -> why these optimizers do not fit.
 REFUSED = {
     "galore": "it projects gradients layer by layer, for which --use_peft is the way here",
@@ -26,20 +28,20 @@ MEASURED = ("reduce_lr_on_plateau", "greedy")
 def optimizer_class(args: TrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """What --optim names, and the settings that it is made with (learning rate, betas, those of --optim_args).
 
-    Raises ValueError naming the flag for one that does not fit or is not installed.
+    Raises UserError naming the flag for one that does not fit or is not installed.
     """
     name = OptimizerNames(args.optim).value
     for first, reason in REFUSED.items():
         if name.startswith(first):
-            raise ValueError(f"--optim {name}: {reason}")
+            raise UserError(f"--optim {name}: {reason}")
     for setting in filter(None, (args.optim_args or "").split(",")):
         if setting.count("=") != 1:
-            raise ValueError(f"--optim_args {args.optim_args}: expected name=value, got {setting.strip()!r}")
+            raise UserError(f"--optim_args {args.optim_args}: expected name=value, got {setting.strip()!r}")
     try:
         return Trainer.get_optimizer_cls_and_kwargs(args, nn.Linear(1, 1))
     except (ImportError, ValueError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"--optim {name}: {reason.strip()}") from error
+        raise UserError(f"--optim {name}: {reason.strip()}") from error
 
 
 def make_optimizer(
@@ -73,20 +75,20 @@ def described(name: str, settings: str | None = None, learning_rate: float = 1e-
 
 
 def check_schedule(name: str, settings: dict[str, Any] | None = None, *, is_measured: bool = False) -> None:
-    """Raises ValueError naming the flag for a schedule that there is not, or that does not take these settings.
+    """Raises UserError naming the flag for a schedule that there is not, or that does not take these settings.
 
     is_measured: progress is measured while training (--eval_strategy), which some schedules go by.
     """
     names = [item.value for item in SchedulerType]
     name = getattr(name, "value", name)
     if name not in names:
-        raise ValueError(f"--lr_scheduler_type {name}: choose from {', '.join(names)}")
+        raise UserError(f"--lr_scheduler_type {name}: choose from {', '.join(names)}")
     if name in MEASURED and not is_measured:
-        raise ValueError(f"--lr_scheduler_type {name}: goes by evaluations while training; it needs --eval_strategy")
+        raise UserError(f"--lr_scheduler_type {name}: goes by evaluations while training; it needs --eval_strategy")
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         get_scheduler(
             name, optimizer, num_warmup_steps=1, num_training_steps=10, scheduler_specific_kwargs=settings or {}
         )
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"--lr_scheduler_kwargs: {name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--lr_scheduler_kwargs: {name}: {str(error).splitlines()[0]}") from error

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from keju.errors import UserError
+
 # What DeepSpeed's own files hold beside tensors and plain values.
 KNOWN = frozenset(
     {
@@ -18,7 +20,7 @@ KNOWN = frozenset(
 
 
 def check_states(folder: Path) -> None:
-    """Raises ValueError for a state of DeepSpeed anywhere in `folder` that names other code than its own.
+    """Raises UserError for a state of DeepSpeed anywhere in `folder` that names other code than its own.
 
     The pickles are taken apart, not run.
     """
@@ -27,6 +29,6 @@ def check_states(folder: Path) -> None:
             strange = sorted(set(get_unsafe_globals_in_checkpoint(path)) - KNOWN)
         except Exception as error:  # of many ways of being no checkpoint
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{path}: damaged, or no state of DeepSpeed: {reason}") from error
+            raise UserError(f"{path}: damaged, or no state of DeepSpeed: {reason}") from error
         if strange:
-            raise ValueError(f"{path}: holds {strange[0]}, which is code and no state: it was not run")
+            raise UserError(f"{path}: holds {strange[0]}, which is code and no state: it was not run")

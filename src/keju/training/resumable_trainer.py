@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
+from keju.errors import UserError
 from keju.training.adapters import has_adapters, load_adapters
 from keju.training.checkpoints import STATE, checkpoint_aside
 from keju.training.early_stopping import has_stopped_early
@@ -117,13 +118,13 @@ class ResumableTrainer(Trainer):
         missing, unexpected = inner.load_state_dict(state, strict=False)
         untied = set(missing) - set(getattr(inner, "all_tied_weights_keys", ()))
         if not state or unexpected or untied:
-            raise ValueError(f"--resume_from_checkpoint: the weights in {folder} do not fit this model")
+            raise UserError(f"--resume_from_checkpoint: the weights in {folder} do not fit this model")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         if not self.is_deepspeed_enabled and not (Path(checkpoint) / "optimizer.pt").is_file():
-            raise ValueError(
+            raise UserError(
                 f"--resume_from_checkpoint: {checkpoint} has no state of the optimizer (--save_only_model); a new run "
                 f"starts from its weights with --model_name_or_path {checkpoint}"
             )

@@ -11,6 +11,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from keju.errors import UserError
 from keju.models.checkpoint_files import read_object
 from keju.records.digests import data_digest
 from keju.training.optimization import MEASURED
@@ -102,14 +103,14 @@ def changed_settings(checkpoint: Path, known: Any, now: Mapping[str, Any], *, ac
         now: `deciding` of this run.
         accept: --resume_with_changes was given.
     Raises:
-        ValueError: another stage's checkpoint, a difference without `accept`, or one that no flag makes possible.
+        UserError: another stage's checkpoint, a difference without `accept`, or one that no flag makes possible.
     """
     if known is None:
         return {}
     if not isinstance(known, dict) or not isinstance(known.get("arguments"), dict):
-        raise ValueError(f"--resume_from_checkpoint: {checkpoint}: its manifest does not say what it was made with")
+        raise UserError(f"--resume_from_checkpoint: {checkpoint}: its manifest does not say what it was made with")
     if known.get("stage") != now["stage"]:
-        raise ValueError(
+        raise UserError(
             f"--resume_from_checkpoint: {checkpoint} is of the stage {known.get('stage')}, this is {now['stage']}; "
             f"to start from its weights give --model_name_or_path {checkpoint}"
         )
@@ -121,12 +122,12 @@ def changed_settings(checkpoint: Path, known: Any, now: Mapping[str, Any], *, ac
             different[name] = (before.get(name), after.get(name))
     fixed = {name: values for name, values in different.items() if name in FIXED}
     if fixed:
-        raise ValueError(
+        raise UserError(
             f"--resume_from_checkpoint: {checkpoint} was made with {_described(fixed, 0)}, now {_described(fixed, 1)}; "
             "its files cannot be loaded otherwise"
         )
     if different and not accept:
-        raise ValueError(
+        raise UserError(
             f"--resume_from_checkpoint: {checkpoint} was made with {_described(different, 0)}, now "
             f"{_described(different, 1)}; give the same, or --resume_with_changes to go on with the new ones"
         )
@@ -138,7 +139,7 @@ def changed_inputs(checkpoint: Path, known: Any, now: Mapping[str, str], *, acce
 
     Args: as of `changed_settings`; known, now: {flag: hash of what it names}; of `known` only what `now` has, too.
     Raises:
-        ValueError: as `changed_settings` does.
+        UserError: as `changed_settings` does.
     """
     inputs = known.get("inputs") if isinstance(known, dict) else None
     if not isinstance(inputs, dict):
@@ -148,7 +149,7 @@ def changed_inputs(checkpoint: Path, known: Any, now: Mapping[str, str], *, acce
         return different
     what = ", ".join(f"--{name}" for name in different)
     way = "" if FIXED.intersection(different) else ", or --resume_with_changes to go on with what is there now"
-    raise ValueError(
+    raise UserError(
         f"--resume_from_checkpoint: {checkpoint} was made with other content of {what}; give the same as then{way}"
     )
 
@@ -182,9 +183,9 @@ def model_digest(name: str, memory: Path, base: str | None = None) -> str:
 
 
 def check_new_schedule(*, deepspeed: bool) -> None:
-    """Raises ValueError where optimizers that are loaded cannot be given other settings."""
+    """Raises UserError where optimizers that are loaded cannot be given other settings."""
     if deepspeed:
-        raise ValueError("--resume_with_changes: under DeepSpeed learning rates and schedule cannot change on the way")
+        raise UserError("--resume_with_changes: under DeepSpeed learning rates and schedule cannot change on the way")
 
 
 def apply_settings(optimizer: Optimizer, scheduler: LRScheduler, groups: Sequence[Mapping[str, Any]]) -> None:
@@ -193,10 +194,10 @@ def apply_settings(optimizer: Optimizer, scheduler: LRScheduler, groups: Sequenc
     Args:
         groups: the optimizer's parameter groups as they were before the loading; "params" is not looked at.
     Raises:
-        ValueError: a schedule that does not follow from its step alone.
+        UserError: a schedule that does not follow from its step alone.
     """
     if not isinstance(scheduler, LambdaLR):
-        raise ValueError(
+        raise UserError(
             f"--resume_with_changes: a {type(scheduler).__name__} cannot change its settings in the middle; "
             "give the learning rate and schedule that the checkpoint was made with"
         )

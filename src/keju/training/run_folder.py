@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from keju.errors import UserError
 from keju.records.journal import Journal
 from keju.records.locks import clear_leftovers
 from keju.records.writing import write_json
@@ -54,7 +55,7 @@ class RunFolder:
     an error, or, with `accept_changes`, said, and named in `self.changed`.
     goes_on: an unfinished run that is equal in the arguments named here is taken up, by a stage that finds in the
     folder what it need not do again.
-    Raises ValueError, naming the flag, when the folder holds another run or files that no run wrote.
+    Raises UserError, naming the flag, when the folder holds another run or files that no run wrote.
     Only rank 0 writes and prints; in other processes the methods do nothing, and stdout is silent until it closes.
     """
 
@@ -112,7 +113,7 @@ class RunFolder:
     def identify(self, **inputs: str | None) -> None:
         """Adds to what decides the run: hashes of the records, models and tokenizer that flags name (None: none).
 
-        Raises ValueError, or says so with `accept_changes`, where the checkpoint was made with others.
+        Raises UserError, or says so with `accept_changes`, where the checkpoint was made with others.
         """
         given = {name: digest for name, digest in inputs.items() if digest is not None}
         self.made_with["inputs"] |= given
@@ -217,7 +218,7 @@ class RunFolder:
 
     def _prepare(self, overwrite: bool, goes_on: Sequence[str] | None) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"--output_dir: {self.path} is a file")
+            raise UserError(f"--output_dir: {self.path} is a file")
         self._created = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -226,7 +227,7 @@ class RunFolder:
         except OSError as error:
             if self._created and self.path.is_dir():
                 self.path.rmdir()
-            raise ValueError(f"--output_dir: {self.path} cannot be written ({error.strerror})") from error
+            raise UserError(f"--output_dir: {self.path} cannot be written ({error.strerror})") from error
         beside = self.path / BESIDE
         for log in (*self.path.glob("*.log"), *beside.glob("*.log")):
             with log.open("a", encoding="utf-8") as file:
@@ -237,7 +238,7 @@ class RunFolder:
         if not entries or entries == [self.log_path]:  # a run that was killed between opening the log and args.json
             return
         if not is_run(self.path):
-            raise ValueError(
+            raise UserError(
                 f"--output_dir: {self.path} holds files that are not of a run (such as {min(entries).name}); "
                 "choose an empty or new folder"
             )
@@ -262,13 +263,13 @@ class RunFolder:
             known = json.loads((self.path / "args.json").read_text(encoding="utf-8"))
             state = "a finished" if is_finished(self.path) else "an unfinished"
             resume = ", or --resume_from_checkpoint auto" if checkpoints(self.path) else ""
-            raise ValueError(
+            raise UserError(
                 f"--output_dir: {self.path} already holds {state} run ({known['stage']}, {known['started'][:16]}); "
                 f"choose another folder, or --overwrite_output_dir{resume}"
             )
 
     def _check_no_input_inside(self) -> None:
-        """Raises ValueError for a model or data in the folder that is to be replaced."""
+        """Raises UserError for a model or data in the folder that is to be replaced."""
         home = self.path.resolve()
         for name, value in self.arguments.items():
             for text in value if isinstance(value, list) else [value]:
@@ -276,7 +277,7 @@ class RunFolder:
                     continue
                 path = _existing(text)
                 if path is not None and path.is_relative_to(home):
-                    raise ValueError(
+                    raise UserError(
                         f"--overwrite_output_dir: it would delete --{name} {text}, which lies in --output_dir "
                         f"{self.path}; choose another --output_dir"
                     )
@@ -339,7 +340,7 @@ def _hold_weights(entries: list[Path]) -> bool:
 def _check_no_run_inside(path: Path) -> None:
     inner = next((args.parent for args in sorted(path.glob("*/**/args.json")) if is_run(args.parent)), None)
     if inner is not None:
-        raise ValueError(f"--overwrite_output_dir: {path} also holds the run {inner}; delete or move that one first")
+        raise UserError(f"--overwrite_output_dir: {path} also holds the run {inner}; delete or move that one first")
 
 
 def _existing(text: str) -> Path | None:
@@ -361,7 +362,7 @@ def _find_checkpoint(path: Path, resume: str) -> Path | None:
     if checkpoint is not None:
         (check_num_processes if is_auto else check_checkpoint)(checkpoint)  # every file has been read for `auto`
     elif checkpoints(path):
-        raise ValueError(
+        raise UserError(
             f"--resume_from_checkpoint {resume}: every checkpoint in {path} is damaged; --overwrite_output_dir in its "
             "place deletes them and starts from the beginning"
         )
@@ -369,11 +370,11 @@ def _find_checkpoint(path: Path, resume: str) -> Path | None:
 
 
 def _lock(descriptor: int, path: Path) -> None:
-    """Held until the log closes. Raises ValueError when another process writes to this folder."""
+    """Held until the log closes. Raises UserError when another process writes to this folder."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"--output_dir: another process is writing to {path} now; choose another folder") from None
+        raise UserError(f"--output_dir: another process is writing to {path} now; choose another folder") from None
     except OSError as error:  # some network file systems cannot lock
         print(f"warning: {path} cannot be locked ({error.strerror}); do not start two runs in it", file=sys.stderr)
 

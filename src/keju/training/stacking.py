@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from keju.errors import UserError, renamed_options
 from keju.models.adapter_folder import SETTINGS, WEIGHTS
 from keju.models.checkpoint_files import read_object
 from keju.models.configurations import base_of
@@ -34,20 +35,20 @@ class Beside(NamedTuple):
 
 
 def check_stack(name: str, given: Mapping[str, Any]) -> None:
-    """Raises ValueError where the adapters in `name`, or new ones with the settings `given`, cannot be put together to
+    """Raises UserError where the adapters in `name`, or new ones with the settings `given`, cannot be put together to
     one folder of adapters. To be called before a model loads."""
     if not given["use_peft"]:
-        raise ValueError("--adapters stack: new adapters are trained beside those of the start; it needs --use_peft")
+        raise UserError("--adapters stack: new adapters are trained beside those of the start; it needs --use_peft")
     settings = read_object(Path(name) / SETTINGS)
     for key in NOT_LOW_RANK:
         if settings.get(key):
-            raise ValueError(
+            raise UserError(
                 f"--adapters stack: the adapters in {name} have {key}, so that others cannot be added to them in one "
                 "folder; take --adapters merge"
             )
     for flag, plain in (("use_dora", False), ("lora_modules_to_save", None), ("init_lora_weights", "default")):
         if given[flag] not in (plain, *(["gaussian"] if flag == "init_lora_weights" else [])):
-            raise ValueError(f"--{flag}: is not for adapters beside others (--adapters stack); take --adapters merge")
+            raise UserError(f"--{flag}: is not for adapters beside others (--adapters stack); take --adapters merge")
 
 
 def load_stacked(
@@ -57,30 +58,33 @@ def load_stacked(
     base: str | None,
     dtype: str,
     quantization: BitsAndBytesConfig | None,
-    flag: str = "--model_name_or_path",
     **settings,
 ) -> nn.Module:
     """The base of the adapters in `name`, with these on it under the name START, frozen, in a PEFT wrapper.
 
-    load: load_causal_lm, say; it gets `settings`. Raises ValueError where the folder holds something else.
+    load: load_causal_lm, say; it gets `settings`. Raises UserError where the folder holds something else.
     """
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     in_4bit = trained_in_4bit(name)
     if quantization is not None and not in_4bit:
-        raise ValueError(f"--load_in_4bit: the adapters in {name} were trained on a base of whole weights")
+        raise UserError(f"the adapters in {name} were trained on a base of whole weights", option="load_in_4bit")
     if in_4bit and quantization is None:
-        quantization = nf4(DTYPES[dtype], flag=f"{flag}: {name}")
-    model = load(base_of(name, flag, base), dtype=dtype, quantization=quantization, **settings)
+        with renamed_options(load_in_4bit="model_name_or_path"):  # these adapters ask for it, and no option
+            quantization = nf4(DTYPES[dtype])
+    model = load(base_of(name, base), dtype=dtype, quantization=quantization, **settings)
     stacked = get_peft_model(model.requires_grad_(False), LoraConfig.from_pretrained(name), adapter_name=START)
     state, own = load_file(Path(name) / WEIGHTS), get_peft_model_state_dict(stacked, adapter_name=START)
     for key in sorted(state.keys() | own.keys()):
         if key not in state or key not in own or state[key].shape != own[key].shape:
-            raise ValueError(
-                f"{flag}: {name}: {key} is not that of these adapters on their base; take --adapters merge"
+            raise UserError(
+                f"{name}: {key} is not that of these adapters on their base; take --adapters merge",
+                option="model_name_or_path",
             )
         if ".lora_" not in key and not torch.equal(state[key], own[key].to(state[key])):
-            raise ValueError(f"{flag}: {name}: {key} is not that of the base; take --adapters merge")
+            raise UserError(
+                f"{name}: {key} is not that of the base; take --adapters merge", option="model_name_or_path"
+            )
     set_peft_model_state_dict(stacked, state, adapter_name=START)
     return stacked.requires_grad_(False)
 

@@ -20,10 +20,11 @@ from keju.encoding.encoder import Encoder
 from keju.encoding.inspection import check_trees, example_table
 from keju.encoding.store_key import tokenizer_digest
 from keju.encoding.token_store import totals_of
+from keju.errors import UserError
 from keju.models.backbone import backbone_of, num_embeddings, tree_layout
-from keju.models.configurations import base_flag, check_model, check_rows
+from keju.models.configurations import base_option, check_model, check_rows
 from keju.models.gathering import in_pieces
-from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model, load_stage_tokenizer
+from keju.models.loading import DTYPES, load_causal_lm, load_scalar_model
 from keju.models.quantization import is_quantized, nf4
 from keju.records.folds import Fold
 from keju.stages.spec import Stage
@@ -36,6 +37,7 @@ from keju.training.engines import autocast_dtype, readable
 from keju.training.objectives.language_model import LanguageModelObjective
 from keju.training.objectives.objective import Objective
 from keju.training.op_builds import survive_killed_builds
+from keju.training.own_tokenizer import tokenizer_of
 from keju.training.plots import plot_loss
 from keju.training.processes import start_deepspeed
 from keju.training.progress import RunCallback
@@ -86,9 +88,7 @@ def prepare(folder: RunFolder, model_args: ModelArguments, data: DataArguments, 
         survive_killed_builds()
         _ = training.device  # its first use starts the process group
         start_deepspeed()
-    tokenizer = load_stage_tokenizer(
-        model_args.model_name_or_path, model_args.tokenizer_name, chat_template=model_args.chat_template
-    )
+    tokenizer = tokenizer_of(model_args, model_args.chat_template)
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(training.deepspeed, model_args))
     return tokenizer, Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
 
@@ -97,7 +97,7 @@ def start_of(deepspeed: str | None, models: Any, *flags: str) -> dict[str, str]:
     """{flag: hash} of the models of a run (--model_name_or_path and those in `flags` that are given) and of its
     DeepSpeed configuration, for RunFolder.identify."""
     given = {flag: getattr(models, flag) for flag in ("model_name_or_path", *flags)}
-    bases = {flag: vars(models).get(base_flag(f"--{flag}").removeprefix("--")) for flag in given}
+    bases = {flag: vars(models).get(base_option(flag)) for flag in given}
     digests = {flag: model_digest(name, DIGESTS, bases[flag]) for flag, name in given.items() if name}
     if deepspeed:
         path = Path(deepspeed).expanduser()
@@ -116,7 +116,7 @@ def read_records(
 ) -> tuple[EncodedRecords, EncodedRecords | None]:
     """read_splits, before the model loads; the run is known by its records from then on.
 
-    Raises ValueError for rows that the layers of the model do not see whole.
+    Raises UserError for rows that the layers of the model do not see whole.
     """
     records, held_out = read_splits(data, encoder, form, fold=fold)
     folder.identify(train_filename=records.digest)
@@ -130,7 +130,7 @@ def base_quantization(args: ModelArguments, training: StageTrainingArguments) ->
     if not args.load_in_4bit:
         return None
     if is_deepspeed_zero3_enabled():
-        raise ValueError("--load_in_4bit: ZeRO-3 cannot take 4-bit weights apart; take --deepspeed with ZeRO 0 to 2")
+        raise UserError("--load_in_4bit: ZeRO-3 cannot take 4-bit weights apart; take --deepspeed with ZeRO 0 to 2")
     return nf4(DTYPES["bfloat16" if training.bf16 else "float16" if training.fp16 else args.dtype])
 
 
@@ -222,7 +222,7 @@ def inspect(
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = totals_of(encoded.trees).deepest
     if limit and longest > limit:
-        raise ValueError(f"--max_length: a record of {longest} tokens, but the model has {limit} positions")
+        raise UserError(f"--max_length: a record of {longest} tokens, but the model has {limit} positions")
     if show:
         position_ids, _ = tree_layout(backbone_of(model), PackedBatch.from_trees([encoded[0]]))
         Console().print(example_table(encoded[0], tokenizer, position_ids=position_ids))
@@ -276,7 +276,7 @@ def train(
 
 
 def guard(model: PreTrainedModel, training: StageTrainingArguments) -> None:
-    """Raises ValueError unless `model`, where it is trained, computes token trees as it computes single rows: in the
+    """Raises UserError unless `model`, where it is trained, computes token trees as it computes single rows: in the
     precision of its weights, which shows small differences, and in that of training."""
     if not (is_deepspeed_zero3_enabled() or is_quantized(model)):  # which have put it where it belongs
         model.to(training.device)
@@ -288,11 +288,11 @@ def guard(model: PreTrainedModel, training: StageTrainingArguments) -> None:
 
 
 def check_best_metric(training: StageTrainingArguments, objective: Objective) -> None:
-    """Raises ValueError for a --metric_for_best_model that evaluations do not measure."""
+    """Raises UserError for a --metric_for_best_model that evaluations do not measure."""
     name = training.metric_for_best_model
     measured = ("loss", *objective.metric_names)
     if name is not None and name.removeprefix("eval_") not in measured:
-        raise ValueError(f"--metric_for_best_model {name}: evaluations measure {', '.join(measured)}")
+        raise UserError(f"--metric_for_best_model {name}: evaluations measure {', '.join(measured)}")
 
 
 def num_shared(trees: Sequence[Segment]) -> float:

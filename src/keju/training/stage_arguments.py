@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from keju.encoding.chat_settings import ChatSettings
+from keju.errors import UserError
 from keju.training.cache_folder import cache_folder
 from keju.training.freezing import Freezing
 from keju.training.optimization import check_schedule, optimizer_class
@@ -27,9 +28,9 @@ TENSOR_PARALLEL_HELP = "Only 1: matrices are not cut up among GPUs (ZeRO-3 does 
 
 
 def check_tensor_parallel_size(size: int) -> None:
-    """Raises ValueError above 1."""
+    """Raises UserError above 1."""
     if size != 1:
-        raise ValueError(
+        raise UserError(
             f"--tensor_parallel_size {size}: DeepSpeed's AutoTP would cut matrices that losses and attention here read "
             "whole; for models that do not fit one GPU give --deepspeed a ZeRO-3 configuration"
         )
@@ -54,11 +55,11 @@ class FreezingArguments:
         )
 
     def check_freezing(self, *, has_adapters: bool) -> None:
-        """Raises ValueError for settings that have no effect."""
+        """Raises UserError for settings that have no effect."""
         if self.unfreeze and not self.freezing():
-            raise ValueError("--unfreeze: nothing is frozen; --freeze '*' freezes all")
+            raise UserError("--unfreeze: nothing is frozen; --freeze '*' freezes all")
         if has_adapters and self.freezing():
-            raise ValueError("--freeze: adapters are trained, and the weights below them rest in any case")
+            raise UserError("--freeze: adapters are trained, and the weights below them rest in any case")
 
 
 @dataclass
@@ -118,7 +119,7 @@ class ModelArguments(FreezingArguments):
         self.parsed_overrides()
         self.check_freezing(has_adapters=self.use_peft)
         if self.load_in_4bit and not self.use_peft:
-            raise ValueError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --use_peft")
+            raise UserError("--load_in_4bit: weights in 4 bits cannot be trained; it needs --use_peft")
 
     @property
     def adapter_lr_ratio(self) -> float:
@@ -140,19 +141,19 @@ class StartArguments(ModelArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.from_scratch and self.adapters is not None:
-            raise ValueError(f"--adapters {self.adapters}: --from_scratch takes neither weights nor adapters")
+            raise UserError(f"--adapters {self.adapters}: --from_scratch takes neither weights nor adapters")
 
 
 def parse_overrides(text: str) -> dict[str, object]:
     """--config_overrides as a dict; numbers, true, false and null as in JSON, anything else as text.
 
-    Raises ValueError for what is no name=value.
+    Raises UserError for what is no name=value.
     """
     overrides = {}
     for item in filter(None, text.split(",")):
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
-            raise ValueError(f"--config_overrides: expected name=value, got {item!r}")
+            raise UserError(f"--config_overrides: expected name=value, got {item!r}")
         try:
             overrides[key.strip()] = json.loads(value)
         except json.JSONDecodeError:
@@ -209,12 +210,12 @@ class ChatTrainingArguments(ThinkingArguments):
         return ChatSettings(parsed_thinking(self.enable_thinking), self.train_turns, self.train_thoughts)
 
     def check_stage(self, stage: str) -> None:
-        """Raises ValueError for what has no effect on the tokens of this stage."""
+        """Raises UserError for what has no effect on the tokens of this stage."""
         given = {"train_turns": "all", "train_thoughts": "all"} if stage != "sft" else {}
         given |= {"enable_thinking": "default"} if stage == "pretrain" else {}
         for name, default in given.items():
             if getattr(self, name) != default:
-                raise ValueError(f"--{name}: has no effect with --stage {stage}")
+                raise UserError(f"--{name}: has no effect with --stage {stage}")
 
 
 def parsed_thinking(text: str) -> bool | None:
@@ -301,9 +302,9 @@ class StageTrainingArguments(TrainingArguments):
         if isinstance(self.deepspeed, str) and not self.deepspeed.startswith("{"):
             path = Path(self.deepspeed).expanduser()
             if not path.is_file():
-                raise ValueError(f"--deepspeed: {path} does not exist")
+                raise UserError(f"--deepspeed: {path} does not exist")
         if self.overwrite_output_dir and self.resume_from_checkpoint:
-            raise ValueError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
+            raise UserError("--overwrite_output_dir deletes what --resume_from_checkpoint needs; give one of the two")
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # pinned memory exists for copies to a GPU
         check_trackers(self.report_to)
@@ -320,13 +321,13 @@ class StageTrainingArguments(TrainingArguments):
 
 
 def parsed_object(flag: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    """The settings that a flag takes as a JSON object. Raises ValueError for anything else."""
+    """The settings that a flag takes as a JSON object. Raises UserError for anything else."""
     if value is None or isinstance(value, dict):
         return value
     try:
         found = json.loads(value)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--{flag}: not JSON: {error.msg} at character {error.pos + 1}") from error
+        raise UserError(f"--{flag}: not JSON: {error.msg} at character {error.pos + 1}") from error
     if not isinstance(found, dict):
-        raise ValueError(f'--{flag}: expected a JSON object, as {{"name": 1}}')
+        raise UserError(f'--{flag}: expected a JSON object, as {{"name": 1}}')
     return found

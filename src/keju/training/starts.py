@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import deepspeed as of_transformers
 
 from keju.conversion.merging import FIGURES, merge_adapters
+from keju.errors import UserError
 from keju.models.adapter_folder import holds_adapters
 from keju.models.backbone import unwrapped
 from keju.models.checkpoint_files import read_object
@@ -25,11 +26,11 @@ from keju.training.run_folder import BESIDE, RunFolder
 
 
 def check_adapters(adapters: str | None, name: str) -> None:
-    """Raises ValueError for --adapters where the start, `name`, has none. To be called before a model loads."""
+    """Raises UserError for --adapters where the start, `name`, has none. To be called before a model loads."""
     if adapters is None:
         return
     if not holds_adapters(name):
-        raise ValueError(
+        raise UserError(
             f"--adapters {adapters}: --model_name_or_path {name} holds no adapters (no adapter_config.json)"
         )
 

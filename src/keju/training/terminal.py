@@ -8,7 +8,10 @@ tables and bars need.
 from __future__ import annotations
 
 import io
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 # Colours; showing and hiding the cursor, up, erasing the line: what Rich's tables and bars write.
@@ -41,8 +44,15 @@ def _escaped(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
+class ReaderGone(BaseException):
+    """Nobody reads any more what is printed, as behind `| head -1`. No Exception: it ends a stage, whatever it does."""
+
+
 class Terminal(io.TextIOBase):
-    """A stream that writes to `stream` what is safe there, and what its encoding lacks as \\u escapes."""
+    """A stream that writes to `stream` what is safe there, and what its encoding lacks as \\u escapes.
+
+    Raises ReaderGone, once, where a pipe is closed at its other end; BrokenPipeError is what sockets raise as well.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -63,15 +73,27 @@ class Terminal(io.TextIOBase):
         return self.stream.fileno()
 
     def write(self, text: str) -> int:
-        if CONTROLS.search(text) is None:
-            self.stream.write(text)
-            return len(text)
-        end = 0
-        for known in KNOWN.finditer(text):
-            self.stream.write(CONTROLS.sub(_escaped, text[end : known.start()]) + known[0])
-            end = known.end()
-        self.stream.write(CONTROLS.sub(_escaped, text[end:]))
+        with self._heard():
+            if CONTROLS.search(text) is None:
+                self.stream.write(text)
+                return len(text)
+            end = 0
+            for known in KNOWN.finditer(text):
+                self.stream.write(CONTROLS.sub(_escaped, text[end : known.start()]) + known[0])
+                end = known.end()
+            self.stream.write(CONTROLS.sub(_escaped, text[end:]))
         return len(text)
 
     def flush(self) -> None:
-        self.stream.flush()
+        with self._heard():
+            self.stream.flush()
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # else what is still in the buffer raises again as Python ends
+            os.close(nowhere)
+            raise ReaderGone from error

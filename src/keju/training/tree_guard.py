@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from keju.errors import UserError
 from keju.models.architecture import row_limit
 from keju.models.backbone import (
     backbone_of,
@@ -50,8 +51,8 @@ class Row(NamedTuple):
     first: torch.Tensor
 
 
-def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--model_name_or_path") -> None:
-    """Raises ValueError, naming the kind of layer, unless values over trees equal those of single rows.
+def verify_trees(model: nn.Module, *, gradients: bool = False) -> None:
+    """Raises UserError, naming the kind of layer, unless values over trees equal those of single rows.
 
     model: a model, or what takes its passes (see StageModel; a DeepSpeed engine under ZeRO-3, where only values are
     compared). Log-probabilities of a language model, hidden states of a scalar model. gradients: also those of the
@@ -65,8 +66,8 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
     name = type(unwrapped(inner)).__name__
     try:
         check_head(inner)
-    except ValueError as error:
-        raise ValueError(f"{flag}: {name}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{name}: {error}", option="model_name_or_path") from error
     try:
         trees, rows = _probe(inner)
         batch = PackedBatch.from_trees(trees)
@@ -79,16 +80,17 @@ def verify_trees(model: nn.Module, *, gradients: bool = False, flag: str = "--mo
         raise
     except Exception as error:  # whatever an architecture that is not made for this raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{flag}: {name} does not compute token trees ({_raised_in(error) or name}: {reason}); this architecture "
-            "is not supported"
+        raise UserError(
+            f"{name} does not compute token trees ({_raised_in(error) or name}: {reason}); this architecture is not "
+            "supported",
+            option="model_name_or_path",
         ) from error
     if problem == NOT_FINITE:
         precision = str(autocast_of(passes) or _dtype(inner)).removeprefix("torch.")
         why = "; its weights are broken" if precision == "float32" else f" in {precision}; try another precision"
-        raise ValueError(f"{flag}: the model's own outputs are not finite{why}")
+        raise UserError(f"the model's own outputs are not finite{why}", option="model_name_or_path")
     if problem:
-        raise ValueError(f"{flag}: {name}: {problem}; this architecture is not supported")
+        raise UserError(f"{name}: {problem}; this architecture is not supported", option="model_name_or_path")
 
 
 # -- what is compared --------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from keju.encoding.store_build import build_store
 from keju.encoding.store_key import store_key
 from keju.encoding.token_store import MANIFEST, DamagedStore, StoredRecords, open_store
 from keju.encoding.workers import usable_cores
+from keju.errors import UserError
 from keju.records.digests import data_digest, file_digest, remembered
 from keju.records.folds import Fold
 from keju.records.locks import clear_leftovers
@@ -53,39 +54,39 @@ def read_trees(
     encoder: Encoder,
     form: str,
     *,
-    flag: str,
+    option: str,
     max_samples: int | None,
     fold: Fold | None = None,
 ) -> EncodedRecords:
     """Reads and encodes record files with a progress bar, and says what was left out and why.
 
     Large files, and those that have been tokenised before, are not read into memory: their trees are on disk then
-    (`--token_cache`). fold: only the records of this part of the file.
+    (`--token_cache`). option: which one names the file. fold: only the records of this part of it.
     """
     path = data.path(filename)
     try:
         files = record_files(path)
-    except ValueError as error:
+    except UserError as error:
         if path.exists() or any(path.parent.glob(f"{path.name.split('.')[0]}*")):
             raise
-        raise ValueError(f"{flag}: {path} does not exist{_instead(path, flag)}") from error
+        raise UserError(f"{path} does not exist{_instead(path, option)}", option=option) from error
     request = TreeRequest(path, files, encoder, form, data.on_bad_line, max_samples, fold)
     is_large = data.token_cache == "on" or (data.token_cache == "auto" and text_bytes(files) >= LARGE)
     stored = None
     if is_large or (data.token_cache == "auto" and _has_stores(data)):
         stored = request.stored(Path(data.token_cache_dir).expanduser(), data.num_workers, build=is_large)
     found = stored or request.encoded()
-    cap = "--max_eval_samples" if flag == "--eval_filename" else "--max_train_samples"
+    cap = "--max_eval_samples" if option == "eval_filename" else "--max_train_samples"
     request.show_cap(found, cap, Path(data.token_cache_dir).expanduser())
     return replace(found, digest=digest_of(request.digests(Path(data.token_cache_dir).expanduser())))
 
 
-def _instead(path: Path, flag: str) -> str:
+def _instead(path: Path, option: str) -> str:
     """What to give for a file that is not there."""
     shards = re.compile(r"-\d+-of-\d+")
     names = sorted({shards.sub("", found.name) for found in path.parent.glob("*.jsonl*")})
     there = f"; this folder has {', '.join(names)}" if names else ""
-    return there + ('; --eval_filename "" trains without held-out records' if flag == "--eval_filename" else "")
+    return there + ('; --eval_filename "" trains without held-out records' if option == "eval_filename" else "")
 
 
 def read_splits(
@@ -93,12 +94,12 @@ def read_splits(
 ) -> tuple[EncodedRecords, EncodedRecords | None]:
     """Training records (of a part of them, see read_trees) and, where --eval_filename names some, held-out ones."""
     records = read_trees(
-        data, data.train_filename, encoder, form, flag="--train_filename", max_samples=data.max_train_samples, fold=fold
+        data, data.train_filename, encoder, form, option="train_filename", max_samples=data.max_train_samples, fold=fold
     )
     if not data.eval_filename:
         return records, None
     return records, read_trees(
-        data, data.eval_filename, encoder, form, flag="--eval_filename", max_samples=data.max_eval_samples
+        data, data.eval_filename, encoder, form, option="eval_filename", max_samples=data.max_eval_samples
     )
 
 
@@ -136,7 +137,7 @@ class TreeRequest:
         read = list(islice(held, self.max_samples))
         if not first:
             found = f"no usable record, {len(bad)} bad ones such as {bad[0]}" if bad else "the file has no records"
-            raise ValueError(f"{self.path}: {found}")
+            raise UserError(f"{self.path}: {found}")
         with Progress(len(read), f"encode {self.path.name}", unit="records") as bar:
             encoded = encode_records(read, self.encoder, self.form, on_bad_line=self.on_bad_line, on_record=bar.advance)
         encoded = replace(encoded, num_records=len(read), num_bad=len(bad))

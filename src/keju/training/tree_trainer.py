@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from keju.errors import UserError
 from keju.models.backbone import unwrapped
 from keju.models.evaluating import evaluating
 from keju.models.generation import name_special_tokens
@@ -63,7 +64,7 @@ class TreeTrainer(ResumableTrainer):
         has_new_schedule: bool = False,
     ) -> None:
         if loraplus_lr_ratio != 1 and args.deepspeed and "optimizer" in args.hf_deepspeed_config.config:
-            raise ValueError("--loraplus_lr_ratio: the file of --deepspeed has an optimizer of its own; leave that out")
+            raise UserError("--loraplus_lr_ratio: the file of --deepspeed has an optimizer of its own; leave that out")
         self.loraplus_lr_ratio = loraplus_lr_ratio
         self.objective = objective
         self.token_budget = token_budget

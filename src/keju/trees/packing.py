@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from keju.errors import UserError
+
 
 @dataclass
 class Packs(Sequence):
@@ -33,14 +35,14 @@ class Packs(Sequence):
     def split_to_multiple(self, multiple: int) -> Packs:
         """Splits the fullest packs until their number is a multiple of `multiple`, so that every process gets as many.
 
-        Raises ValueError when there are too few items for that.
+        Raises UserError when there are too few items for that.
         """
         starts, ends = list(self.starts), list(self.ends)
         sizes = self.ends - self.starts
         while len(starts) % multiple:
             largest = int(np.argmax(sizes))
             if sizes[largest] < 2:
-                raise ValueError(
+                raise UserError(
                     f"{len(starts)} packs cannot be shared by {multiple} processes: too few records for so many "
                     "processes"
                 )
@@ -63,12 +65,12 @@ def pack_arrays(lengths: Sequence[int] | np.ndarray, budget: int, max_items: int
 
     First-fit decreasing, with the fullest pack that fits in place of the oldest: the same bound of 11/9 of the optimal
     number of packs (Johnson 1974), found by bisection instead of a scan of all open packs. Equal input gives equal
-    output. Each pack lists its items in input order. Raises ValueError for an item longer than the budget.
+    output. Each pack lists its items in input order. Raises UserError for an item longer than the budget.
     """
     lengths = np.asarray(lengths, np.int64)
     if len(lengths) and (longest := int(lengths.max())) > budget:
-        raise ValueError(
-            f"an item of {longest} tokens does not fit --token_budget {budget}; raise it or lower --max_length"
+        raise UserError(
+            f"an item of {longest} tokens does not fit {budget}; raise it or lower --max_length", option="token_budget"
         )
     frees: list[int] = []  # what open packs have left, each number once, sorted
     open_packs: dict[int, list[int]] = {}  # free tokens -> a heap of the packs that have so many left

@@ -201,9 +201,9 @@ def test_settings_are_plain_values():
 
 
 def test_settings_that_cannot_be():
-    with pytest.raises(ValueError, match="--min_han_share 30: expected a share from 0 to 1"):
+    with pytest.raises(ValueError, match="min_han_share: expected a share from 0 to 1, got 30"):
         CleaningSettings(min_han_share=30)
-    with pytest.raises(ValueError, match="--min_text_chars 9 --max_text_chars 5: expected 1 <= min <= max"):
+    with pytest.raises(ValueError, match="min_text_chars: must be from 1 to --max_text_chars 5, got 9"):
         CleaningSettings(min_text_chars=9, max_text_chars=5)
 
 

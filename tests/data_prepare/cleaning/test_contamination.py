@@ -185,7 +185,7 @@ def test_gbk_is_read_and_said(tmp_path, caplog):
 
 
 def test_what_is_wrong_is_said(tmp_path):
-    with pytest.raises(ValueError, match="--decontaminate .*nowhere: no such folder"):
+    with pytest.raises(ValueError, match="^decontaminate: .*nowhere: no such folder"):
         write_evaluation_ngrams([tmp_path / "nowhere"], tmp_path / "out")
     with pytest.raises(ValueError, match="has no file that ends in .csv, .json, .jsonl"):
         write_evaluation_ngrams([tmp_path], tmp_path / "out")

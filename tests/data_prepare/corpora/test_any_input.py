@@ -100,7 +100,7 @@ def test_a_folder_of_something_else(tmp_path, name):
     for folder in (tmp_path, tmp_path / "absent", tmp_path / "thesis.docx"):
         with pytest.raises(ValueError) as caught:
             corpus.pieces(folder, 1)
-        assert str(caught.value).startswith(f"--raw_dir {folder}: ") and str(caught.value).endswith(corpus.DOWNLOAD)
+        assert str(caught.value).startswith(f"raw_dir: {folder}: ") and str(caught.value).endswith(corpus.DOWNLOAD)
     assert "thesis.docx: is a file; give the folder it lies in; expected " in str(caught.value)
 
 

@@ -16,6 +16,7 @@ from keju.data_prepare.corpora import records
 from keju.data_prepare.pipeline.plan import Plan, in_portions
 from keju.data_prepare.pipeline.processes import Processes, _error
 from keju.data_prepare.pipeline.worker import _told
+from keju.errors import UserError
 from keju.training.crash import explain
 
 ROWS = '{"text": "学而时习之，不亦说乎？"}\n{"text": "有朋自远方来，不亦乐乎？"}\n'
@@ -52,6 +53,16 @@ def test_a_mistake_of_the_user_is_the_same_error_here(plan):
     with Processes(plan.work, 2) as processes, pytest.raises(ValueError, match=r"2\.jsonl:1: ") as caught:
         list(processes.run("read", range(len(plan.portions)), lambda count: None))
     assert "\n" not in str(caught.value) and not children()
+
+
+def test_a_mistake_keeps_its_option_and_other_errors_their_traceback():
+    error = _error(_told(UserError("no such folder", option="raw_dir")))
+    assert (type(error), error.in_flags()) == (UserError, "--raw_dir: no such folder")
+    try:
+        raise ValueError("a broken invariant")
+    except ValueError as raised:
+        error = _error(_told(raised))
+    assert type(error) is RuntimeError and "Traceback" in str(error)
 
 
 def test_an_error_of_the_system_is_the_same_error_here(plan):

@@ -216,7 +216,7 @@ def test_mistakes_are_one_line(monkeypatch, tmp_path, capsys):
     cases = {
         ("couplet", tmp_path / "nowhere"): "does not exist. To get the raw data: wget",
         ("couplet", CLASSICAL): "nothing of this corpus in this folder; expected in.txt",
-        ("no_such", COUPLET): "--corpus 'no_such' is unknown; there are:",
+        ("no_such", COUPLET): "--corpus: 'no_such' is unknown; there are:",
     }
     for (corpus, raw), expected in cases.items():
         assert prepare(monkeypatch, corpus, raw, tmp_path / "out") == 2

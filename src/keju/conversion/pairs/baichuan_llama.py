@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig
 
 from keju.conversion.pair import Pair, require, shared_fields
+from keju.errors import UserError
 from keju.models import rotary
 from keju.models.baichuan import BaichuanConfig
 
@@ -20,7 +21,7 @@ ROTARY = {"rope_type": "default", "rope_theta": rotary.BASE}
 
 def to_llama(config: BaichuanConfig) -> LlamaConfig:
     if config.max_position_embeddings is None:
-        raise ValueError("Baichuan 13B has ALiBi, Llama rotary positions: there is no exact equal")
+        raise UserError("Baichuan 13B has ALiBi, Llama rotary positions: there is no exact equal")
     if config.z_loss_weight is not None:
         require(config, "a NormHead as a plain head", tie_word_embeddings=False)
     return LlamaConfig(**shared_fields(config, *FIELDS), rope_parameters=dict(ROTARY))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from keju.errors import UserError
 from keju.losses.pairs import Pairs, num_right, ordered_pairs
 from keju.losses.preference_mix import PreferenceMix
 from keju.losses.preference_pairs import LossSettings, PreferencePairs, Side
@@ -43,7 +44,7 @@ class PreferenceObjective(Objective):
         self.needs_reference = self.mix.needs_reference and not reference_free
         self.ld_alpha = ld_alpha
         if ld_alpha is not None and not 0 <= ld_alpha <= 1:
-            raise ValueError(f"--ld_alpha {ld_alpha}: must be between 0 and 1")
+            raise UserError(f"must be between 0 and 1, got {ld_alpha}", option="ld_alpha")
 
     def num_items(self, batch: PackedBatch) -> int:
         return len(ordered_pairs(batch.values["score"], batch.segment_tree).winner)

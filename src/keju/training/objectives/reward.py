@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from keju.errors import UserError
 from keju.losses.pairs import num_right, ordered_pairs
 from keju.losses.reward import LOSS_TYPES, centering_loss, last_token_loss, plackett_luce_losses, span_loss
 from keju.models.backbone import tree_token_scores
@@ -32,14 +33,14 @@ class RewardObjective(Objective):
         center_coef: float = 0.0,
     ) -> None:
         if loss_type not in LOSS_TYPES:
-            raise ValueError(f"--loss_type {loss_type}: choose from {', '.join(LOSS_TYPES)}")
-        for flag, value in (("--margin_coef", margin_coef), ("--label_smoothing", label_smoothing)):
+            raise UserError(f"{loss_type}: choose from {', '.join(LOSS_TYPES)}", option="loss_type")
+        for option, value in (("margin_coef", margin_coef), ("label_smoothing", label_smoothing)):
             if value and loss_type != "last":
-                raise ValueError(f"{flag} has no effect with --loss_type {loss_type}")
+                raise UserError(f"has no effect with --loss_type {loss_type}", option=option)
         if not 0 <= label_smoothing < 0.5:
-            raise ValueError(f"--label_smoothing {label_smoothing}: must be at least 0 and below 0.5")
+            raise UserError(f"must be at least 0 and below 0.5, got {label_smoothing}", option="label_smoothing")
         if center_coef and loss_type == "plackett_luce":
-            raise ValueError("--center_rewards_coefficient is for pairs, not for --loss_type plackett_luce")
+            raise UserError("is for pairs, not for --loss_type plackett_luce", option="center_rewards_coefficient")
         self.loss_type = loss_type
         self.margin_coef, self.label_smoothing, self.center_coef = margin_coef, label_smoothing, center_coef
         self.item_name = "ranking" if loss_type == "plackett_luce" else "pair"
