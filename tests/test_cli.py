@@ -11,7 +11,7 @@ import pytest
 from stage_help import SCRIPTS, help_of
 
 import keju
-from keju.cli import HELP, overview
+from keju.cli import HELP, main, overview
 
 
 def run(*arguments: str, **settings) -> subprocess.CompletedProcess:
@@ -67,6 +67,16 @@ def test_a_command_is_its_stage(tmp_path):
     assert json.loads((tmp_path / "alpaca.jsonl").read_text(encoding="utf-8"))["output"] == "答"
     done = run("export", *flags, "alpaca", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: --output_file must be given (as a flag or in the YAML file)\n")
+
+
+def test_a_package_of_an_extra_that_is_missing_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "keju.rl.grpo_trainer", raising=False)
+    monkeypatch.setattr(sys, "argv", ["keju"])
+    with pytest.raises(SystemExit) as ended:
+        main(["grpo"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: the package trl is not installed: pip install 'keju[rl]'\n"
 
 
 def test_console_script_is_declared():

@@ -30,7 +30,7 @@ CONFIGS = str(REPO / "examples" / "configs")
 ALLOWED = {
     "keju": {"models"},
     "errors": set(),
-    "cli": {"keju", "stages"},
+    "cli": {"errors", "keju", "stages"},
     "stages": {"keju"},
     "__main__": {"cli"},
     "kernels": set(),

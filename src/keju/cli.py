@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import keju
+from keju.errors import missing_extra
 from keju.stages.spec import Stage, stages
 
 HELP = Path(__file__).parent / "help"
@@ -42,7 +43,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
         show((HELP / f"{stage.script}.txt").read_text(encoding="utf-8").rstrip("\n"))
     behind = int(bool(rest) and not rest[0].startswith("-"))  # the YAML file comes first
     sys.argv[1:] = [*rest[:behind], *stage.flags, *rest[behind:]]
-    runpy.run_module(f"keju.{stage.script}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"keju.{stage.script}", run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:  # as its script is imported; from then on it reports what is missing itself
+        if not (missing := missing_extra(error)):
+            raise
+        print(f"error: {missing}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)  # not reached: a stage exits
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, requires
 
 
 class UserError(ValueError):
@@ -41,3 +43,17 @@ def renamed_options(**names: str) -> Iterator[None]:
     except UserError as error:
         error.option = names.get(error.option, error.option)
         raise
+
+
+def missing_extra(error: ModuleNotFoundError) -> str:
+    """What to install where a package of one of keju's extras is missing; "" for any other module."""
+    name = (error.name or "").partition(".")[0].replace("_", "-").lower()
+    try:
+        requirements = requires("keju") or []
+    except PackageNotFoundError:  # the tree is on the path, and nothing is installed
+        return ""
+    for requirement in requirements:
+        found = re.match(r"([\w.-]+).*\bextra == ['\"](\w+)", requirement)
+        if found and found[1].replace("_", "-").lower() == name and found[2] not in ("test", "dev"):
+            return f"the package {found[1]} is not installed: pip install 'keju[{found[2]}]'"
+    return ""

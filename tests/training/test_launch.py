@@ -44,6 +44,12 @@ def test_a_missing_file_is_a_mistake_wherever_it_is_opened(capsys):
     assert capsys.readouterr().err == "error: nowhere.jsonl: No such file or directory\n"
 
 
+def test_a_package_of_an_extra_is_named_with_the_extra(capsys):
+    assert run_guarded(raising(ModuleNotFoundError("No module named 'rouge_chinese'", name="rouge_chinese"))) == 2
+    assert capsys.readouterr().err == ("error: the package rouge-chinese is not installed: pip install 'keju[eval]'\n")
+    assert run_guarded(raising(ModuleNotFoundError("No module named 'keju.stage'", name="keju.stage"))) == 1
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "loop"])
 def test_names_that_no_file_can_have_are_mistakes(tmp_path, capsys, name):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

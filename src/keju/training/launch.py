@@ -15,7 +15,7 @@ import huggingface_hub.constants
 import torch
 import transformers
 
-from keju.errors import UserError
+from keju.errors import UserError, missing_extra
 from keju.training.arguments import parsed_arguments
 from keju.training.cache_folder import give_others_a_place
 from keju.training.crash import explain
@@ -117,15 +117,19 @@ def _report(error: BaseException, run: RunFolder | None) -> int:
 
 
 def is_user_mistake(error: BaseException) -> bool:
-    """What we say is one (a UserError), and a file that is not there, wherever it is opened."""
+    """What we say is one (a UserError), a file that is not there, wherever it is opened, and a package of an extra."""
     if isinstance(error, (UserError, *FILE_MISTAKES)):
         return True
+    if isinstance(error, ModuleNotFoundError):
+        return bool(missing_extra(error))
     return isinstance(error, OSError) and error.errno in NAME_MISTAKES
 
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and missing_extra(error):
+        return missing_extra(error)
     text = (error.in_flags() if isinstance(error, UserError) else str(error)).strip()
     if isinstance(error, UserError) and IN_A_WORKER.match(text):
         text = text.splitlines()[-1].partition(": ")[2]
