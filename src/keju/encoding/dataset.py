@@ -117,7 +117,7 @@ def encode_record(record: Record, encoder: Encoder, form: str) -> list[Segment] 
     encode, kinds = FORMS[form]
     if not isinstance(record, kinds):
         names = " or ".join(kind.__name__.removesuffix("Record").lower() for kind in kinds)
-        raise Unencodable(f"{record.where}: this stage needs {names} records, see README, Records")
+        raise Unencodable(f"{record.where}: this stage needs {names} records, see docs/records.md")
     why = left_out(record, form)
     if why:
         return f"{record.where}: {why}"

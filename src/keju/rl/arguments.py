@@ -1,4 +1,4 @@
-"""Settings of PPO. Names are those of DeepSpeed-Chat, TRL and transformers; published defaults (README, RLHF)."""
+"""Settings of PPO. Names are those of DeepSpeed-Chat, TRL and transformers; published defaults (docs/rlhf.md)."""
 
 from __future__ import annotations
 

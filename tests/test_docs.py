@@ -1,4 +1,4 @@
-"""The READMEs tell the truth: files, flags, scripts and record formats that they name are there."""
+"""The documentation tells the truth: files, flags, scripts and record formats that it names are there."""
 
 from __future__ import annotations
 
@@ -8,29 +8,45 @@ import re
 from pathlib import Path
 
 import pytest
+from translations import NOTICE, english_of, is_older, pages
 
 REPO = Path(__file__).resolve().parents[1]
-READMES = ("README.md", "README.zh-CN.md")
+PAGES = {
+    "English": [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))],
+    "Chinese": [REPO / "README.zh-CN.md", *sorted((REPO / "docs/zh").glob("*.md"))],
+}
+EVERY_PAGE = [*PAGES["English"], *PAGES["Chinese"], REPO / "CONTRIBUTING.md", REPO / "kernels/README.md"]
 
 
-def readme(name: str) -> str:
-    return (REPO / name).read_text(encoding="utf-8")
+def documentation(language: str) -> str:
+    """README and all pages as one text."""
+    return "\n".join(page.read_text(encoding="utf-8") for page in PAGES[language])
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_readme_names_every_script_and_size(name):
-    text = readme(name)
+def name_of(page: Path) -> str:
+    return page.relative_to(REPO).as_posix()
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    headings = [re.sub(r"[`*]", "", heading.lower().strip()) for heading in re.findall(r"(?m)^#+ (.*)$", text)]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+
+
+def test_every_script_and_size_is_named():
+    text = documentation("English")
     files = [*(REPO / "examples").rglob("*.*"), *(REPO / "src/keju").glob("[!_]*.py")]
     missing = [path.name for path in files if path.name not in text]
     missing += [path.stem for path in (REPO / "src/keju/models/sizes").glob("*.json") if f"`{path.stem}`" not in text]
     assert not missing
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_readme_shows_every_record_format_and_each_example_is_read(name):
+@pytest.mark.parametrize("language", PAGES)
+def test_every_record_format_is_shown_and_each_example_is_read(language):
     from keju.records.formats import FORMATS, detect
 
-    rows = [json.loads(line) for line in readme(name).splitlines() if line.startswith("{")]
+    rows = [json.loads(line) for line in documentation(language).splitlines() if line.startswith("{")]
     shown = set()
     for row in rows:
         if "question" in row:  # a line of a benchmark, no record
@@ -40,10 +56,12 @@ def test_readme_shows_every_record_format_and_each_example_is_read(name):
     assert shown == {parse.__name__ for _, parse, _ in FORMATS}
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_every_corpus_goes_from_raw_data_to_a_trained_model(name):
+@pytest.mark.parametrize("language", PAGES)
+def test_every_corpus_goes_from_raw_data_to_a_trained_model(language):
     """Each command of the block has as its inputs what an earlier one has written."""
-    (block,) = (text for text in re.findall(r"```bash\n(.*?)```", readme(name), re.S) if "CORPUS=couplet" in text)
+    (block,) = (
+        text for text in re.findall(r"```bash\n(.*?)```", documentation(language), re.S) if "CORPUS=couplet" in text
+    )
     made, trained = {"llama-tiny"}, set()
     for command in re.sub(r"\\\n\s*", "", block).splitlines():
         found = re.search(r"bash examples/(\w+)\.sh", command.partition("#")[0])
@@ -65,22 +83,43 @@ def test_every_corpus_goes_from_raw_data_to_a_trained_model(name):
     assert trained == {path.stem for path in (REPO / "data_prepare/corpora").glob("[!_]*.py")}
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_readme_names_only_files_that_are_there(name):
-    text = readme(name)
-    folders = "src|eval|data_prepare|kernels|tokenizers|tests|examples"
-    found = re.findall(rf"(?<![\w./$}}-])((?:{folders})/[\w./-]*)(<?)", text)
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=name_of)
+def test_files_and_modules_that_are_named_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    folders = "src|eval|data_prepare|kernels|tokenizers|tests|examples|docs"
+    found = re.findall(rf"(?<![\w./$}}-])((?:{folders})/[\w./-]*)(<?)", re.sub(r"\]\([^)]*\)", "", text))
     # What stands before a placeholder such as <name> is a folder, and perhaps the beginning of a file name.
     paths = {path.rpartition("/")[0] if placeholder else path for path, placeholder in found}
-    paths |= {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
-    assert paths
     assert not sorted(path for path in paths if not (REPO / path).exists())
     for module in re.findall(r"python -m keju\.(\w+)", text):
         assert (REPO / "src/keju" / f"{module}.py").is_file()
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_readme_names_only_flags_that_exist(name):
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=name_of)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    broken = []
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_commands_that_are_named_are_commands():
+    from keju.cli import find
+
+    for language in PAGES:
+        named = set(re.findall(r"(?<![\w.])keju ([a-z_]+)", documentation(language)))
+        assert named and not [name for name in named if find(name) is None]
+
+
+@pytest.mark.parametrize("language", PAGES)
+def test_flags_that_are_named_exist(language):
     from transformers import TrainingArguments
 
     known = {"help", "help_all", "config", *TrainingArguments.__dataclass_fields__}
@@ -92,17 +131,31 @@ def test_readme_names_only_flags_that_exist(name):
     for path in (REPO / "tests/bench").glob("*.py"):
         text = path.read_text(encoding="utf-8")
         known |= set(re.findall(r"(\w+)[\"']?[=:] ?\d", text)) | set(re.findall(r'add_argument\("--(\w+)"', text))
-    text = re.sub(r"git clone --depth", "", readme(name))  # a flag of git
+    text = re.sub(r"git clone --depth", "", documentation(language))  # a flag of git
     named = set(re.findall(r"(?<![\w-])--([a-z]\w+)", text))
     assert named
     assert not sorted(flag for flag in named if flag not in known and flag.removeprefix("no_") not in known)
 
 
-def test_readmes_have_the_same_sections_and_link_to_each_other():
-    own, other = (readme(name) for name in READMES)
+def test_a_chinese_page_that_is_older_says_so():
+    """`python tests/translations.py` brings it about: whoever changes an English page need not write Chinese."""
+    for page in pages():
+        has_notice = NOTICE in page.read_text(encoding="utf-8")
+        assert has_notice == is_older(page), f"{name_of(page)}: run python tests/translations.py"
+
+
+def test_each_page_has_its_translation():
+    generated = {"flags.md", "results.md"}
+    for page in PAGES["English"]:
+        if page.name not in generated:
+            assert any(english_of(other) == page for other in pages()), page
+    own, other = (PAGES[language][0].read_text(encoding="utf-8") for language in PAGES)
     assert "README.zh-CN.md" in own.split("##")[0] and "README.md" in other.split("##")[0]
-    levels = [[len(mark) for mark in re.findall(r"(?m)^(#{1,3}) ", text)] for text in (own, other)]
-    assert levels[0] == levels[1]
+
+
+def test_readme_is_a_front_door():
+    for language in PAGES:
+        assert len(PAGES[language][0].read_text(encoding="utf-8").splitlines()) <= 250
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "LICENSE", "CHANGELOG.md"])
@@ -110,12 +163,12 @@ def test_front_matter_is_there(name):
     assert (REPO / name).stat().st_size > 200
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_readme_states_how_each_protocol_counts(name):
+@pytest.mark.parametrize("language", PAGES)
+def test_it_is_stated_how_each_protocol_counts(language):
     from keju.eval.task import load_task, task_names
 
     stated = {}
-    for line in readme(name).splitlines():
+    for line in documentation(language).splitlines():
         cells = [re.findall(r"`(\w+)`", cell) for cell in line.strip("|").split("|")]
         if len(cells) == 5 and len(cells[2]) == 1 and cells[2][0] in ("letter", "text", "template", "written"):
             rows = [(task, protocol) for task in cells[0] for protocol in cells[1]]
@@ -128,8 +181,8 @@ def test_readme_states_how_each_protocol_counts(name):
     }
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_the_task_that_readme_shows_can_be_added(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("language", PAGES)
+def test_the_task_that_is_shown_can_be_added(language, tmp_path, monkeypatch):
     from char_tokenizer import build_char_tokenizer
     from exam_takers import Indifferent
 
@@ -137,7 +190,9 @@ def test_the_task_that_readme_shows_can_be_added(name, tmp_path, monkeypatch):
     from keju.eval import tasks
     from keju.eval.evaluation import evaluate
 
-    (source,) = (block for block in re.findall(r"```python\n(.*?)```", readme(name), re.S) if "TASK =" in block)
+    (source,) = (
+        block for block in re.findall(r"```python\n(.*?)```", documentation(language), re.S) if "TASK =" in block
+    )
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/capitals.py").write_text(source, encoding="utf-8")
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path / "tasks")])
