@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What every change must pass beside the tests: style, types, shells.
+# What every change must pass beside the tests: style, types, shells, the manual as a site.
 #
 #   bash tests/gates.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../examples/_environment.sh"
@@ -10,3 +10,4 @@ ruff check .
 ruff format --check .
 shellcheck examples/*.sh tests/*.sh .ci/run
 python tests/check_types.py
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet

@@ -54,6 +54,6 @@ def missing_extra(error: ModuleNotFoundError) -> str:
         return ""
     for requirement in requirements:
         found = re.match(r"([\w.-]+).*\bextra == ['\"](\w+)", requirement)
-        if found and found[1].replace("_", "-").lower() == name and found[2] not in ("test", "dev"):
+        if found and found[1].replace("_", "-").lower() == name and found[2] not in ("test", "docs", "dev"):
             return f"the package {found[1]} is not installed: pip install 'keju[{found[2]}]'"
     return ""
