@@ -18,7 +18,7 @@ def on_files(files: Files, config) -> Files:
         folder = "docs/zh/" if uri.startswith("zh/") else "docs/"
         text = re.sub(r'src="docs/', 'src="../' if uri.startswith("zh/") else 'src="', text)
         # As if the README lay in the folder of its page
-        text = LINK.sub(lambda link: f"[{link[1]}]({_from(folder, link[2])})", text)
+        text = LINK.sub(lambda link, folder=folder: f"[{link[1]}]({_from(folder, link[2])})", text)
         files.append(File.generated(config, uri, content=text))
     return files
 
