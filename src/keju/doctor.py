@@ -16,6 +16,7 @@ from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import Unencodable
 from keju.encoding.template_check import check_against_template, trained_text
+from keju.encoding.text_encoder import UNLIMITED
 from keju.encoding.token_store import totals_of
 from keju.models.architecture import check_row
 from keju.models.loading import load_causal_lm
@@ -78,7 +79,7 @@ def main() -> None:
 
 def compare_with_template(data: DoctorArguments, filename: str, encoder: Encoder, form: str) -> int:
     """How many of the first records have been compared. Raises UserError for one that differs."""
-    whole = Encoder(encoder.tokenizer, 10**9, chats=encoder.chats)
+    whole = Encoder(encoder.tokenizer, UNLIMITED, chats=encoder.chats)
     compared = 0
     for record in islice(iterate_records(data.path(filename), on_bad_line=data.on_bad_line), COMPARED):
         try:

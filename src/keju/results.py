@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from keju.encoding.encoder import Encoder
+from keju.encoding.text_encoder import UNLIMITED
 from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
 from keju.records.reading import read_records
 from keju.records.writing import write_json
@@ -109,7 +110,7 @@ def measure(
 ) -> dict[str, PolicyFigures]:
     """Each policy answers the same held-out prompts; the judge compares the answers with those of the SFT policy."""
     tokenizer = load_tokenizer(str(runs["sft"]))
-    encoder = Encoder(tokenizer, max_length=10**9)
+    encoder = Encoder(tokenizer, UNLIMITED)
     records = list(read_records(data / "ranked_dev.jsonl"))[: args.num_prompts]
     prompts = [list(encoder.prompt_tree(record).tokens) for record in records]
     sampler = Sampler(tokenizer, num_responses=1, max_new_tokens=args.max_new_tokens)

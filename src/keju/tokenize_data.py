@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from keju.encoding.encoder import Encoder
+from keju.encoding.text_encoder import UNLIMITED
 from keju.encoding.token_store import DamagedStore, open_store
 from keju.records.folds import Fold
 from keju.records.shards import record_files
@@ -64,7 +65,9 @@ def main() -> None:
         TokenizerArguments, TokenizeArguments, description=__doc__, takes_any_config=True
     )
     tokenizer = tokenizer_of(tokenizer_args, tokenizer_args.chat_template)
-    encoder = Encoder(tokenizer, data.max_length, on_long=data.on_long, chats=data.chat_settings())
+    # Prompts are kept whole: how long they may be is a matter of the stage that reads them.
+    limit = UNLIMITED if stages()[data.stage].form == "prompt" else data.max_length
+    encoder = Encoder(tokenizer, limit, on_long=data.on_long, chats=data.chat_settings())
     # The reward stage takes a part of its training records; the others, and held-out records, are whole.
     fold = Fold(data.fold) if data.stage == "reward" else None
     tokenise(data, encoder, data.train_filename, data.max_train_samples, fold)

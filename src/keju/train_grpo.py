@@ -21,7 +21,6 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
-from keju.encoding.encoder import Encoder
 from keju.encoding.store_key import tokenizer_digest
 from keju.errors import UserError, renamed_options
 from keju.models.adapter_folder import holds_adapters
@@ -31,6 +30,7 @@ from keju.models.loading import load_causal_lm, load_scalar_model, load_tokenize
 from keju.models.padded_rows import position_by_mask
 from keju.rl.arguments import PromptArguments, options_of
 from keju.rl.grpo_trainer import ResumableGRPOTrainer
+from keju.rl.prompts import read_prompts
 from keju.rl.response_trees import branch_trees
 from keju.rl.rollout import Rollout, Sampler
 from keju.rl.translation import differences
@@ -47,7 +47,6 @@ from keju.training.stage import open_run, start_of
 from keju.training.stage_arguments import FreezingArguments
 from keju.training.starts import check_adapters, merged_start, remove_start
 from keju.training.tree_guard import verify_trees
-from keju.training.tree_reading import read_trees
 from keju.trees.lazy_trees import RootTokens
 
 PANELS = {
@@ -155,13 +154,13 @@ def main() -> None:
         check_model(models.reward_model_path, base=reward_base)
         check_rows(models.reward_model_path, data.max_prompt_length + grpo.max_new_tokens, base=reward_base)
     folder.identify(tokenizer_name=tokenizer_digest(tokenizer), **start_of(None, models, "reward_model_path"))
-    encoder = Encoder(tokenizer, data.max_prompt_length, chats=data.chat_settings())
-    records, others = (
-        read_trees(data, name, encoder, STAGE.form, option=option, max_samples=count)
-        for name, option, count in (
-            (data.train_filename, "train_filename", data.max_train_samples),
-            (data.eval_filename or data.train_filename, "eval_filename", data.max_eval_samples),
-        )
+    records = read_prompts(data, tokenizer, data.train_filename, max_samples=data.max_train_samples)
+    others = read_prompts(
+        data,
+        tokenizer,
+        data.eval_filename or data.train_filename,
+        option="eval_filename",
+        max_samples=data.max_eval_samples,
     )
     folder.identify(train_filename=records.digest)
     prompts, held_out = RootTokens(records.trees), RootTokens(others.trees)

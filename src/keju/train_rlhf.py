@@ -13,7 +13,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -21,6 +20,7 @@ from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.refusals import Unencodable
 from keju.encoding.store_key import tokenizer_digest
+from keju.encoding.text_encoder import UNLIMITED
 from keju.errors import UserError, renamed_options
 from keju.models.configurations import check_model, check_positions, check_rows
 from keju.models.loading import DTYPES, load_scalar_model, load_tokenizer
@@ -35,6 +35,7 @@ from keju.rl.health import HealthMonitor
 from keju.rl.joint import reward_alone
 from keju.rl.policy_evaluation import evaluate_policy
 from keju.rl.ppo_trainer import PPOTrainer
+from keju.rl.prompts import read_prompts
 from keju.rl.rewards import AdaptiveKLController, FixedKLController, RunningMoments
 from keju.rl.rollout import Sampler
 from keju.rl.samples import print_samples
@@ -54,7 +55,7 @@ from keju.training.stage import inspect, open_run, start_of
 from keju.training.starts import check_adapters, merged_start, name_start, remove_start
 from keju.training.tree_guard import verify_trees
 from keju.training.tree_reading import read_trees
-from keju.trees.lazy_trees import Chosen, ChosenTrees, RootTokens, lengths_of
+from keju.trees.lazy_trees import RootTokens
 
 
 @renamed_options(tokenizer_name="model_name_or_path", max_length="max_prompt_length")
@@ -156,17 +157,13 @@ def start_processes(ppo: PPOArguments) -> None:
 
 def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTokenizerBase):
     """-> prompts to learn from, held-out prompts (token ids), ptx records, ranked records (none: empty)."""
-    # Whole; what is too long is left out here, by this stage's flags
-    encoder = Encoder(tokenizer, 10**9, chats=data.chat_settings())
-
-    def prompts_of(filename: str, option: str, max_samples: int | None) -> EncodedRecords:
-        encoded = read_trees(data, filename, encoder, STAGE.form, option=option, max_samples=max_samples)
-        return fitting(encoded, data.max_prompt_length)
-
-    prompts = prompts_of(data.train_filename, "train_filename", data.max_train_samples)
+    prompts = read_prompts(data, tokenizer, data.train_filename, max_samples=data.max_train_samples)
     held_out = []
     if data.eval_filename:
-        held_out = RootTokens(prompts_of(data.eval_filename, "eval_filename", data.max_eval_samples).trees)
+        others = read_prompts(
+            data, tokenizer, data.eval_filename, option="eval_filename", max_samples=data.max_eval_samples
+        )
+        held_out = RootTokens(others.trees)
     ptx = ranked = EncodedRecords()
     if data.ptx_filename:
         longest = min(data.token_budget, data.max_prompt_length + ppo.max_new_tokens)
@@ -183,15 +180,6 @@ def read_data(data: PPODataArguments, ppo: PPOArguments, tokenizer: PreTrainedTo
     return prompts, held_out, ptx, ranked
 
 
-def fitting(encoded: EncodedRecords, limit: int) -> EncodedRecords:
-    kept = np.flatnonzero(lengths_of(encoded.trees) <= limit)
-    if not len(kept):
-        raise UserError(f"--max_prompt_length {limit}: all {len(encoded)} prompts are longer; first {encoded.where[0]}")
-    if len(kept) < len(encoded):
-        print(f"left out {len(encoded) - len(kept)} of {len(encoded)} prompts, longer than --max_prompt_length {limit}")
-    return EncodedRecords(ChosenTrees(encoded.trees, kept), Chosen(encoded.where, kept), digest=encoded.digest)
-
-
 def reader_settings(
     role: str, models: PPOModelArguments, data: PPODataArguments, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Translation | None, PreTrainedTokenizerBase]:
@@ -203,7 +191,7 @@ def reader_settings(
     if not others:
         return None, own
     print(f"{path}: another tokenizer than the actor's ({', '.join(others)}); responses are rendered again as its text")
-    encoder = Encoder(tokenizer, 10**9, chats=data.chat_settings())
+    encoder = Encoder(tokenizer, UNLIMITED, chats=data.chat_settings())
     records = {}
     for name in filter(None, (data.train_filename, data.eval_filename)):
         for record in read_records(data.path(name), on_bad_line=data.on_bad_line):
@@ -212,7 +200,7 @@ def reader_settings(
             except Unencodable:  # read_data has counted it
                 if data.on_bad_line == "error":
                     raise
-    return Translation(tokenizer, Encoder(own, max_length=10**9), records), own
+    return Translation(tokenizer, Encoder(own, UNLIMITED), records), own
 
 
 def load_reader(

@@ -18,13 +18,17 @@ from keju import pretrain, tokenize_data, train_reward
 from keju.encoding.dataset import EncodedRecords
 from keju.encoding.encoder import Encoder
 from keju.encoding.token_store import StoredRecords
+from keju.models.loading import load_tokenizer
 from keju.records import digests
 from keju.records.folds import Fold
 from keju.records.writing import write_jsonl
+from keju.rl.arguments import PromptArguments
+from keju.rl.prompts import read_prompts
 from keju.training import tree_reading
 from keju.training.launch import run_guarded
 from keju.training.stage_arguments import DataArguments
 from keju.training.tree_reading import TreeRequest, read_trees
+from keju.trees.lazy_trees import lengths_of
 
 
 @pytest.fixture
@@ -87,6 +91,20 @@ def test_training_is_the_same_with_and_without_tokens_on_disk(monkeypatch, folde
             newer.rename(folder / f"moved-{newer.name}")
     assert run(monkeypatch, stage, folder, *common, *flags, "--resume_from_checkpoint", "auto") == 0
     assert (folder / "c/model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("stage", ["rlhf", "grpo"])
+def test_prompts_are_made_ahead_and_found_whatever_their_limit(monkeypatch, folder, stage):
+    cache = ["--token_cache_dir", folder / "tokens"]
+    assert (
+        run(monkeypatch, tokenize_data, folder, "--stage", stage, *cache, "--train_filename", "ranked_train.jsonl") == 0
+    )
+    monkeypatch.setattr(tree_reading.TreeRequest, "encoded", None)  # what is there is used
+    tokenizer = load_tokenizer(str(folder / "llama"))
+    data = PromptArguments(data_dir=str(folder), token_cache_dir=str(folder / "tokens"), max_prompt_length=9)
+    prompts = read_prompts(data, tokenizer, "ranked_train.jsonl")
+    lengths = lengths_of(prompts.trees)
+    assert 0 < len(prompts) < 24 and lengths.max() <= 9
 
 
 def test_tokens_are_made_ahead_and_found(monkeypatch, folder, capsys):

@@ -20,6 +20,8 @@ from keju.records.record import TextRecord
 from keju.tokenizers.family import PrefixTokenizer, answer_end_id
 from keju.trees.segment import Segment
 
+UNLIMITED = 10**9  # tokens: nothing is too long
+
 
 class TextEncoder:
     """max_length: tokens from the root to the end of an answer. on_long: what happens to longer ones:
