@@ -8,6 +8,7 @@ import pytest
 
 from keju.data_prepare.corpus import BadRow, Piece
 from keju.data_prepare.raw_json import checked_text, json_file, json_lines, text_field
+from keju.errors import UserError
 
 
 def written(folder, text: str | bytes) -> tuple:
@@ -54,7 +55,7 @@ def test_gbk(tmp_path, text):
 def test_broken_files(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         list(json_file(*written(tmp_path, text)))
-    assert type(caught.value) is ValueError
+    assert type(caught.value) is UserError
 
 
 def test_text_fields():

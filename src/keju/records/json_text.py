@@ -38,7 +38,7 @@ class BrokenArray(UserError):
 
 
 def array_rows(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, Any]]:
-    """The items of a file's array, see `array_items`. Raises ValueError "file:line: ..." where it cannot be read on."""
+    """The items of a file's array, see `array_items`. Raises UserError "file:line: ..." where it cannot be read on."""
     try:
         yield from array_items(blocks(path), encoding)
     except BrokenArray as error:

@@ -1,4 +1,4 @@
-"""Whatever stands in the raw files, readers give items and bad rows, or one ValueError of ours that names the file."""
+"""Whatever stands in the raw files, readers give items and bad rows, or one UserError that names the file."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_any_bytes(tmp_path_factory, name, data):
         items, bad = read_corpus(name, folder)
         assert read_corpus(name, folder, 7) == (items, bad)
     except ValueError as error:
-        assert type(error) is ValueError and str(error).startswith(str(folder))
+        assert type(error) is UserError and str(error).startswith(str(folder))
 
 
 @pytest.mark.parametrize("name", FILES)
