@@ -278,13 +278,12 @@ def test_who_names_a_flag_blames_the_user():
 
 def test_libraries_name_parameters():
     """Stages call them by their flags; these may have others. What is about flags themselves is in keju.training."""
-    stages = {*stage_scripts(), *sources("src/training"), REPO / "src/rl/arguments.py"} - {
-        *sources("src/training/objectives")
-    }
+    about_flags = {*stage_scripts(), *sources("src/keju/training"), PACKAGE / "rl/arguments.py"}
+    about_flags -= {*sources("src/keju/training/objectives")}
     found = [
         f"{path}:{line}: {message}"
         for path in sources("src", "data_prepare", "eval", "tokenizers")
-        if path not in stages
+        if path not in about_flags
         for line, _, message in raised(path)
         if re.match("f?[\"']--", message)
     ]

@@ -23,13 +23,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from keju.models import attention
 from keju.models.decoding import decode
-from keju.planning.rehearsal import OBJECTIVES
 from keju.planning.step import Step, model_config
 from keju.planning.workload import Workload
 from keju.rl.experience import RewardShaping
 from keju.rl.ppo_trainer import PPOTrainer
 from keju.rl.rewards import FixedKLController, RunningMoments
 from keju.rl.rollout import Sampler
+from keju.stages.spec import stages
 from keju.training.adapters import add_lora
 from keju.training.arguments import StageTrainingArguments
 from keju.training.processes import start_deepspeed
@@ -116,7 +116,7 @@ def run(step: Step, deepspeed: str | None) -> None:
         trees = step.workload.trees(step.stage, step.config.vocab_size)
         budget = step.workload.token_budget
         copies = 2 * int(os.environ.get("WORLD_SIZE", "1"))
-        TreeTrainer(model, OBJECTIVES[step.stage](), arguments, trees * copies, token_budget=budget).train()
+        TreeTrainer(model, stages()[step.stage].make_objective(), arguments, trees * copies, token_budget=budget).train()
 
 
 def make_model(step: Step, *, scalar: bool) -> torch.nn.Module:

@@ -10,6 +10,8 @@ from corpus_reading import corpus_module, read_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keju.errors import UserError
+
 # The files that hold the fuzzed bytes, by corpus.
 FILES = {
     "couplet": [["in.txt", "out.txt"], ["couplets.txt"]],
