@@ -116,7 +116,8 @@ def run(step: Step, deepspeed: str | None) -> None:
         trees = step.workload.trees(step.stage, step.config.vocab_size)
         budget = step.workload.token_budget
         copies = 2 * int(os.environ.get("WORLD_SIZE", "1"))
-        TreeTrainer(model, stages()[step.stage].make_objective(), arguments, trees * copies, token_budget=budget).train()
+        objective = stages()[step.stage].make_objective()
+        TreeTrainer(model, objective, arguments, trees * copies, token_budget=budget).train()
 
 
 def make_model(step: Step, *, scalar: bool) -> torch.nn.Module:
