@@ -127,7 +127,7 @@ def test_mistakes_end_with_one_line_and_code_2(folder, monkeypatch, capsys, flag
 @pytest.mark.parametrize("flags", [["--max_idioms", "50"], ["--vocab_size", "300"]])
 def test_sizes_too_small_name_their_flag_and_leave_nothing(tmp_path, monkeypatch, capsys, flags):
     assert run(monkeypatch, "--output_dir", tmp_path / "data", *FLAGS, *flags) == 2
-    assert f"{flags[0]} must be at least" in capsys.readouterr().err
+    assert f"{flags[0]}: must be at least" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 
