@@ -179,9 +179,9 @@ def _head_layers(head: nn.Module) -> tuple[nn.Module, nn.Module | None]:
                 f"the LM head is wrapped in a {type(layer).__name__} of PEFT, which is not computed over token trees"
             )
         if parametrize.is_parametrized(layer):
-            raise ValueError("the LM head is parametrized, which is not computed over token trees; remove that first")
+            raise UserError("the LM head is parametrized, which is not computed over token trees; remove that first")
         if any(not _is_deepspeed(hook) for hook in _hooks(layer)):
-            raise ValueError("the LM head has hooks, which are not called over token trees; remove them first")
+            raise UserError("the LM head has hooks, which are not called over token trees; remove them first")
     return head, lora
 
 
