@@ -171,7 +171,9 @@ def test_commands_name_what_is_there(stage, num_gpus):
     for settings in ladder(stage, num_gpus, 4096):
         command = settings.command(stage, "llama-7B", num_gpus, Workload())
         config = settings.deepspeed_config
-        assert config is None or json.loads((REPO / "examples/configs" / config).read_text())["zero_optimization"]["stage"]
+        assert (
+            config is None or json.loads((REPO / "examples/configs" / config).read_text())["zero_optimization"]["stage"]
+        )
         assert (REPO / command.split("bash ")[1].split()[0]).is_file()
         assert not (settings.share_base and settings.offload_reference)  # train_rlhf refuses both together
 

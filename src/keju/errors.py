@@ -48,6 +48,8 @@ def renamed_options(**names: str) -> Iterator[None]:
 def missing_extra(error: ModuleNotFoundError) -> str:
     """What to install where a package of one of keju's extras is missing; "" for any other module."""
     name = (error.name or "").partition(".")[0].replace("_", "-").lower()
+    if name == "keju":  # a module of ours, which an extra that is all the others requires as well
+        return ""
     try:
         requirements = requires("keju") or []
     except PackageNotFoundError:  # the tree is on the path, and nothing is installed

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import pytest
 from transformers import TrainingArguments
 
-import keju
 from keju.rl.arguments import PPOArguments, PPODataArguments, PPOModelArguments
+from keju.stages.spec import stages
 from keju.train_dpo import DPOArguments
 from keju.train_grpo import GRPOArguments
 from keju.training.arguments import DataArguments, ModelArguments, StageTrainingArguments, parse_arguments
@@ -25,8 +24,7 @@ PPO = ["--model_name_or_path", "m", "--reward_model_path", "r", "--data_dir", "d
 
 def argument_classes() -> set[type]:
     """The dataclasses of flags of all commands."""
-    scripts = sorted(Path(keju.__file__).parent.glob("*.py"))
-    modules = [importlib.import_module(f"keju.{path.stem}") for path in scripts if path.stem != "__init__"]
+    modules = [importlib.import_module(f"keju.{stage.script}") for stage in stages().values()]
     return {
         value
         for module in modules
