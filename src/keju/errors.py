@@ -41,7 +41,7 @@ def renamed_options(**names: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.option = names.get(error.option, error.option)
+        error.option = names.get(error.option or "", error.option)
         raise
 
 

@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 import keju.stages
 
-Form = Literal["text", "sft", "ranked", "kto", "prompt"]
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -28,7 +26,7 @@ class Stage:
         position: place among the commands of `keju --help`.
         flags: what makes the script this stage, where it does others as well.
         aliases: other names of the command.
-        form: how the stage makes token trees of records, a key of keju.encoding.dataset.FORMS; None: it reads none, or
+        form: how the stage makes token trees of records, a key of keju.encoding.dataset.FORMS; "": it reads none, or
             not as trees.
         train_file: records that it reads from --data_dir by default.
         eval_file: held-out records.
@@ -45,12 +43,12 @@ class Stage:
     """
 
     name: str
-    summary: str
+    summary: str | None
     script: str
     position: int
     flags: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
-    form: Form | None = None
+    form: str = ""
     train_file: str = ""
     eval_file: str = ""
     objective: str = ""

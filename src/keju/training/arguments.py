@@ -46,7 +46,7 @@ def parsed_arguments() -> Mapping[str, Any]:
 
 
 def parse_arguments(
-    *dataclass_types: type, argv: list[str] | None = None, description: str = "", takes_any_config: bool = False
+    *dataclass_types: type, argv: list[str] | None = None, description: str | None = "", takes_any_config: bool = False
 ) -> tuple:
     """One filled instance for each dataclass, in order.
 
@@ -92,7 +92,7 @@ def parse_arguments(
     return filled
 
 
-def make_parser(*dataclass_types: type, description: str, all_flags: bool = False) -> argparse.ArgumentParser:
+def make_parser(*dataclass_types: type, description: str | None, all_flags: bool = False) -> _Parser:
     """The parser of `parse_arguments`; all_flags: its help shows every setting of transformers, too."""
     return _Parser(dataclass_types, description=description, all_flags=all_flags)
 
@@ -108,7 +108,7 @@ def prog_name() -> str:
 class _Parser(HfArgumentParser):
     """HfArgumentParser with one-line errors, no guessed abbreviations and a help text in groups."""
 
-    def __init__(self, dataclass_types, *, description: str, all_flags: bool):
+    def __init__(self, dataclass_types, *, description: str | None, all_flags: bool):
         self._all_flags = all_flags
         self._hints: dict[str, Any] = {}
         self.own_defaults: dict[str, Any] = {}  # by name, before a YAML file changes them
@@ -116,7 +116,9 @@ class _Parser(HfArgumentParser):
             dataclass_types,
             prog=prog_name(),
             usage="%(prog)s [config.yaml] [--flag value ...]",
-            description=re.sub(r"(?<=\S) {4,}", r" \\\n    ", description),  # where a docstring breaks a command line
+            description=re.sub(
+                r"(?<=\S) {4,}", r" \\\n    ", description or ""
+            ),  # where a docstring breaks a command line
             epilog="Flags win over the YAML file. A flag that is true by default is turned off by --no_<flag>."
             + ("" if all_flags else "\n--help_all also shows the settings that transformers adds."),
             formatter_class=_HelpFormatter,

@@ -64,11 +64,11 @@ def _run(stage: str, argv: Sequence[str]) -> int:
     process = multiprocessing.get_context("fork").Process(target=_become, args=(script, argv))
     process.start()
     process.join()
-    return process.exitcode
+    return process.exitcode or 0  # a number, once it has ended
 
 
 def _become(script: ModuleType, argv: Sequence[str]) -> None:
-    sys.argv[:] = [script.__file__, *argv]
+    sys.argv[:] = [str(script.__file__), *argv]
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     run_stage(script.main)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 
@@ -62,22 +63,20 @@ class PackedBatch:
         return self.segment_tree.repeat_interleave(self.segment_end - self.segment_start)
 
     def to(self, device: torch.device | str, **kwargs) -> PackedBatch:
-        def move(value):
-            if isinstance(value, dict):
-                return {name: tensor.to(device, **kwargs) for name, tensor in value.items()}
-            return value.to(device, **kwargs)
-
-        return PackedBatch(**{item.name: move(getattr(self, item.name)) for item in fields(self)})
+        """A copy whose tensors are on `device`."""
+        return self._with_tensors(lambda tensor: tensor.to(device, **kwargs))
 
     def pin_memory(self) -> PackedBatch:
-        return PackedBatch(
-            **{
-                item.name: {name: tensor.pin_memory() for name, tensor in value.items()}
-                if isinstance(value := getattr(self, item.name), dict)
-                else value.pin_memory()
-                for item in fields(self)
-            }
-        )
+        """A copy whose tensors lie in pinned memory."""
+        return self._with_tensors(torch.Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
+        changed: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            is_dict = isinstance(value, dict)
+            changed[item.name] = {name: change(one) for name, one in value.items()} if is_dict else change(value)
+        return PackedBatch(**changed)
 
     @classmethod
     def from_trees(cls, trees: Sequence[Segment]) -> PackedBatch:
