@@ -57,7 +57,9 @@ needs() {
     stamp="$prefix/.keju-installed"
     state="$REPO $(cat "$REPO/pyproject.toml" "$REPO/constraints.txt" | cksum)"
     for extra in "$@" ${KEJU_EXTRAS//,/ }; do
-        grep -qxF -e "$state $extra" -e "$state test" "$stamp" 2>/dev/null || missing+="${missing:+,}$extra"
+        local covered=(-e "$state $extra" -e "$state dev") # which has all others in it
+        case "$extra" in docs | dev) ;; *) covered+=(-e "$state test") ;; esac
+        grep -qxF "${covered[@]}" "$stamp" 2>/dev/null || missing+="${missing:+,}$extra"
     done
     if [ -z "$missing" ] && grep -qF "$state" "$stamp" 2>/dev/null; then
         return

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-ALLOWED = 701  # lower it with every error that is mended
+ALLOWED = 652  # lower it with every error that is mended
 
 
 def main() -> int:

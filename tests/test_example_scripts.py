@@ -15,7 +15,7 @@ STUB = """#!/usr/bin/env bash
 [ -z "${ARGUMENTS:-}" ] || printf '%s\\0' "$@" > "$ARGUMENTS"
 case "$1 $2" in
 "-c "*) echo "$STUB_PREFIX" ;;
-"-m pip") ;;
+"-m pip") [ -z "${PIP:-}" ] || touch "$PIP" ;;
 "-m keju.$FAILS") exit 2 ;;
 *) echo "$@" ;;
 esac
@@ -94,3 +94,19 @@ def test_names_are_handed_on_as_they_are(script, tmp_path, name):
 def test_grpo_is_not_run_in_one_process_where_several_are_asked_for(script, name):
     code, _, error = script("train_grpo.sh", **{name: "4"})
     assert (code, error) == (2, f"error: {name}=4: GRPO runs in one process for now\n")
+
+
+def test_extras_are_installed_once_and_no_other_one_takes_their_place(script, tmp_path):
+    """Each state of pyproject.toml and constraints.txt has its stamp; `dev` has all others in it, `test` all but these."""
+
+    def installed(*extras: str) -> bool:
+        given = tmp_path / "given"
+        given.unlink(missing_ok=True)
+        code, _, error = script("merge.sh", MODEL="m", KEJU_EXTRAS=",".join(extras), PIP=str(given))
+        assert code == 0 and not error
+        return given.exists()
+
+    assert installed() and not installed()
+    assert installed("eval") and not installed("eval") and installed("eval", "rl")
+    assert installed("test") and not installed("data", "cluster", "test")
+    assert installed("dev") and not installed("docs", "test", "dev", "all")
