@@ -97,7 +97,7 @@ def test_grpo_is_not_run_in_one_process_where_several_are_asked_for(script, name
 
 
 def test_extras_are_installed_once_and_no_other_one_takes_their_place(script, tmp_path):
-    """Each state of pyproject.toml and constraints.txt has its stamp; `dev` has all others in it, `test` all but these."""
+    """Once for each state of pyproject.toml and constraints.txt; `dev` has all others in it, `test` all but docs."""
 
     def installed(*extras: str) -> bool:
         given = tmp_path / "given"
