@@ -183,7 +183,7 @@ def test_responses_that_never_end_stop_the_run(monkeypatch, data, tmp_path, caps
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"max_prompt_length": 2}, "--max_prompt_length 2: all 12 prompts are longer"),
+        ({"max_prompt_length": 2}, "--max_prompt_length: 2: all 12 prompts are longer"),
         ({"token_budget": 12}, "--token_budget: 12 does not hold"),
         ({"num_mini_batches": 5}, "--num_mini_batches 5 exceeds --rollout_batch_size 4"),
         ({"ppo_mode": "trl"}, "--ppo_mode"),
