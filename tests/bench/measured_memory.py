@@ -10,6 +10,7 @@ import copy
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,9 +44,15 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "DS_ACCELERATOR": "cpu",
 }
-PORT = "29531"
 # A step of a model like this imports and sets up whatever a step needs.
 SMALL = {"hidden_size": 32, "vocab_size": 128}
+
+
+def free_port() -> str:
+    """A port that nobody has now: two measurements may run at a time."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 def measured(case: dict) -> int:
@@ -56,7 +63,15 @@ def measured(case: dict) -> int:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable]
         if "zero" in case:
-            command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", PORT]
+            command = [
+                sys.executable,
+                "-m",
+                "deepspeed.launcher.runner",
+                "--num_gpus",
+                "2",
+                "--master_port",
+                free_port(),
+            ]
             case = case | {"deepspeed": str(write_config(case["zero"], Path(folder)))}
         command += [__file__, json.dumps(case), folder]
         subprocess.run(command, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL, check=True)
