@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import pytest
 import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
 from filelock import FileLock
+from free_port import free_port
 from safetensors.torch import load_file
 from tiny_models import build_llama, build_pangu, build_scalar_model
 
@@ -130,12 +130,6 @@ def run_all(folder: Path, name: str, runs: dict[str, list[str]], processes: int)
     for rank in range(processes):
         codes = json.loads(path.with_suffix(f".{rank}.json").read_text())
         assert codes == dict.fromkeys(runs, 0), said
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
 
 
 def name_of(stage: str, family: str, peft: bool) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from char_tokenizer import CHARACTERS, build_char_tokenizer
+from free_port import free_port
 from tiny_models import build_llama, build_pangu, build_scalar_model
 
 from keju.models.loading import load_scalar_model
@@ -113,10 +113,7 @@ class Series:
     def _launcher(self) -> list[str]:
         if self.processes == 1:
             return [sys.executable, "-m"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        ranks = ["--num_gpus", str(self.processes), "--master_addr", "127.0.0.1", "--master_port", port]
+        ranks = ["--num_gpus", str(self.processes), "--master_addr", "127.0.0.1", "--master_port", free_port()]
         return [sys.executable, "-m", "deepspeed.launcher.runner", *ranks, "--module"]
 
 

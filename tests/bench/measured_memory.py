@@ -10,7 +10,6 @@ import copy
 import gc
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,11 @@ from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
 from accelerate.state import AcceleratorState
+from free_port import free_port
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from keju.models import attention
@@ -46,13 +48,6 @@ ENVIRONMENT = {
 }
 # A step of a model like this imports and sets up whatever a step needs.
 SMALL = {"hidden_size": 32, "vocab_size": 128}
-
-
-def free_port() -> str:
-    """A port that nobody has now: two measurements may run at a time."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 def measured(case: dict) -> int:

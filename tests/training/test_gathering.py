@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from free_port import free_port
 
 from keju.models.gathering import gathered
 
@@ -21,7 +22,7 @@ def test_a_plain_model_has_nothing_to_gather():
 def test_zero3_gathers_once_a_phase(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     script = Path(__file__).with_name("zero3_generation.py")
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", "29521", str(script), str(tmp_path)]
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", free_port(), str(script), str(tmp_path)]
     subprocess.run(command, check=True, env=environment, timeout=400)
     for rank in (0, 1):
         found = json.loads((tmp_path / f"{rank}.json").read_text())

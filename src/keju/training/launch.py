@@ -19,7 +19,7 @@ from keju.errors import UserError, missing_extra
 from keju.training.arguments import parsed_arguments
 from keju.training.cache_folder import give_others_a_place
 from keju.training.crash import explain
-from keju.training.processes import process_index
+from keju.training.processes import num_launched, process_index
 from keju.training.run_folder import RunFolder, current_run
 from keju.training.stopping import Stopped, handle_signals
 from keju.training.terminal import ReaderGone, Terminal, visible
@@ -95,7 +95,7 @@ def run_guarded(main: Callable[[], None]) -> int:
 def _report(error: BaseException, run: RunFolder | None) -> int:
     debug = os.environ.get("KEJU_DEBUG", "") not in ("", "0")
     details = "".join(traceback.format_exception(error))
-    prefix = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    prefix = f"[rank {os.environ['RANK']}] " if num_launched() > 1 else ""
     if is_user_mistake(error):
         lines = [f"{prefix}error: {_one_line(error)}"]
         if debug:
